@@ -1,0 +1,327 @@
+/**
+ * The control contract between polluxd and everything that drives it (Cinder, Nova, polluxctl).
+ *
+ * Rules that hold for every call:
+ *  - Transport: TLS 1.3 with client certificates, framed, binary protocol. The OU of the client certificate is its role:
+ *    admin, cinder, compute or reader. There is no plaintext port.
+ *  - Every object that a caller creates carries an id the caller chose (a UUID). Repeating a request with the same id and
+ *    the same parameters answers what the first answered; the same id with other parameters is EXISTS.
+ *  - Deleting what is not there succeeds: the state asked for holds.
+ *  - A mutating call is durable when it returns.
+ *  - `deadline_ms` in RequestContext bounds how long the service works on a call before it answers RETRY; 0 means the
+ *    service's default. A call that answered RETRY may have happened: repeat it.
+ *  - Sizes and offsets are bytes. Times are milliseconds since the Unix epoch. UUIDs are lower-case canonical text.
+ *  - Field ids are never reused.
+ */
+namespace cpp pollux.rpc
+namespace py pollux.rpc
+
+/** Version of this contract; raised when a field or call is added. */
+const i32 API_VERSION = 1
+
+enum ErrorCode {
+  /** A parameter is malformed or out of range; the message names it. */
+  INVALID = 1,
+  NOT_FOUND = 2,
+  /** The id or name is taken by something that differs from the request. */
+  EXISTS = 3,
+  /** In use: attached, has an open data socket, or a job works on it. */
+  BUSY = 4,
+  /** The pool cannot hold it. */
+  NO_SPACE = 5,
+  UNSUPPORTED = 6,
+  /** The caller's role, or the host's authorisation, does not allow it. */
+  DENIED = 7,
+  /** Not now; the same request later may succeed. */
+  RETRY = 8,
+  /** A fault of the service or of its device; its log says more. */
+  INTERNAL = 9,
+}
+
+exception PolluxError {
+  1: required ErrorCode code,
+  /** What failed, on which object, and what to do next. */
+  2: required string message,
+}
+
+struct RequestContext {
+  /** Names the request in both sides' logs, e.g. OpenStack's req-... */
+  1: optional string request_id,
+  2: optional i32 deadline_ms,
+}
+
+// ---------------------------------------------------------------- service
+
+struct ServiceInfo {
+  1: required string host_id,
+  2: required string version,
+  3: required i32 api_version,
+  /** e.g. "scsi", "blk", "snapshots", "nbd"; absent means the feature is not there. */
+  4: required set<string> capabilities,
+  5: required i64 started_at_ms,
+  6: required i32 reactors,
+}
+
+struct ServiceStats {
+  1: required i32 pools,
+  2: required i32 volumes,
+  3: required i32 snapshots,
+  4: required i32 attachments,
+  5: required i32 sessions,
+  6: required i64 uptime_ms,
+}
+
+// ---------------------------------------------------------------- pools
+
+enum BdevKind {
+  /** Memory of the service; gone when it stops. For tests. */
+  RAM = 1,
+  /** A file or a kernel block device through io_uring. */
+  URING = 2,
+}
+
+struct BdevSpec {
+  1: required BdevKind kind,
+  /** URING: absolute path of the file or block device. */
+  2: optional string path,
+  /** RAM: size. URING: create the file with this size when it is missing. */
+  3: optional i64 size_bytes,
+}
+
+struct PoolSpec {
+  1: required string pool_id,
+  /** Unique in the service; [A-Za-z0-9][A-Za-z0-9._-]{0,62}. */
+  2: required string name,
+  3: required BdevSpec bdev,
+  /** Power of two, 64 KiB to 4 MiB; the service's default when absent. */
+  4: optional i32 cluster_bytes,
+}
+
+struct PoolInfo {
+  1: required string pool_id,
+  2: required string name,
+  3: required BdevSpec bdev,
+  4: required i32 cluster_bytes,
+  5: required i64 capacity_bytes,
+  /** Space that new allocations can take. */
+  6: required i64 free_bytes,
+  /** Taken by data. */
+  7: required i64 allocated_bytes,
+  /** Promised to thick volumes and not yet taken. */
+  8: required i64 reserved_bytes,
+  /** Sum of the sizes of all volumes: what thin provisioning has promised. */
+  9: required i64 provisioned_bytes,
+  10: required i32 volumes,
+  11: required i32 snapshots,
+  /** Taken by the store's own metadata. */
+  12: required i64 metadata_bytes,
+}
+
+// ---------------------------------------------------------------- volumes
+
+enum Provisioning { THIN = 1, THICK = 2 }
+
+struct QosLimits {
+  /** 0 or absent: no limit. */
+  1: optional i64 read_iops,
+  2: optional i64 write_iops,
+  3: optional i64 total_iops,
+  4: optional i64 read_bytes_per_s,
+  5: optional i64 write_bytes_per_s,
+  6: optional i64 total_bytes_per_s,
+}
+
+struct VolumeSpec {
+  1: required string volume_id,
+  /** Friendly name, unique in the pool; 1 to 255 bytes of UTF-8. */
+  2: required string name,
+  3: required i64 size_bytes,
+  4: required Provisioning provisioning,
+}
+
+struct VolumeInfo {
+  1: required string volume_id,
+  2: required string name,
+  3: required string pool,
+  4: required i64 size_bytes,
+  5: required Provisioning provisioning,
+  /** True for a snapshot: read-only for ever. */
+  6: required bool snapshot,
+  /** The snapshot a clone came from, or the volume a snapshot was taken of; absent when there is none. */
+  7: optional string parent_id,
+  /** Space that this volume maps; shared clusters count for each that maps them. */
+  8: required i64 mapped_bytes,
+  9: required i64 created_at_ms,
+  10: required i32 attachments,
+  11: optional QosLimits qos,
+}
+
+struct VolumePage {
+  1: required list<VolumeInfo> volumes,
+  /** Pass as `after` to get the following page; absent on the last. */
+  2: optional string next_after,
+}
+
+struct LatencyHistogram {
+  /** Bucket i counts requests that took < 2^i microseconds and >= 2^(i-1). */
+  1: required list<i64> buckets,
+}
+
+struct VolumeStats {
+  1: required i64 read_ops,
+  2: required i64 write_ops,
+  3: required i64 flush_ops,
+  4: required i64 unmap_ops,
+  5: required i64 read_bytes,
+  6: required i64 write_bytes,
+  7: required i64 errors,
+  8: optional LatencyHistogram read_latency,
+  9: optional LatencyHistogram write_latency,
+}
+
+// ---------------------------------------------------------------- attachments
+
+enum Transport { SCSI = 1, BLK = 2 }
+
+struct AttachSpec {
+  1: required string attachment_id,
+  2: required string volume_id,
+  /** The guest: for Nova the instance UUID. SCSI volumes of one client share one controller. */
+  3: required string client_id,
+  4: required Transport transport,
+  /** Request queues; 0 means the service's default. */
+  5: optional i32 queues,
+  6: optional bool read_only,
+}
+
+struct AttachmentInfo {
+  1: required string attachment_id,
+  2: required string volume_id,
+  3: required string client_id,
+  4: required Transport transport,
+  /** The vhost-user socket that the front end connects to. */
+  5: required string socket_path,
+  6: required i32 queues,
+  7: required bool read_only,
+  /** SCSI: the controller's name, the target and the LUN on it. BLK: absent. */
+  8: optional string controller,
+  9: optional i32 target,
+  10: optional i32 lun,
+  /** What the guest sees: BLK first 20 characters of the volume's UUID, SCSI the whole UUID. */
+  11: required string serial,
+  /** A front end is connected. */
+  12: required bool connected,
+  13: required string host_id,
+}
+
+/** What Cinder allows: this host may attach this volume. */
+struct Authorisation {
+  1: required string volume_id,
+  /** CN of the compute host's client certificate. */
+  2: required string host,
+  3: optional bool read_only,
+}
+
+// ---------------------------------------------------------------- data sockets and jobs
+
+struct DataSocketSpec {
+  1: required string socket_id,
+  2: required string volume_id,
+  3: optional bool read_only,
+}
+
+struct DataSocketInfo {
+  1: required string socket_id,
+  2: required string volume_id,
+  /** Local UNIX socket that speaks NBD (fixed newstyle). */
+  3: required string path,
+  /** NBD export name. */
+  4: required string export_name,
+  5: required bool read_only,
+}
+
+enum JobState { RUNNING = 1, DONE = 2, FAILED = 3, CANCELLED = 4 }
+
+struct JobInfo {
+  1: required string job_id,
+  /** "flatten", "delete", ... */
+  2: required string kind,
+  3: required string volume_id,
+  4: required JobState state,
+  /** Work done and in all, in the job's own unit (clusters). */
+  5: required i64 done,
+  6: required i64 total,
+  7: optional string error,
+}
+
+service PolluxService {
+  // Roles in brackets: who may call.
+  /** [all] */
+  ServiceInfo describe(1: RequestContext ctx) throws (1: PolluxError e),
+  /** [all] */
+  ServiceStats stats(1: RequestContext ctx) throws (1: PolluxError e),
+
+  /** [admin] Formats the device and opens the pool. A device that already holds a pool is EXISTS, unless it is this one. */
+  PoolInfo pool_create(1: RequestContext ctx, 2: PoolSpec spec) throws (1: PolluxError e),
+  /** [admin] Opens a pool that the device already holds. */
+  PoolInfo pool_import(1: RequestContext ctx, 2: BdevSpec bdev) throws (1: PolluxError e),
+  /** [admin] Closes the pool and forgets it; its data stays on the device. BUSY while a volume of it is attached. */
+  void pool_export(1: RequestContext ctx, 2: string pool) throws (1: PolluxError e),
+  /** [all] Pools are named by name or id in every call. */
+  list<PoolInfo> pool_list(1: RequestContext ctx) throws (1: PolluxError e),
+  PoolInfo pool_describe(1: RequestContext ctx, 2: string pool) throws (1: PolluxError e),
+
+  /** [admin, cinder] */
+  VolumeInfo volume_create(1: RequestContext ctx, 2: string pool, 3: VolumeSpec spec) throws (1: PolluxError e),
+  /** [admin, cinder] Volume or snapshot; space comes back in the background. BUSY while attached. Clones of a deleted snapshot stay. */
+  void volume_delete(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
+  /** [admin, cinder] Grows; connected guests are told. A smaller size is INVALID. */
+  VolumeInfo volume_extend(1: RequestContext ctx, 2: string volume_id, 3: i64 size_bytes) throws (1: PolluxError e),
+  /** [all] */
+  VolumeInfo volume_describe(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
+  /** [all] Volumes and snapshots of a pool in order of id; limit 0 means 1000. */
+  VolumePage volume_list(1: RequestContext ctx, 2: string pool, 3: string after, 4: i32 limit) throws (1: PolluxError e),
+  /** [admin, cinder] A read-only point-in-time copy, taken at once whatever the size. */
+  VolumeInfo snapshot_create(1: RequestContext ctx, 2: string volume_id, 3: string snapshot_id, 4: string name) throws (1: PolluxError e),
+  /** [admin, cinder] A writable volume from a snapshot; size_bytes 0 keeps the snapshot's size, larger grows. */
+  VolumeInfo volume_clone(1: RequestContext ctx, 2: string snapshot_id, 3: VolumeSpec spec) throws (1: PolluxError e),
+  /** [admin, cinder] The volume's content becomes the snapshot's. BUSY while attached. */
+  VolumeInfo volume_revert(1: RequestContext ctx, 2: string volume_id, 3: string snapshot_id) throws (1: PolluxError e),
+  /** [admin, cinder] Gives a clone its own copy of all shared clusters, as a job. */
+  JobInfo volume_flatten(1: RequestContext ctx, 2: string volume_id, 3: string job_id) throws (1: PolluxError e),
+  /** [admin, cinder] */
+  VolumeInfo volume_set_qos(1: RequestContext ctx, 2: string volume_id, 3: QosLimits limits) throws (1: PolluxError e),
+  /** [all] */
+  VolumeStats volume_stats(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
+
+  /** [admin, cinder] Lets the compute host attach the volume; durable until unauthorised. */
+  void authorise(1: RequestContext ctx, 2: Authorisation authorisation) throws (1: PolluxError e),
+  /** [admin, cinder] Takes it back; empty host means every host. Attachments of that host are dropped. */
+  void unauthorise(1: RequestContext ctx, 2: string volume_id, 3: string host) throws (1: PolluxError e),
+  /** [all] Empty volume_id lists all. */
+  list<Authorisation> authorisation_list(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
+
+  /** [admin, compute] Places a socket. compute needs an authorisation for the host its certificate names. */
+  AttachmentInfo attach(1: RequestContext ctx, 2: AttachSpec spec) throws (1: PolluxError e),
+  /** [admin, cinder, compute] */
+  void detach(1: RequestContext ctx, 2: string attachment_id) throws (1: PolluxError e),
+  /** [all] Empty volume_id or client_id: any. */
+  list<AttachmentInfo> attachment_list(1: RequestContext ctx, 2: string volume_id, 3: string client_id) throws (1: PolluxError e),
+  /**
+   * [admin, compute] The scsi controller of a guest, made when it is missing: its socket exists before the first
+   * volume is attached, and outlives the last one until controller_delete.
+   */
+  string controller_ensure(1: RequestContext ctx, 2: string client_id, 3: i32 queues) throws (1: PolluxError e),
+  /** [admin, compute] BUSY while volumes are attached to it. */
+  void controller_delete(1: RequestContext ctx, 2: string client_id) throws (1: PolluxError e),
+
+  /** [admin, cinder] Opens a local NBD socket on a volume or snapshot. Gone when the service stops. */
+  DataSocketInfo data_open(1: RequestContext ctx, 2: DataSocketSpec spec) throws (1: PolluxError e),
+  /** [admin, cinder] Flushes, then closes. */
+  void data_close(1: RequestContext ctx, 2: string socket_id) throws (1: PolluxError e),
+
+  /** [all] */
+  list<JobInfo> job_list(1: RequestContext ctx) throws (1: PolluxError e),
+  /** [admin, cinder] */
+  void job_cancel(1: RequestContext ctx, 2: string job_id) throws (1: PolluxError e),
+}

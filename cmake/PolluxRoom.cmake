@@ -1,0 +1,70 @@
+# One CMake target a room of service/, and the arrows between rooms as the build's own rule.
+#
+#   pollux_room(NAME blob SOURCES a.cpp b.cpp USES bdev reactor LIBS PkgConfig::ISAL TESTS a_test.cpp)
+#
+# USES: rooms whose headers the room's own headers include. PRIVATE_USES: rooms that only its sources include, so that
+# whoever uses this room does not see them.
+#
+# A room may use only rooms listed for it in POLLUX_ARROWS_<room>; anything else stops the configuration. A room sees the
+# headers of the rooms it uses and of no other, because every room exports its own include directory and nothing wider.
+
+set(POLLUX_ARROWS_base)
+set(POLLUX_ARROWS_metrics base)
+set(POLLUX_ARROWS_reactor base)
+set(POLLUX_ARROWS_bdev base reactor)
+set(POLLUX_ARROWS_blob base reactor bdev)
+set(POLLUX_ARROWS_volume base reactor bdev blob)
+set(POLLUX_ARROWS_virtio base)
+set(POLLUX_ARROWS_scsi base reactor bdev)
+set(POLLUX_ARROWS_vhost base reactor bdev volume virtio scsi metrics)
+set(POLLUX_ARROWS_control base reactor bdev volume vhost metrics)
+
+add_library(pollux_flags INTERFACE)
+target_compile_options(pollux_flags INTERFACE -Wall -Wextra -Werror -Wshadow=local -Wno-missing-field-initializers -fno-omit-frame-pointer
+                       -mcx16 -msse4.2)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # Coroutine frames of g++ 12 trip this one with optimisation on.
+  target_compile_options(pollux_flags INTERFACE -Wno-maybe-uninitialized)
+endif()
+if(POLLUX_SANITIZE)
+  target_compile_options(pollux_flags INTERFACE -fsanitize=${POLLUX_SANITIZE} -fno-sanitize-recover=all)
+  target_link_options(pollux_flags INTERFACE -fsanitize=${POLLUX_SANITIZE})
+endif()
+
+function(pollux_room)
+  cmake_parse_arguments(R "" "NAME" "SOURCES;USES;PRIVATE_USES;LIBS;TESTS;TEST_LIBS" ${ARGN})
+  foreach(used IN LISTS R_USES R_PRIVATE_USES)
+    if(NOT used IN_LIST POLLUX_ARROWS_${R_NAME})
+      message(FATAL_ERROR "room ${R_NAME} may not use room ${used}: see POLLUX_ARROWS_${R_NAME} in cmake/PolluxRoom.cmake")
+    endif()
+  endforeach()
+  set(target pollux_${R_NAME})
+  add_library(${target} STATIC ${R_SOURCES})
+  add_library(pollux::${R_NAME} ALIAS ${target})
+
+  # Headers are included as "blob/journal.h": the directory on the path holds links to the permitted rooms alone.
+  set(view ${CMAKE_BINARY_DIR}/include/${R_NAME})
+  file(MAKE_DIRECTORY ${view})
+  file(CREATE_LINK ${CMAKE_SOURCE_DIR}/service/${R_NAME} ${view}/${R_NAME} SYMBOLIC)
+  target_include_directories(${target} PUBLIC ${view})
+  set(deps)
+  foreach(used IN LISTS R_USES)
+    list(APPEND deps pollux::${used})
+  endforeach()
+  set(private_deps)
+  foreach(used IN LISTS R_PRIVATE_USES)
+    list(APPEND private_deps pollux::${used})
+  endforeach()
+  # pollux_flags is not part of the interface, so that generated code can be compiled without it.
+  target_link_libraries(${target} PUBLIC ${deps} ${R_LIBS} PRIVATE ${private_deps} pollux_flags)
+
+  foreach(test IN LISTS R_TESTS)
+    get_filename_component(stem ${test} NAME_WE)
+    set(exe ${R_NAME}_${stem})
+    add_executable(${exe} ${test})
+    target_compile_definitions(${exe} PRIVATE BOOST_TEST_DYN_LINK BOOST_TEST_MODULE=${exe})
+    target_link_libraries(${exe} PRIVATE ${target} ${private_deps} ${R_TEST_LIBS} pollux_flags Boost::unit_test_framework)
+    add_test(NAME ${R_NAME}/${stem} COMMAND ${exe})
+    set_tests_properties(${R_NAME}/${stem} PROPERTIES LABELS "unit;${R_NAME}" TIMEOUT 300)
+  endforeach()
+endfunction()

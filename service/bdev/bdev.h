@@ -1,0 +1,125 @@
+#pragma once
+// Block devices: what the blob store stands on and what the front ends serve. A volume is one too.
+//
+// A Bdev is shared by all threads and immutable but for its size. I/O goes through a Channel, which belongs to one reactor:
+// submit there, complete there. An IoRequest is the caller's memory (preallocated by ring slot in the front ends) and is
+// the device's from submit() until its complete() is called, exactly once.
+//
+// Contract of every device
+//  - complete() may be called from within submit(); callers must not hold anything across it that completion would change.
+//  - Offsets and lengths are multiples of block_bytes(), else kInvalid. A range past the end is kInvalid.
+//  - Memory of any alignment is accepted (a device that needs alignment bounces).
+//  - A write is durable after a later flush has completed, or on its own when kFua is set. Before that each logical block is
+//    old or new, never a mixture.
+//  - Requests in flight at one time have no order among them.
+//  - unmap may leave the old data or zeros (volumes: always zeros); write_zeroes always reads back as zeros.
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "reactor/task.h"
+
+namespace pollux::reactor {
+class Reactor;
+}
+
+namespace pollux::bdev {
+
+enum class IoOp : std::uint8_t { kRead, kWrite, kFlush, kUnmap, kWriteZeroes };
+
+enum class IoStatus : std::uint8_t {
+  kOk,
+  kIoError,       // the device failed
+  kMediumError,   // data is there but its checksum or address is not right
+  kNoSpace,       // the pool is full; nothing was written
+  kInvalid,       // range or alignment; nothing was done
+  kReadOnly,      // a write on a read-only device
+  kAborted,       // given up before it reached the device
+};
+const char* to_string(IoStatus status);
+const char* to_string(IoOp op);
+
+struct IoRequest {
+  static constexpr std::uint8_t kFua = 1;
+  // write_zeroes only: the device may free the range instead of writing.
+  static constexpr std::uint8_t kMayUnmap = 2;
+
+  IoOp op = IoOp::kRead;
+  std::uint8_t flags = 0;
+  IoStatus status = IoStatus::kOk;  // set by the device before complete()
+  std::uint16_t iov_count = 0;
+  std::uint64_t offset_bytes = 0;
+  std::uint64_t length_bytes = 0;  // of the iovecs together for read and write; 0 for flush
+  const iovec* iov = nullptr;
+  // Called on the channel's reactor when done.
+  void (*complete)(IoRequest&) = nullptr;
+
+  // For the device's use while it owns the request: its own list link and scratch.
+  IoRequest* device_next = nullptr;
+  alignas(8) std::byte device_scratch[64];
+};
+
+class Channel {
+ public:
+  virtual ~Channel() = default;
+  // On the channel's reactor. Submission to the kernel or hardware may wait for the reactor's next turn, so that
+  // everything one turn collects goes out together.
+  virtual void submit(IoRequest& request) = 0;
+};
+
+class Bdev {
+ public:
+  virtual ~Bdev() = default;
+
+  virtual const std::string& name() const = 0;
+  // Any thread; may grow at any time.
+  virtual std::uint64_t size_bytes() const = 0;
+  // Logical block size: 512 or 4096.
+  virtual std::uint32_t block_bytes() const = 0;
+  // The size below which a write costs a read: for VPD B0 and virtio-blk topology.
+  virtual std::uint32_t optimal_io_bytes() const { return block_bytes(); }
+  virtual bool read_only() const { return false; }
+  virtual bool supports_unmap() const { return false; }
+  // Unit in which unmap frees space; 0 when it does not.
+  virtual std::uint32_t unmap_granularity_bytes() const { return 0; }
+  // On the reactor that will use it; destroyed there with no request in flight. Keeps the device alive.
+  virtual Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) = 0;
+
+  // Calls back, on any thread, after the size grew. The token unsubscribes when it is destroyed, and does not return from
+  // that while a call is under way.
+  using ResizeToken = std::shared_ptr<void>;
+  [[nodiscard]] ResizeToken on_resize(std::function<void(std::uint64_t size_bytes)> callback);
+
+ protected:
+  // For devices that grow, after size_bytes() answers the new size.
+  void notify_resized();
+
+ private:
+  struct Listeners {
+    std::mutex mutex;
+    std::vector<std::shared_ptr<std::function<void(std::uint64_t)>>> callbacks;
+  };
+  std::shared_ptr<Listeners> listeners_ = std::make_shared<Listeners>();
+};
+
+// For coroutines: one request as something to await. Buffers of any alignment, lengths in blocks of the device.
+reactor::Task<IoStatus> read(Channel& channel, std::uint64_t offset_bytes, void* data, std::size_t length_bytes);
+reactor::Task<IoStatus> write(Channel& channel, std::uint64_t offset_bytes, const void* data, std::size_t length_bytes,
+                              std::uint8_t flags = 0);
+reactor::Task<IoStatus> flush(Channel& channel);
+reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
+reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
+
+// kOk as success; anything else as an Error that names what was done, e.g. "write of 4096 bytes at 8192 on nvme0: ...".
+Status to_status(IoStatus status, const std::string& what);
+
+}  // namespace pollux::bdev

@@ -1,0 +1,193 @@
+#pragma once
+// Reactor: one thread that owns a core's share of the data path and runs it to completion.
+//
+// Everything on a reactor is a Poller (a virtqueue, a device's completion queue), a Message from another thread, or a Timer.
+// The loop calls each in turn; nothing in it may block, lock or wait. Work on one reactor needs no synchronisation.
+//
+// A reactor with nothing to do for `idle_after_us` asks every poller to arm its wake-up (a virtqueue turns its notifications on),
+// then sleeps in epoll until a watched descriptor, a message or a timer wakes it. IdlePolicy::kPoll never sleeps.
+
+#include <atomic>
+#include <coroutine>
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/result.h"
+#include "reactor/mailbox.h"
+#include "reactor/task.h"
+
+namespace pollux::reactor {
+
+class Reactor;
+
+// Something that has to be looked at again and again. All calls on the owning reactor.
+class Poller {
+ public:
+  virtual ~Poller() = default;
+  // Does what is there to do, bounded; returns how many units of work that were, 0 for none.
+  virtual unsigned poll() = 0;
+  // The reactor wants to sleep. Turn notifications on, look once more, and return true when there is still nothing to do:
+  // from here on new work must make a watched descriptor readable. False: there is work, do not sleep.
+  virtual bool arm() { return true; }
+  // The reactor is awake again after a successful arm().
+  virtual void disarm() {}
+};
+
+// Fires once, on its reactor. Belongs to its owner, who must cancel it before destroying it.
+class Timer {
+ public:
+  explicit Timer(std::function<void()> fire) : fire_(std::move(fire)) {}
+  ~Timer();
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+  // On the reactor's thread. Starting a running timer moves it.
+  void start(Reactor& reactor, std::uint64_t delay_us);
+  void cancel();
+  bool running() const { return reactor_ != nullptr; }
+
+ private:
+  friend class Reactor;
+  std::function<void()> fire_;
+  Reactor* reactor_ = nullptr;
+  std::uint64_t due_ns_ = 0;
+};
+
+enum class IdlePolicy : std::uint8_t { kPoll, kAdaptive };
+
+class Reactor {
+ public:
+  struct Options {
+    unsigned id = 0;
+    // Core to pin to; absent leaves the thread to the scheduler.
+    std::optional<unsigned> core;
+    IdlePolicy idle = IdlePolicy::kAdaptive;
+    std::uint32_t idle_after_us = 100;
+  };
+
+  explicit Reactor(Options options);
+  ~Reactor();
+  Reactor(const Reactor&) = delete;
+  Reactor& operator=(const Reactor&) = delete;
+
+  // Starts the thread. kInvalid when the core is not there, kInternal when the kernel refuses a descriptor or the thread.
+  Status start();
+  // Lets the loop end after messages already posted, and joins. Call from outside.
+  void stop();
+
+  unsigned id() const { return options_.id; }
+  // The reactor whose thread this is, or nullptr.
+  static Reactor* current();
+  bool is_current() const { return current() == this; }
+
+  // Any thread.
+  void post(Message& message);
+  // Any thread; allocates, so not from the data path.
+  void post(std::function<void()> fn);
+
+  // `co_await reactor.enter()`: the coroutine goes on on this reactor; without a hop when it is there already.
+  auto enter() { return Enter(*this, /*always=*/false); }
+  // `co_await reactor.yield()`: lets the loop turn once before going on.
+  auto yield() { return Enter(*this, /*always=*/true); }
+  // `co_await reactor.sleep_us(n)`: on this reactor.
+  Task<void> sleep_us(std::uint64_t delay_us);
+
+  // On this reactor. A poller may remove itself or others from within poll().
+  void add_poller(Poller& poller);
+  void remove_poller(Poller& poller);
+  // On this reactor: wake from sleep when the descriptor becomes readable (edge-triggered: it need not be read).
+  Status watch(int fd);
+  void unwatch(int fd);
+
+  struct Counters {
+    std::uint64_t loops = 0;
+    std::uint64_t busy_loops = 0;
+    std::uint64_t sleeps = 0;
+    std::uint64_t busy_tsc = 0;
+  };
+  // On this reactor.
+  const Counters& counters() const { return counters_; }
+
+ private:
+  friend class Timer;
+  class Enter : public Message {
+   public:
+    Enter(Reactor& reactor, bool always) : reactor_(reactor), always_(always) {}
+    bool await_ready() const noexcept { return !always_ && reactor_.is_current(); }
+    void await_suspend(std::coroutine_handle<> self) {
+      self_ = self;
+      run = [](Message& message) { static_cast<Enter&>(message).self_.resume(); };
+      reactor_.post(*this);
+    }
+    void await_resume() const noexcept {}
+
+   private:
+    Reactor& reactor_;
+    bool always_;
+    std::coroutine_handle<> self_;
+  };
+
+  void loop();
+  unsigned run_messages();
+  unsigned run_pollers();
+  unsigned run_timers(std::uint64_t now_ns);
+  void compact_pollers();
+  void sleep_until_woken(std::uint64_t now_ns);
+  void wake();
+  void add_timer(Timer& timer);
+  void drop_timer(Timer& timer);
+
+  Options options_;
+  Mailbox mailbox_;
+  // True while the loop is about to sleep or sleeping; posters then ring the eventfd.
+  std::atomic<bool> sleeping_{false};
+  std::atomic<bool> stopping_{false};
+  std::vector<Poller*> pollers_;
+  bool pollers_dirty_ = false;
+  std::vector<Timer*> timers_;  // binary heap by due_ns_
+  std::uint64_t next_due_ns_ = UINT64_MAX;
+  int epoll_fd_ = -1;
+  int wake_fd_ = -1;
+  Counters counters_;
+  std::thread thread_;
+};
+
+// Runs a task on the reactor from a thread that may block (control, tests), and waits for its result. deadline_ms 0: for ever.
+// After the deadline: kRetry, and the task goes on to its end without anybody listening.
+template <typename T>
+Result<T> call(Reactor& reactor, Task<Result<T>> task, std::uint64_t deadline_ms = 0) {
+  auto promise = std::make_shared<std::promise<Result<T>>>();
+  auto future = promise->get_future();
+  auto started = std::make_shared<Task<Result<T>>>(std::move(task));
+  reactor.post([promise, started] {
+    spawn(std::move(*started), [promise](Result<T> result) { promise->set_value(std::move(result)); });
+  });
+  if (deadline_ms != 0 && future.wait_for(std::chrono::milliseconds(deadline_ms)) != std::future_status::ready) {
+    return fail(ErrorCode::kRetry, "not finished within " + std::to_string(deadline_ms) + " ms; it may still happen: repeat the request");
+  }
+  return future.get();
+}
+
+// The reactors of the process, in order of id. Reactor 0 is the one that owns what is not spread (pool tables).
+class ReactorGroup {
+ public:
+  // One reactor an entry; see Reactor::start for failures, after which none runs.
+  static Result<std::unique_ptr<ReactorGroup>> start(const std::vector<Reactor::Options>& options);
+  ~ReactorGroup();
+
+  std::size_t size() const { return reactors_.size(); }
+  Reactor& at(std::size_t index) { return *reactors_.at(index); }
+  Reactor& main() { return at(0); }
+  void stop();
+
+ private:
+  ReactorGroup() = default;
+  std::vector<std::unique_ptr<Reactor>> reactors_;
+};
+
+}  // namespace pollux::reactor

@@ -1,0 +1,78 @@
+#pragma once
+// The vhost-user front ends' side of Pollux: sockets, controllers, targets. One per process, because DPDK's vhost library is.
+//
+// Calls come from control threads (never from a reactor), may block until reactors have let go of what is removed, and are serialised inside.
+// Idempotent: asking for what is there already succeeds when it is the same, and is kExists when it differs.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "base/uuid.h"
+#include "bdev/bdev.h"
+#include "reactor/reactor.h"
+
+namespace pollux::vhost {
+
+struct Options {
+  // Directory of the sockets; made with mode 0750 when it is missing.
+  std::string socket_dir;
+  // Group that may connect (0660); empty leaves the process's own.
+  std::string socket_group;
+  std::uint32_t default_queues = 2;
+  std::uint32_t max_queues = 16;
+};
+
+// A volume as one guest sees it.
+struct DiskSpec {
+  std::shared_ptr<bdev::Bdev> bdev;
+  // virtio-blk GET_ID: its first 20 characters. SCSI VPD 0x80 and 0x83: the whole.
+  Uuid uuid;
+  bool read_only = false;
+};
+
+struct ScsiTarget {
+  std::uint16_t target = 0;
+  std::uint16_t lun = 0;
+};
+
+struct SessionInfo {
+  std::string socket_path;
+  bool connected = false;
+  std::uint32_t active_queues = 0;
+  std::uint64_t requests = 0;
+  std::uint64_t errors = 0;
+};
+
+class VhostService {
+ public:
+  // Fails when DPDK's EAL cannot start; once per process.
+  static Result<std::unique_ptr<VhostService>> start(reactor::ReactorGroup& reactors, Options options);
+  // Disconnects every front end and waits until no request is in flight.
+  ~VhostService();
+
+  // A scsi controller; its socket is <socket_dir>/scsi-<name>.sock and is there when this returns. `name`: [A-Za-z0-9-]{1,64}.
+  Result<std::string> ensure_scsi_controller(const std::string& name, std::uint32_t queues);
+  // kBusy while it has targets.
+  Status remove_scsi_controller(const std::string& name);
+  // Puts the disk on the given target, and tells a connected guest (virtio-scsi hotplug event, VIRTIO 1.2 5.6.6.3).
+  Status add_scsi_target(const std::string& name, ScsiTarget where, DiskSpec disk);
+  // Tells the guest, waits for requests in flight, lets go of the disk. Removing what is not there succeeds.
+  Status remove_scsi_target(const std::string& name, ScsiTarget where);
+
+  // A virtio-blk device with a socket of its own, <socket_dir>/blk-<name>.sock.
+  Result<std::string> create_blk(const std::string& name, std::uint32_t queues, DiskSpec disk);
+  Status remove_blk(const std::string& name);
+
+  std::vector<SessionInfo> sessions() const;
+
+ private:
+  VhostService();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pollux::vhost

@@ -1,0 +1,140 @@
+#pragma once
+// Pools and volumes as the control plane sees them: names, UUIDs, snapshots, clones, sizes. One per process.
+//
+// Every call is a Task that may be started on any reactor and hops by itself; from a control thread use reactor::call(). A mutating call is
+// durable when it returns and may be repeated: the same request answers the same, the same id with other parameters is kExists.
+// Errors carry the object's name and what to do next.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "base/uuid.h"
+#include "bdev/bdev.h"
+#include "bdev/spec.h"
+#include "reactor/reactor.h"
+#include "reactor/task.h"
+
+namespace pollux::volume {
+
+struct PoolSpec {
+  Uuid id;
+  std::string name;
+  bdev::Spec bdev;
+  std::uint32_t cluster_bytes = 0;  // 0: the store's default
+};
+
+struct PoolInfo {
+  Uuid id;
+  std::string name;
+  bdev::Spec bdev;
+  std::uint32_t cluster_bytes = 0;
+  std::uint64_t capacity_bytes = 0;
+  std::uint64_t free_bytes = 0;         // what new allocations can take, reservations already taken off
+  std::uint64_t allocated_bytes = 0;    // taken by data
+  std::uint64_t reserved_bytes = 0;     // promised to thick volumes and not yet taken
+  std::uint64_t provisioned_bytes = 0;  // sum of the sizes of all volumes
+  std::uint64_t metadata_bytes = 0;
+  std::uint32_t volumes = 0;
+  std::uint32_t snapshots = 0;
+};
+
+enum class Provisioning : std::uint8_t { kThin = 1, kThick = 2 };
+
+struct VolumeSpec {
+  Uuid id;
+  std::string name;
+  std::uint64_t size_bytes = 0;
+  Provisioning provisioning = Provisioning::kThin;
+};
+
+// 0: no limit.
+struct QosLimits {
+  std::uint64_t read_iops = 0;
+  std::uint64_t write_iops = 0;
+  std::uint64_t total_iops = 0;
+  std::uint64_t read_bytes_per_s = 0;
+  std::uint64_t write_bytes_per_s = 0;
+  std::uint64_t total_bytes_per_s = 0;
+
+  bool operator==(const QosLimits&) const = default;
+};
+
+struct VolumeInfo {
+  Uuid id;
+  std::string name;
+  std::string pool;
+  std::uint64_t size_bytes = 0;
+  Provisioning provisioning = Provisioning::kThin;
+  bool snapshot = false;
+  std::optional<Uuid> parent_id;
+  std::uint64_t mapped_bytes = 0;
+  std::int64_t created_at_ms = 0;
+  std::uint32_t open_count = 0;
+  QosLimits qos;
+};
+
+struct VolumeStats {
+  std::uint64_t read_ops = 0, write_ops = 0, flush_ops = 0, unmap_ops = 0;
+  std::uint64_t read_bytes = 0, write_bytes = 0;
+  std::uint64_t errors = 0;
+  std::vector<std::uint64_t> read_latency;   // bucket i: < 2^i us
+  std::vector<std::uint64_t> write_latency;
+};
+
+enum class JobState : std::uint8_t { kRunning = 1, kDone = 2, kFailed = 3, kCancelled = 4 };
+
+struct JobInfo {
+  Uuid id;
+  std::string kind;
+  Uuid volume_id;
+  JobState state = JobState::kRunning;
+  std::uint64_t done = 0;
+  std::uint64_t total = 0;
+  std::string error;
+};
+
+class VolumeService {
+ public:
+  explicit VolumeService(reactor::ReactorGroup& reactors);
+  ~VolumeService();
+
+  // Formats and opens. A device that holds this very pool is opened; one that holds another is kExists.
+  reactor::Task<Result<PoolInfo>> create_pool(PoolSpec spec);
+  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev);
+  // By name or UUID text, as in every call below. kBusy while a volume of it is open.
+  reactor::Task<Status> export_pool(std::string pool);
+  reactor::Task<Result<std::vector<PoolInfo>>> list_pools();
+  reactor::Task<Result<PoolInfo>> describe_pool(std::string pool);
+
+  reactor::Task<Result<VolumeInfo>> create_volume(std::string pool, VolumeSpec spec);
+  reactor::Task<Status> delete_volume(Uuid id);
+  reactor::Task<Result<VolumeInfo>> extend_volume(Uuid id, std::uint64_t size_bytes);
+  reactor::Task<Result<VolumeInfo>> describe_volume(Uuid id);
+  // In order of id, those greater than `after`.
+  reactor::Task<Result<std::vector<VolumeInfo>>> list_volumes(std::string pool, std::optional<Uuid> after, std::size_t limit);
+  reactor::Task<Result<VolumeInfo>> create_snapshot(Uuid volume, Uuid snapshot, std::string name);
+  reactor::Task<Result<VolumeInfo>> clone(Uuid snapshot, VolumeSpec spec);
+  reactor::Task<Result<VolumeInfo>> revert(Uuid volume, Uuid snapshot);
+  reactor::Task<Result<JobInfo>> flatten(Uuid volume, Uuid job);
+  reactor::Task<Result<VolumeInfo>> set_qos(Uuid volume, QosLimits limits);
+  reactor::Task<Result<VolumeStats>> stats(Uuid volume);
+  reactor::Task<Result<std::vector<JobInfo>>> list_jobs();
+  reactor::Task<Status> cancel_job(Uuid job);
+
+  // The volume as a block device. While the returned object lives the volume cannot be deleted or reverted (kBusy). A snapshot
+  // opens read-only. Any number of times; every open shares one device.
+  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open(Uuid volume);
+
+  // Checkpoints and closes every pool. Volumes must be closed. Afterwards only destruction is allowed.
+  reactor::Task<Status> close();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pollux::volume

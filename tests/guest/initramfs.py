@@ -60,9 +60,7 @@ def _base_archive(kernel: kernels.Kernel, init: str) -> bytes:
         shipped.append(relative)
         archive.file(f"{module_root}/{relative}", path.read_bytes())
     archive.file(f"{module_root}/modules.dep", _dependencies_of(kernel, shipped))
-    archive.file(
-        f"{module_root}/modules.builtin", (kernel.module_dir / "modules.builtin").read_bytes()
-    )
+    archive.file(f"{module_root}/modules.builtin", (kernel.module_dir / "modules.builtin").read_bytes())
     return archive.finish()
 
 

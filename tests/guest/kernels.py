@@ -50,7 +50,7 @@ def uml() -> Kernel:
     root = packages.unpacked("user-mode-linux")
     (versioned,) = (root / "usr/lib/uml/modules").iterdir()
     # The package keeps its modules where kmod does not look; a link gives kmod the layout it expects.
-    layout = packages.cache_dir() / "packages" / "user-mode-linux" / "lib" / "modules"
+    layout = root / "lib" / "modules"
     layout.mkdir(parents=True, exist_ok=True)
     link = layout / versioned.name
     if not link.exists():
@@ -62,7 +62,7 @@ def uml() -> Kernel:
 @cache
 def cloud() -> Kernel:
     """Debian's kernel for virtual machines, for QEMU."""
-    name = packages.newest_dependency("linux-image-cloud-amd64", "linux-image-6")
+    name = packages.dependency("linux-image-cloud-amd64", "linux-image-6*-cloud-amd64")
     root = packages.unpacked(name)
     version = name.removeprefix("linux-image-")
     wanted = (

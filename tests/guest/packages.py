@@ -8,6 +8,7 @@ the cache is used as it is; remove the folder to fetch newer versions.
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -46,21 +47,19 @@ def unpacked(package: str) -> Path:
     return target
 
 
-def newest_dependency(metapackage: str, prefix: str) -> str:
-    """The package that `metapackage` depends on and whose name begins with `prefix`.
+def dependency(metapackage: str, pattern: str) -> str:
+    """The package that `metapackage` depends on and whose name matches the shell `pattern`.
 
-    A package with that prefix that is in the cache already wins, so that a cached kernel is used
-    without asking the package index.
+    A matching package that is in the cache already wins, so that a cached kernel is used without
+    asking the package index.
     """
-    suffix = metapackage.rsplit("-", 2)[-2:]
-    cached = sorted((cache_dir() / "packages").glob(f"{prefix}*-{'-'.join(suffix)}"))
+    cached = sorted((cache_dir() / "packages").glob(pattern))
     if cached:
         return cached[-1].name
-    listed = _run("apt-cache", "depends", metapackage)
-    for word in listed.split():
-        if word.startswith(prefix):
-            return word
-    raise PackageError(f"{metapackage} depends on no {prefix}*; has 'apt-get update' been run?")
+    matching = fnmatch.filter(_run("apt-cache", "depends", metapackage).split(), pattern)
+    if not matching:
+        raise PackageError(f"{metapackage} depends on no {pattern}; has 'apt-get update' been run?")
+    return matching[0]
 
 
 def _fetch(package: str, target: Path) -> None:

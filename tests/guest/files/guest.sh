@@ -45,7 +45,13 @@ disk_serial() {
 	fi
 }
 
-# head_sha256 DEV: of the first MiB, read past the page cache.
+# head_sha256 DEV: of the first MiB, read past the page cache; "unreadable" when that fails.
 head_sha256() {
-	dd if="/dev/$1" bs=65536 count=16 iflag=direct 2> /dev/null | sha256sum | cut -d' ' -f1
+	head=$(mktemp)
+	if dd if="/dev/$1" of="$head" bs=65536 count=16 iflag=direct 2> /dev/null; then
+		sha256sum < "$head" | cut -d' ' -f1
+	else
+		echo unreadable
+	fi
+	rm "$head"
 }

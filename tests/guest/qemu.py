@@ -1,0 +1,187 @@
+"""QEMU guests, emulated (TCG): hot-plug, several CPUs and queues, reconnecting, booting by firmware.
+
+Needs QEMU 8.2 or later: before it, vhost-user-scsi cannot reconnect.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from guest import initramfs, kernels
+from guest.machine import Machine, VhostUserDisk
+from guest.qmp import Qmp
+
+_OVMF = Path("/usr/share/OVMF")
+# PCI slots for devices that are plugged while the guest runs; pcie.0 itself takes none then.
+_HOTPLUG_PORTS = 4
+
+
+@cache
+def version() -> tuple[int, int]:
+    """Major and minor version of the QEMU that guests run in."""
+    told = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"version (\d+)\.(\d+)", told)
+    if not found:
+        raise RuntimeError(f"qemu-system-x86_64 --version said {told!r}")
+    return int(found[1]), int(found[2])
+
+
+class Qemu(Machine):
+    """A QEMU process. Use QemuDirect or QemuBoot."""
+
+    def __init__(self, name: str, memory_mb: int, cpus: int) -> None:
+        super().__init__(name)
+        self._qmp: Qmp | None = None
+        monitor = self.scratch / "qmp"
+        self._command = [
+            "qemu-system-x86_64",
+            *("-accel", "tcg,thread=multi"),
+            *("-machine", "q35"),
+            *("-cpu", "max"),
+            *("-smp", str(cpus)),
+            *("-m", f"{memory_mb}M"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-serial", "stdio"),
+            *("-qmp", f"unix:{monitor},server=on,wait=off"),
+            # The back end maps the guest's memory, so it must be a file that can be shared.
+            *("-object", f"memory-backend-memfd,id=mem,size={memory_mb}M,share=on"),
+            *("-numa", "node,memdev=mem"),
+        ]
+        for port in range(_HOTPLUG_PORTS):
+            self._command += ["-device", f"pcie-root-port,id=port{port},chassis={port + 1}"]
+
+    @property
+    def qmp(self) -> Qmp:
+        """The guest's monitor; connected at first use."""
+        if self._qmp is None:
+            self._qmp = Qmp(self.scratch / "qmp")
+        return self._qmp
+
+    def plug(self, disk: VhostUserDisk, device_id: str, port: int) -> None:
+        """Hot-plug `disk` as `device_id` into hot-plug port `port`."""
+        backend: dict[str, object] = {
+            "type": "socket",
+            "data": {
+                "addr": {"type": "unix", "data": {"path": str(disk.socket)}},
+                "server": False,
+                **_reconnect_option(disk),
+            },
+        }
+        self.qmp.command("chardev-add", id=f"{device_id}-socket", backend=backend)
+        device = _device_options(disk, f"{device_id}-socket")
+        self.qmp.command("device_add", id=device_id, bus=f"port{port}", **device)
+
+    def unplug(self, device_id: str, seconds: float = 30) -> None:
+        """Ask the guest to release `device_id` and wait until it has."""
+        self.qmp.command("device_del", id=device_id)
+        self.qmp.wait_event("DEVICE_DELETED", seconds, device=device_id)
+        self.qmp.command("chardev-remove", id=f"{device_id}-socket")
+
+    def power_button(self) -> None:
+        self.qmp.command("system_powerdown")
+
+    def close(self) -> None:
+        if self._qmp is not None:
+            self._qmp.close()
+        super().close()
+
+    def _start(self, disks: Sequence[VhostUserDisk], options: Sequence[str]) -> None:
+        for number, disk in enumerate(disks):
+            reconnect = "".join(f",{k}={v}" for k, v in _reconnect_option(disk).items())
+            chardev = f"socket,id=disk{number}-socket,path={disk.socket}{reconnect}"
+            device = _device_options(disk, f"disk{number}-socket")
+            driver = device.pop("driver")
+            rendered = "".join(f",{k}={v}" for k, v in device.items())
+            self._command += ["-chardev", chardev]
+            self._command += ["-device", f"{driver},id=disk{number}{rendered}"]
+        self._spawn([*self._command, *options])
+
+
+class QemuDirect(Qemu):
+    """Runs `script` in a guest whose kernel QEMU loads itself; the script's world is that of Uml."""
+
+    def __init__(
+        self,
+        script: str,
+        disks: Sequence[VhostUserDisk] = (),
+        *,
+        name: str = "qemu",
+        memory_mb: int = 384,
+        cpus: int = 2,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(name, memory_mb, cpus)
+        kernel = kernels.cloud()
+        image = self.scratch / "initramfs"
+        image.write_bytes(initramfs.with_script(kernel, script, variables or {}))
+        append = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable"
+        self._start(disks, ["-kernel", str(kernel.image), "-initrd", str(image), "-append", append])
+
+
+class QemuBoot(Qemu):
+    """Boots from a disk by firmware: ``bios`` is SeaBIOS, ``uefi`` is OVMF."""
+
+    def __init__(
+        self,
+        disks: Sequence[VhostUserDisk],
+        *,
+        firmware: str = "bios",
+        name: str = "boot",
+        memory_mb: int = 384,
+        cpus: int = 2,
+    ) -> None:
+        if not any(disk.boot for disk in disks):
+            raise ValueError("no disk to boot from")
+        super().__init__(name, memory_mb, cpus)
+        self._start(disks, self._firmware_options(firmware))
+
+    def _firmware_options(self, firmware: str) -> list[str]:
+        if firmware == "bios":
+            return []
+        if firmware != "uefi":
+            raise ValueError(f"firmware is bios or uefi, not {firmware!r}")
+        # The firmware writes its variables: each guest gets a copy.
+        variables = self.scratch / "efi-vars"
+        shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", variables)
+        code = _OVMF / "OVMF_CODE_4M.fd"
+        return [
+            "-drive",
+            f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
+            "-drive",
+            f"if=pflash,format=raw,unit=1,file={variables}",
+        ]
+
+
+def _reconnect_option(disk: VhostUserDisk) -> dict[str, int]:
+    if disk.reconnect_ms == 0:
+        return {}
+    # QEMU 9.2 replaced the option in seconds by one in milliseconds.
+    if version() >= (9, 2):
+        return {"reconnect-ms": disk.reconnect_ms}
+    return {"reconnect": max(1, disk.reconnect_ms // 1000)}
+
+
+def _device_options(disk: VhostUserDisk, chardev: str) -> dict[str, str | int | bool]:
+    """The device for `disk`, as QMP's device_add takes it."""
+    options: dict[str, str | int | bool] = {
+        "driver": f"vhost-user-{disk.transport}-pci",
+        "chardev": chardev,
+    }
+    if disk.transport == "scsi":
+        options["num_queues"] = disk.queues
+        if disk.boot:
+            options["boot_tpgt"] = disk.boot_target
+    else:
+        options["num-queues"] = disk.queues
+        # OVMF drives a transitional device on the root bus as a legacy one, which it is not.
+        options["disable-legacy"] = "on"
+    if disk.boot:
+        options["bootindex"] = 1
+    return options

@@ -23,7 +23,8 @@ Result<Uuid> Uuid::parse(std::string_view text) {
     std::memcpy(terminated, text.data(), kTextLength);
     if (uuid_parse(terminated, id.bytes.data()) == 0) return id;
   }
-  return fail(ErrorCode::kInvalid, "'" + std::string(text.substr(0, 64)) + "' is not a UUID (expected xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx)");
+  return fail(ErrorCode::kInvalid, "'" + std::string(text.substr(0, 64)) +
+                                       "' is not a UUID (expected xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx)");
 }
 
 std::string Uuid::to_string() const {

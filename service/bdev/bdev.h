@@ -1,15 +1,17 @@
 #pragma once
 // Block devices: what the blob store stands on and what the front ends serve. A volume is one too.
 //
-// A Bdev is shared by all threads and immutable but for its size. I/O goes through a Channel, which belongs to one reactor:
-// submit there, complete there. An IoRequest is the caller's memory (preallocated by ring slot in the front ends) and is
-// the device's from submit() until its complete() is called, exactly once.
+// A Bdev is shared by all threads and immutable but for its size. I/O goes through a Channel, which belongs to one
+// reactor: submit there, complete there. An IoRequest is the caller's memory (preallocated by ring slot in the front
+// ends) and is the device's from submit() until its complete() is called, exactly once.
 //
 // Contract of every device
-//  - complete() may be called from within submit(); callers must not hold anything across it that completion would change.
+//  - complete() may be called from within submit(); callers must not hold anything across it that completion would
+//  change.
 //  - Offsets and lengths are multiples of block_bytes(), else kInvalid. A range past the end is kInvalid.
 //  - Memory of any alignment is accepted (a device that needs alignment bounces).
-//  - A write is durable after a later flush has completed, or on its own when kFua is set. Before that each logical block is
+//  - A write is durable after a later flush has completed, or on its own when kFua is set. Before that each logical
+//  block is
 //    old or new, never a mixture.
 //  - Requests in flight at one time have no order among them.
 //  - unmap may leave the old data or zeros (volumes: always zeros); write_zeroes always reads back as zeros.
@@ -38,12 +40,12 @@ enum class IoOp : std::uint8_t { kRead, kWrite, kFlush, kUnmap, kWriteZeroes };
 
 enum class IoStatus : std::uint8_t {
   kOk,
-  kIoError,       // the device failed
-  kMediumError,   // data is there but its checksum or address is not right
-  kNoSpace,       // the pool is full; nothing was written
-  kInvalid,       // range or alignment; nothing was done
-  kReadOnly,      // a write on a read-only device
-  kAborted,       // given up before it reached the device
+  kIoError,      // the device failed
+  kMediumError,  // data is there but its checksum or address is not right
+  kNoSpace,      // the pool is full; nothing was written
+  kInvalid,      // range or alignment; nothing was done
+  kReadOnly,     // a write on a read-only device
+  kAborted,      // given up before it reached the device
 };
 const char* to_string(IoStatus status);
 const char* to_string(IoOp op);
@@ -94,8 +96,8 @@ class Bdev {
   // On the reactor that will use it; destroyed there with no request in flight. Keeps the device alive.
   virtual Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) = 0;
 
-  // Calls back, on any thread, after the size grew. The token unsubscribes when it is destroyed, and does not return from
-  // that while a call is under way.
+  // Calls back, on any thread, after the size grew. The token unsubscribes when it is destroyed, and does not return
+  // from that while a call is under way.
   using ResizeToken = std::shared_ptr<void>;
   [[nodiscard]] ResizeToken on_resize(std::function<void(std::uint64_t size_bytes)> callback);
 

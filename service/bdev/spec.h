@@ -21,8 +21,8 @@ struct Spec {
   bool operator==(const Spec&) const = default;
 };
 
-// kInvalid: relative path, no size, size not a multiple of 4096. kNotFound: no such file. kBusy: another process has it open as a
-// pool (exclusive lock). kIoError: the kernel refused.
+// kInvalid: relative path, no size, size not a multiple of 4096. kNotFound: no such file. kBusy: another process has it
+// open as a pool (exclusive lock). kIoError: the kernel refused.
 Result<std::shared_ptr<Bdev>> open(const Spec& spec);
 
 }  // namespace pollux::bdev

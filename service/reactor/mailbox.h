@@ -1,8 +1,8 @@
 #pragma once
 // Mailbox: how one thread hands work to a reactor without a lock and without memory of its own.
 //
-// A Message is part of the sender's object (a request, a coroutine frame), so posting cannot fail and the number of messages is
-// bounded by the number of those objects. Many threads post, one reactor takes. Order is kept per sender.
+// A Message is part of the sender's object (a request, a coroutine frame), so posting cannot fail and the number of
+// messages is bounded by the number of those objects. Many threads post, one reactor takes. Order is kept per sender.
 // The queue is Vyukov's intrusive multi-producer single-consumer list.
 
 #include <atomic>

@@ -1,11 +1,13 @@
 #pragma once
 // Reactor: one thread that owns a core's share of the data path and runs it to completion.
 //
-// Everything on a reactor is a Poller (a virtqueue, a device's completion queue), a Message from another thread, or a Timer.
-// The loop calls each in turn; nothing in it may block, lock or wait. Work on one reactor needs no synchronisation.
+// Everything on a reactor is a Poller (a virtqueue, a device's completion queue), a Message from another thread, or a
+// Timer. The loop calls each in turn; nothing in it may block, lock or wait. Work on one reactor needs no
+// synchronisation.
 //
-// A reactor with nothing to do for `idle_after_us` asks every poller to arm its wake-up (a virtqueue turns its notifications on),
-// then sleeps in epoll until a watched descriptor, a message or a timer wakes it. IdlePolicy::kPoll never sleeps.
+// A reactor with nothing to do for `idle_after_us` asks every poller to arm its wake-up (a virtqueue turns its
+// notifications on), then sleeps in epoll until a watched descriptor, a message or a timer wakes it. IdlePolicy::kPoll
+// never sleeps.
 
 #include <atomic>
 #include <coroutine>
@@ -32,8 +34,8 @@ class Poller {
   virtual ~Poller() = default;
   // Does what is there to do, bounded; returns how many units of work that were, 0 for none.
   virtual unsigned poll() = 0;
-  // The reactor wants to sleep. Turn notifications on, look once more, and return true when there is still nothing to do:
-  // from here on new work must make a watched descriptor readable. False: there is work, do not sleep.
+  // The reactor wants to sleep. Turn notifications on, look once more, and return true when there is still nothing to
+  // do: from here on new work must make a watched descriptor readable. False: there is work, do not sleep.
   virtual bool arm() { return true; }
   // The reactor is awake again after a successful arm().
   virtual void disarm() {}
@@ -75,7 +77,8 @@ class Reactor {
   Reactor(const Reactor&) = delete;
   Reactor& operator=(const Reactor&) = delete;
 
-  // Starts the thread. kInvalid when the core is not there, kInternal when the kernel refuses a descriptor or the thread.
+  // Starts the thread. kInvalid when the core is not there, kInternal when the kernel refuses a descriptor or the
+  // thread.
   Status start();
   // Lets the loop end after messages already posted, and joins. Call from outside.
   void stop();
@@ -149,7 +152,8 @@ class Reactor {
   std::atomic<bool> stopping_{false};
   std::vector<Poller*> pollers_;
   bool pollers_dirty_ = false;
-  std::vector<Timer*> timers_;  // binary heap by due_ns_
+  // Few at a time (retries, time-outs, throttles), so a plain list beats a heap.
+  std::vector<Timer*> timers_;
   std::uint64_t next_due_ns_ = UINT64_MAX;
   int epoll_fd_ = -1;
   int wake_fd_ = -1;
@@ -157,8 +161,8 @@ class Reactor {
   std::thread thread_;
 };
 
-// Runs a task on the reactor from a thread that may block (control, tests), and waits for its result. deadline_ms 0: for ever.
-// After the deadline: kRetry, and the task goes on to its end without anybody listening.
+// Runs a task on the reactor from a thread that may block (control, tests), and waits for its result. deadline_ms 0:
+// for ever. After the deadline: kRetry, and the task goes on to its end without anybody listening.
 template <typename T>
 Result<T> call(Reactor& reactor, Task<Result<T>> task, std::uint64_t deadline_ms = 0) {
   auto promise = std::make_shared<std::promise<Result<T>>>();
@@ -168,7 +172,8 @@ Result<T> call(Reactor& reactor, Task<Result<T>> task, std::uint64_t deadline_ms
     spawn(std::move(*started), [promise](Result<T> result) { promise->set_value(std::move(result)); });
   });
   if (deadline_ms != 0 && future.wait_for(std::chrono::milliseconds(deadline_ms)) != std::future_status::ready) {
-    return fail(ErrorCode::kRetry, "not finished within " + std::to_string(deadline_ms) + " ms; it may still happen: repeat the request");
+    return fail(ErrorCode::kRetry,
+                "not finished within " + std::to_string(deadline_ms) + " ms; it may still happen: repeat the request");
   }
   return future.get();
 }

@@ -6,10 +6,11 @@
 //     ...
 //   }
 //
-// A Task starts when it is awaited, or when it is handed to spawn(). It runs on whatever thread resumes it; code that must be
-// on a certain reactor says `co_await reactor.enter()`. A Task that was never started is destroyed without running. A started Task
-// must run to its end: destroying it earlier would free a frame that a device still points to, so that is an assertion.
-// Exceptions do not leave a Task: they end the process, since nothing on these threads throws on purpose.
+// A Task starts when it is awaited, or when it is handed to spawn(). It runs on whatever thread resumes it; code that
+// must be on a certain reactor says `co_await reactor.enter()`. A Task that was never started is destroyed without
+// running. A started Task must run to its end: destroying it earlier would free a frame that a device still points to,
+// so that is an assertion. Exceptions do not leave a Task: they end the process, since nothing on these threads throws
+// on purpose.
 
 #include <cassert>
 #include <coroutine>

@@ -1,0 +1,425 @@
+#include "bdev/uring.h"
+
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "reactor/reactor.h"
+
+namespace pollux::bdev {
+
+namespace {
+
+constexpr unsigned kRingEntries = 256;
+constexpr unsigned kMaxInFlight = 512;
+constexpr unsigned kCompletionsPerTurn = 128;
+// Buffers that bounce are rare (firmware, old guests); this is what O_DIRECT asks for on every device of today.
+constexpr std::uint32_t kBounceAlignment = 4096;
+// How often a request that came back short or interrupted is sent again before it counts as failed.
+constexpr unsigned kMaxRetries = 5;
+
+struct Alignment {
+  std::uint32_t memory_bytes = 512;
+  std::uint32_t block_bytes = 512;
+};
+
+std::string describe_errno(const std::string& what) {
+  return what + ": " + std::strerror(errno);
+}
+
+class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
+ public:
+  UringBdev(std::string path, int fd, std::uint64_t size_bytes, Alignment alignment, bool is_block_device)
+      : path_(std::move(path)),
+        fd_(fd),
+        size_bytes_(size_bytes),
+        alignment_(alignment),
+        is_block_device_(is_block_device) {}
+  ~UringBdev() override { close(fd_); }
+
+  const std::string& name() const override { return path_; }
+  std::uint64_t size_bytes() const override { return size_bytes_.load(std::memory_order_relaxed); }
+  std::uint32_t block_bytes() const override { return alignment_.block_bytes; }
+  bool supports_unmap() const override { return true; }
+  std::uint32_t unmap_granularity_bytes() const override { return 4096; }
+  Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
+
+  int fd() const { return fd_; }
+  std::uint32_t memory_alignment_bytes() const { return alignment_.memory_bytes; }
+  bool is_block_device() const { return is_block_device_; }
+
+ private:
+  std::string path_;
+  int fd_;
+  std::atomic<std::uint64_t> size_bytes_;
+  Alignment alignment_;
+  bool is_block_device_;
+};
+
+class UringChannel : public Channel, public reactor::Poller {
+ public:
+  UringChannel(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor)
+      : bdev_(std::move(bdev)), reactor_(reactor), ops_(kMaxInFlight) {
+    for (auto& op : ops_) {
+      op.next_free = free_;
+      free_ = &op;
+    }
+  }
+  ~UringChannel() override;
+  Status start();
+
+  void submit(IoRequest& request) override;
+  unsigned poll() override;
+  bool arm() override;
+
+ private:
+  struct Op {
+    IoRequest* request = nullptr;
+    Op* next_free = nullptr;
+    iovec bounce{};
+    unsigned retries = 0;
+  };
+
+  bool valid(const IoRequest& request) const;
+  bool needs_bounce(const IoRequest& request) const;
+  void enqueue(IoRequest& request);
+  bool start_op(Op& op);
+  void drain_waiting();
+  void finish(Op& op, int result);
+  void release(Op& op);
+  static bool make_bounce(Op& op);
+
+  std::shared_ptr<UringBdev> bdev_;
+  reactor::Reactor& reactor_;
+  io_uring ring_{};
+  bool ring_open_ = false;
+  std::vector<Op> ops_;
+  Op* free_ = nullptr;
+  // Requests that found no free op or ring slot, in order.
+  IoRequest* waiting_head_ = nullptr;
+  IoRequest* waiting_tail_ = nullptr;
+  bool unsubmitted_ = false;
+};
+
+Result<std::unique_ptr<Channel>> UringBdev::open_channel(reactor::Reactor& reactor) {
+  auto channel = std::make_unique<UringChannel>(shared_from_this(), reactor);
+  POLLUX_TRY(channel->start());
+  return channel;
+}
+
+Status UringChannel::start() {
+  io_uring_params params{};
+  params.flags = IORING_SETUP_CQSIZE;
+  params.cq_entries = 2 * kMaxInFlight;
+  if (int rc = io_uring_queue_init_params(kRingEntries, &ring_, &params); rc < 0) {
+    return fail(ErrorCode::kInternal, "cannot make an io_uring for " + bdev_->name() + ": " + std::strerror(-rc) +
+                                          " (is io_uring disabled by kernel.io_uring_disabled?)");
+  }
+  ring_open_ = true;
+  const int fd = bdev_->fd();
+  if (int rc = io_uring_register_files(&ring_, &fd, 1); rc < 0) {
+    return fail(ErrorCode::kInternal, "cannot register " + bdev_->name() + " with io_uring: " + std::strerror(-rc));
+  }
+  POLLUX_TRY(reactor_.watch(ring_.ring_fd));
+  reactor_.add_poller(*this);
+  return {};
+}
+
+UringChannel::~UringChannel() {
+  if (!ring_open_) return;
+  reactor_.remove_poller(*this);
+  reactor_.unwatch(ring_.ring_fd);
+  io_uring_queue_exit(&ring_);
+}
+
+bool UringChannel::valid(const IoRequest& request) const {
+  if (request.op == IoOp::kFlush) return true;
+  const std::uint64_t block = bdev_->block_bytes();
+  return is_aligned(request.offset_bytes, block) && is_aligned(request.length_bytes, block) &&
+         range_fits(request.offset_bytes, request.length_bytes, bdev_->size_bytes());
+}
+
+bool UringChannel::needs_bounce(const IoRequest& request) const {
+  const std::uintptr_t mask = bdev_->memory_alignment_bytes() - 1;
+  std::uintptr_t misaligned = 0;
+  for (std::uint16_t i = 0; i < request.iov_count; ++i) {
+    misaligned |= reinterpret_cast<std::uintptr_t>(request.iov[i].iov_base) | request.iov[i].iov_len;
+  }
+  return (misaligned & mask) != 0;
+}
+
+void UringChannel::submit(IoRequest& request) {
+  if (!valid(request)) {
+    request.status = IoStatus::kInvalid;
+    request.complete(request);
+    return;
+  }
+  if (request.op != IoOp::kFlush && request.length_bytes == 0) {
+    request.status = IoStatus::kOk;
+    request.complete(request);
+    return;
+  }
+  if (waiting_head_ != nullptr || free_ == nullptr) {
+    enqueue(request);
+    return;
+  }
+  Op& op = *free_;
+  free_ = op.next_free;
+  op.request = &request;
+  op.retries = 0;
+  if (!start_op(op)) {
+    release(op);
+    enqueue(request);
+  }
+}
+
+void UringChannel::enqueue(IoRequest& request) {
+  request.device_next = nullptr;
+  (waiting_tail_ != nullptr ? waiting_tail_->device_next : waiting_head_) = &request;
+  waiting_tail_ = &request;
+}
+
+void UringChannel::drain_waiting() {
+  while (waiting_head_ != nullptr && free_ != nullptr) {
+    IoRequest& request = *waiting_head_;
+    Op& op = *free_;
+    free_ = op.next_free;
+    op.request = &request;
+    op.retries = 0;
+    if (!start_op(op)) {
+      release(op);
+      return;
+    }
+    waiting_head_ = request.device_next;
+    if (waiting_head_ == nullptr) waiting_tail_ = nullptr;
+  }
+}
+
+bool UringChannel::make_bounce(Op& op) {
+  const IoRequest& request = *op.request;
+  void* memory = std::aligned_alloc(kBounceAlignment, align_up<std::uint64_t>(request.length_bytes, kBounceAlignment));
+  if (memory == nullptr) return false;
+  op.bounce = {memory, request.length_bytes};
+  if (request.op == IoOp::kWrite) {
+    auto* to = static_cast<std::byte*>(memory);
+    std::uint64_t left = request.length_bytes;
+    for (std::uint16_t i = 0; i < request.iov_count && left > 0; ++i) {
+      const std::uint64_t now = std::min<std::uint64_t>(request.iov[i].iov_len, left);
+      std::memcpy(to, request.iov[i].iov_base, now);
+      to += now;
+      left -= now;
+    }
+  }
+  return true;
+}
+
+// False: the ring or memory has no room now; try again after completions.
+bool UringChannel::start_op(Op& op) {
+  const IoRequest& request = *op.request;
+  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
+  if (moves_data && op.bounce.iov_base == nullptr && needs_bounce(request) && !make_bounce(op)) return false;
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+  if (sqe == nullptr) {
+    io_uring_submit(&ring_);
+    sqe = io_uring_get_sqe(&ring_);
+    if (sqe == nullptr) return false;
+  }
+  const iovec* iov = op.bounce.iov_base != nullptr ? &op.bounce : request.iov;
+  const unsigned iov_count = op.bounce.iov_base != nullptr ? 1 : request.iov_count;
+  constexpr int kFile = 0;
+  switch (request.op) {
+    case IoOp::kRead:
+      io_uring_prep_readv(sqe, kFile, iov, iov_count, request.offset_bytes);
+      break;
+    case IoOp::kWrite:
+      io_uring_prep_writev2(sqe, kFile, iov, iov_count, request.offset_bytes,
+                            (request.flags & IoRequest::kFua) != 0 ? RWF_DSYNC : 0);
+      break;
+    case IoOp::kFlush:
+      io_uring_prep_fsync(sqe, kFile, IORING_FSYNC_DATASYNC);
+      break;
+    case IoOp::kUnmap:
+      io_uring_prep_fallocate(sqe, kFile, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                              static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
+      break;
+    case IoOp::kWriteZeroes:
+      io_uring_prep_fallocate(sqe, kFile, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                              static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
+      break;
+  }
+  sqe->flags |= IOSQE_FIXED_FILE;
+  io_uring_sqe_set_data(sqe, &op);
+  unsubmitted_ = true;
+  return true;
+}
+
+void UringChannel::release(Op& op) {
+  std::free(op.bounce.iov_base);
+  op.bounce = {};
+  op.request = nullptr;
+  op.next_free = free_;
+  free_ = &op;
+}
+
+void UringChannel::finish(Op& op, int result) {
+  IoRequest& request = *op.request;
+  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
+  const bool is_short = moves_data && result >= 0 && static_cast<std::uint64_t>(result) != request.length_bytes;
+  // Short transfers and interruptions are legal for the kernel; the request is idempotent, so it goes out whole again.
+  if ((is_short || result == -EINTR || result == -EAGAIN) && op.retries++ < kMaxRetries && start_op(op)) return;
+  if (result < 0 || is_short) {
+    request.status = result == -ENOSPC ? IoStatus::kNoSpace : IoStatus::kIoError;
+    // A device without discard keeps its data, which unmap allows.
+    if (request.op == IoOp::kUnmap && result == -EOPNOTSUPP) request.status = IoStatus::kOk;
+  } else {
+    request.status = IoStatus::kOk;
+    if (request.op == IoOp::kRead && op.bounce.iov_base != nullptr) {
+      const auto* from = static_cast<const std::byte*>(op.bounce.iov_base);
+      std::uint64_t left = request.length_bytes;
+      for (std::uint16_t i = 0; i < request.iov_count && left > 0; ++i) {
+        const std::uint64_t now = std::min<std::uint64_t>(request.iov[i].iov_len, left);
+        std::memcpy(request.iov[i].iov_base, from, now);
+        from += now;
+        left -= now;
+      }
+    }
+  }
+  release(op);
+  request.complete(request);
+}
+
+unsigned UringChannel::poll() {
+  if (waiting_head_ != nullptr) drain_waiting();
+  if (unsubmitted_) {
+    const int rc = io_uring_submit(&ring_);
+    // Busy means the completion queue is full: take completions, submit on the next turn.
+    if (rc >= 0) unsubmitted_ = false;
+  }
+  std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
+  const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);
+  for (unsigned i = 0; i < count; ++i) {
+    Op& op = *static_cast<Op*>(io_uring_cqe_get_data(cqes[i]));
+    const int result = cqes[i]->res;
+    // The slot goes back first: finish() may submit again and so needs room.
+    io_uring_cqe_seen(&ring_, cqes[i]);
+    finish(op, result);
+  }
+  return count;
+}
+
+bool UringChannel::arm() {
+  poll();
+  return !unsubmitted_ && waiting_head_ == nullptr && io_uring_cq_ready(&ring_) == 0;
+}
+
+#ifndef STATX_DIOALIGN
+#define STATX_DIOALIGN 0x00002000U
+#endif
+
+// The kernel's own word where it gives one (statx since 6.1), else the logical block size.
+Alignment find_alignment(int fd, bool is_block_device) {
+  Alignment alignment;
+  if (int logical = 0; is_block_device && ioctl(fd, BLKSSZGET, &logical) == 0 && logical > 512) {
+    alignment = {.memory_bytes = static_cast<std::uint32_t>(logical),
+                 .block_bytes = static_cast<std::uint32_t>(logical)};
+  }
+  struct statx stx {};
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 && (stx.stx_mask & STATX_DIOALIGN) != 0) {
+    // stx_dio_mem_align and stx_dio_offset_align sit behind stx_mnt_id; older headers call them spare.
+    std::uint32_t dio[2];
+    std::memcpy(dio, reinterpret_cast<const char*>(&stx) + 0x98, sizeof(dio));
+    if (dio[0] != 0) alignment.memory_bytes = dio[0];
+    if (dio[1] > alignment.block_bytes) alignment.block_bytes = dio[1];
+  }
+  return alignment;
+}
+
+struct OpenedFile {
+  int fd;
+  bool created;
+};
+
+Result<OpenedFile> open_file(const std::string& path, std::uint64_t create_bytes) {
+  constexpr int kFlags = O_RDWR | O_CLOEXEC;
+  struct stat st {};
+  const bool exists = stat(path.c_str(), &st) == 0;
+  if (!exists && create_bytes == 0) {
+    return fail(ErrorCode::kNotFound, describe_errno("cannot open " + path) + " (give a size to create it)");
+  }
+  const int flags = kFlags | (exists ? (S_ISBLK(st.st_mode) ? O_EXCL : 0) : O_CREAT | O_EXCL);
+  int fd = ::open(path.c_str(), flags | O_DIRECT, 0600);
+  if (fd < 0 && errno == EINVAL) {
+    // Some file systems (tmpfs) have no O_DIRECT; with O_CREAT the file may be there now all the same.
+    log::warn("{}: its file system has no O_DIRECT; data passes through the page cache", path);
+    fd = ::open(path.c_str(), kFlags | (exists ? 0 : O_CREAT), 0600);
+  }
+  if (fd < 0) {
+    const auto code = errno == EBUSY ? ErrorCode::kBusy : ErrorCode::kIoError;
+    return fail(code, describe_errno("cannot open " + path));
+  }
+  return OpenedFile{fd, !exists};
+}
+
+Result<std::uint64_t> size_of(int fd, const std::string& path, bool* is_block_device) {
+  struct stat st {};
+  if (fstat(fd, &st) != 0) return fail(ErrorCode::kIoError, describe_errno("cannot stat " + path));
+  *is_block_device = S_ISBLK(st.st_mode);
+  if (S_ISREG(st.st_mode)) return static_cast<std::uint64_t>(st.st_size);
+  if (!*is_block_device) return fail(ErrorCode::kInvalid, path + " is neither a regular file nor a block device");
+  std::uint64_t bytes = 0;
+  if (ioctl(fd, BLKGETSIZE64, &bytes) != 0) return fail(ErrorCode::kIoError, describe_errno("cannot size " + path));
+  return bytes;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Bdev>> make_uring_bdev(const std::string& path, std::uint64_t create_bytes) {
+  if (path.empty() || path.front() != '/') {
+    return fail(ErrorCode::kInvalid, "the path of a device must be absolute, not '" + path + "'");
+  }
+  if (!is_aligned<std::uint64_t>(create_bytes, 4096)) {
+    return fail(ErrorCode::kInvalid, "the size of " + path + " must be a multiple of 4096 bytes");
+  }
+  auto opened = open_file(path, create_bytes);
+  if (!opened) return fail(std::move(opened.error()));
+  const int fd = opened->fd;
+  const auto give_up = [fd](Error error) {
+    close(fd);
+    return fail(std::move(error));
+  };
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    return give_up({errno == EWOULDBLOCK ? ErrorCode::kBusy : ErrorCode::kIoError,
+                    path + " is locked: another process serves it already"});
+  }
+  if (opened->created && ftruncate(fd, static_cast<off_t>(create_bytes)) != 0) {
+    Error error{ErrorCode::kIoError, describe_errno("cannot size the new file " + path)};
+    unlink(path.c_str());
+    return give_up(std::move(error));
+  }
+  bool is_block_device = false;
+  auto size_bytes = size_of(fd, path, &is_block_device);
+  if (!size_bytes) return give_up(std::move(size_bytes.error()));
+  const Alignment alignment = find_alignment(fd, is_block_device);
+  if (alignment.block_bytes > 4096) {
+    return give_up({ErrorCode::kUnsupported, path + " has blocks of " + std::to_string(alignment.block_bytes) +
+                                                 " bytes; 512 and 4096 are supported"});
+  }
+  return std::make_shared<UringBdev>(path, fd, align_down<std::uint64_t>(*size_bytes, 4096), alignment,
+                                     is_block_device);
+}
+
+}  // namespace pollux::bdev

@@ -69,9 +69,7 @@ def _root_file_system(scratch: Path, size_mb: int) -> Path:
     _install(initramfs.FILES / "boot-init", tree / "sbin/init")
     _install(initramfs.FILES / "watch-disks", tree / "sbin/watch-disks")
     _install(kernels.busybox(), tree / "bin/busybox")
-    applets = subprocess.run(
-        [kernels.busybox(), "--list"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    applets = subprocess.run([kernels.busybox(), "--list"], capture_output=True, text=True, check=True).stdout.split()
     for applet in applets:
         if applet not in ("busybox", "init"):
             (tree / "bin" / applet).symlink_to("busybox")

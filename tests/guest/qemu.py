@@ -24,9 +24,7 @@ _HOTPLUG_PORTS = 4
 @cache
 def version() -> tuple[int, int]:
     """Major and minor version of the QEMU that guests run in."""
-    told = subprocess.run(
-        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
-    ).stdout
+    told = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"version (\d+)\.(\d+)", told)
     if not found:
         raise RuntimeError(f"qemu-system-x86_64 --version said {told!r}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,14 +50,21 @@ def log_dir() -> Path:
     return path
 
 
-class Machine:
-    """A running guest. A context manager: leaving it kills what is left of the guest."""
+class Machine(ABC):
+    """A guest. A context manager: entering it starts the guest, leaving it kills what is left of it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"pollux-{name}-"))
+        self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._console: Console | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder that lives as long as the guest."""
+        if self._scratch is None:
+            raise RuntimeError(f"guest {self.name} has not been started")
+        return self._scratch
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -69,6 +77,19 @@ class Machine:
         if self._console is None:
             raise RuntimeError(f"guest {self.name} has not been started")
         return self._console
+
+    def start(self) -> None:
+        """Start the guest; returns before it has booted. Nothing is left behind when that fails."""
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"pollux-{self.name}-"))
+        try:
+            self._launch()
+        except BaseException:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _launch(self) -> None:
+        """Build the command and _spawn it; `scratch` is there."""
 
     def wait(self, pattern: str, seconds: float = 30, start: int = 0) -> re.Match[str]:
         """Wait for a console line; see Console.wait."""
@@ -99,7 +120,8 @@ class Machine:
             _kill_group(self._process)
             if self._process.stdin is not None:
                 self._process.stdin.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _spawn(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Start `command` with its standard input and output as the guest's console.
@@ -119,6 +141,7 @@ class Machine:
         self._console = Console(self.name, self._process.stdout, log)
 
     def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(

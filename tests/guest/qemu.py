@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,26 +35,12 @@ def version() -> tuple[int, int]:
 class Qemu(Machine):
     """A QEMU process. Use QemuDirect or QemuBoot."""
 
-    def __init__(self, name: str, memory_mb: int, cpus: int) -> None:
+    def __init__(self, name: str, disks: Sequence[VhostUserDisk], memory_mb: int, cpus: int) -> None:
         super().__init__(name)
+        self._disks = disks
+        self._memory_mb = memory_mb
+        self._cpus = cpus
         self._qmp: Qmp | None = None
-        monitor = self.scratch / "qmp"
-        self._command = [
-            "qemu-system-x86_64",
-            *("-accel", "tcg,thread=multi"),
-            *("-machine", "q35"),
-            *("-cpu", "max"),
-            *("-smp", str(cpus)),
-            *("-m", f"{memory_mb}M"),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-serial", "stdio"),
-            *("-qmp", f"unix:{monitor},server=on,wait=off"),
-            # The back end maps the guest's memory, so it must be a file that can be shared.
-            *("-object", f"memory-backend-memfd,id=mem,size={memory_mb}M,share=on"),
-            *("-numa", "node,memdev=mem"),
-        ]
-        for port in range(_HOTPLUG_PORTS):
-            self._command += ["-device", f"pcie-root-port,id=port{port},chassis={port + 1}"]
 
     @property
     def qmp(self) -> Qmp:
@@ -90,16 +77,35 @@ class Qemu(Machine):
             self._qmp.close()
         super().close()
 
-    def _start(self, disks: Sequence[VhostUserDisk], options: Sequence[str]) -> None:
-        for number, disk in enumerate(disks):
+    @abstractmethod
+    def _what_to_boot(self) -> list[str]:
+        """The options that say what the guest boots."""
+
+    def _launch(self) -> None:
+        command = [
+            "qemu-system-x86_64",
+            *("-accel", "tcg,thread=multi"),
+            *("-machine", "q35"),
+            *("-cpu", "max"),
+            *("-smp", str(self._cpus)),
+            *("-m", f"{self._memory_mb}M"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-serial", "stdio"),
+            *("-qmp", f"unix:{self.scratch / 'qmp'},server=on,wait=off"),
+            # The back end maps the guest's memory, so it must be a file that can be shared.
+            *("-object", f"memory-backend-memfd,id=mem,size={self._memory_mb}M,share=on"),
+            *("-numa", "node,memdev=mem"),
+        ]
+        for port in range(_HOTPLUG_PORTS):
+            command += ["-device", f"pcie-root-port,id=port{port},chassis={port + 1}"]
+        for number, disk in enumerate(self._disks):
             reconnect = "".join(f",{k}={v}" for k, v in _reconnect_option(disk).items())
-            chardev = f"socket,id=disk{number}-socket,path={disk.socket}{reconnect}"
             device = _device_options(disk, f"disk{number}-socket")
             driver = device.pop("driver")
             rendered = "".join(f",{k}={v}" for k, v in device.items())
-            self._command += ["-chardev", chardev]
-            self._command += ["-device", f"{driver},id=disk{number}{rendered}"]
-        self._spawn([*self._command, *options])
+            command += ["-chardev", f"socket,id=disk{number}-socket,path={disk.socket}{reconnect}"]
+            command += ["-device", f"{driver},id=disk{number}{rendered}"]
+        self._spawn([*command, *self._what_to_boot()])
 
 
 class QemuDirect(Qemu):
@@ -115,12 +121,16 @@ class QemuDirect(Qemu):
         cpus: int = 2,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(name, memory_mb, cpus)
+        super().__init__(name, disks, memory_mb, cpus)
+        self._script = script
+        self._variables = variables or {}
+
+    def _what_to_boot(self) -> list[str]:
         kernel = kernels.cloud()
         image = self.scratch / "initramfs"
-        image.write_bytes(initramfs.with_script(kernel, script, variables or {}))
+        image.write_bytes(initramfs.with_script(kernel, self._script, self._variables))
         append = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable"
-        self._start(disks, ["-kernel", str(kernel.image), "-initrd", str(image), "-append", append])
+        return ["-kernel", str(kernel.image), "-initrd", str(image), "-append", append]
 
 
 class QemuBoot(Qemu):
@@ -137,14 +147,14 @@ class QemuBoot(Qemu):
     ) -> None:
         if not any(disk.boot for disk in disks):
             raise ValueError("no disk to boot from")
-        super().__init__(name, memory_mb, cpus)
-        self._start(disks, self._firmware_options(firmware))
-
-    def _firmware_options(self, firmware: str) -> list[str]:
-        if firmware == "bios":
-            return []
-        if firmware != "uefi":
+        if firmware not in ("bios", "uefi"):
             raise ValueError(f"firmware is bios or uefi, not {firmware!r}")
+        super().__init__(name, disks, memory_mb, cpus)
+        self._firmware = firmware
+
+    def _what_to_boot(self) -> list[str]:
+        if self._firmware == "bios":
+            return []
         # The firmware writes its variables: each guest gets a copy.
         variables = self.scratch / "efi-vars"
         shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", variables)

@@ -30,12 +30,18 @@ class Uml(Machine):
         variables: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(name)
+        self._script = script
+        self._disks = disks
+        self._memory_mb = memory_mb
+        self._variables = variables or {}
+
+    def _launch(self) -> None:
         kernel = kernels.uml()
         image = self.scratch / "initramfs"
-        image.write_bytes(initramfs.with_script(kernel, script, variables or {}))
+        image.write_bytes(initramfs.with_script(kernel, self._script, self._variables))
         command = [
             str(kernel.image),
-            f"mem={memory_mb}M",
+            f"mem={self._memory_mb}M",
             f"initrd={image}",
             f"uml_dir={self.scratch}/",
             "umid=guest",
@@ -47,7 +53,7 @@ class Uml(Machine):
             "panic=-1",
             "quiet",
         ]
-        for disk in disks:
+        for disk in self._disks:
             command.append(f"virtio_uml.device={disk.socket}:{_DEVICE_IDS[disk.transport]}")
         # The guest's memory is a file in TMPDIR that is shared with the back end.
         self._spawn(command, {"TMPDIR": "/dev/shm"})

@@ -21,7 +21,7 @@ def close(outcomes: list[Outcome], progress: Progress) -> int:
 
 
 def _table(outcomes: list[Outcome], total_s: float) -> str:
-    rows = [("suite", "seconds", "passed", "failed", "skipped", "")]
+    rows: list[tuple[str, ...]] = [("suite", "seconds", "passed", "failed", "skipped", "")]
     for outcome in outcomes:
         counts = (str(count) for count in (outcome.passed, outcome.failed, outcome.skipped))
         rows.append((outcome.name, f"{outcome.seconds:.1f}", *counts, outcome.note))

@@ -1,0 +1,117 @@
+#pragma once
+// GuestMemory: the only place that turns a guest's address into a pointer.
+//
+// A front end shares its guest's memory as up to kMaxRegions files. A GuestMemory is one immutable table of them; a
+// change of the table makes a new object while queues that still use the old one keep its mappings alive. Every answer
+// is checked against overflow and against the ends of regions. Nothing here trusts a size that the front end states:
+// the file behind a region is asked, and bus_fault.h takes care of one that shrinks later.
+
+#include <sys/uio.h>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/result.h"
+#include "virtio/bus_fault.h"
+#include "virtio/unique_fd.h"
+
+namespace pollux::virtio {
+
+// Where a region lies: in the guest's physical addresses, in the front end's virtual addresses, and in its file.
+struct RegionSpec {
+  std::uint64_t guest_addr = 0;
+  std::uint64_t size_bytes = 0;
+  std::uint64_t user_addr = 0;
+  std::uint64_t file_offset = 0;
+
+  bool operator==(const RegionSpec&) const = default;
+};
+
+// A shared file mapping that survives the file's truncation: guest memory, a dirty log, an in-flight region.
+class SharedMapping {
+ public:
+  // kInvalid: size 0, offset + size overflows or lies past the end of the file, or the descriptor is no regular file.
+  // kInternal: the kernel refuses the mapping, or too many exist. The descriptor may be closed afterwards.
+  static Result<std::unique_ptr<SharedMapping>> map(int fd, std::uint64_t file_offset, std::uint64_t size_bytes);
+  ~SharedMapping();
+  SharedMapping(const SharedMapping&) = delete;
+  SharedMapping& operator=(const SharedMapping&) = delete;
+
+  std::byte* data() const { return data_; }
+  std::uint64_t size_bytes() const { return size_bytes_; }
+  // True once a page of it has gone away; it then reads as private zeros.
+  bool lost() const { return lost_.load(std::memory_order_relaxed); }
+
+ private:
+  SharedMapping() = default;
+  std::byte* data_ = nullptr;
+  std::uint64_t size_bytes_ = 0;
+  void* base_ = nullptr;
+  std::size_t mapped_bytes_ = 0;
+  std::atomic<bool> lost_{false};
+  std::unique_ptr<BusFaultGuard> guard_;
+};
+
+struct Region {
+  RegionSpec spec;
+  std::unique_ptr<SharedMapping> mapping;
+};
+
+// Validates the addresses and maps the file; errors as SharedMapping::map, and kInvalid for an address range that
+// overflows.
+Result<std::shared_ptr<const Region>> map_region(const RegionSpec& spec, const UniqueFd& fd);
+
+// Room for the pieces of one request, owned by the caller.
+struct IovecList {
+  iovec* items = nullptr;
+  std::uint32_t capacity = 0;
+  std::uint32_t count = 0;
+
+  bool push(void* base, std::size_t length) {
+    if (count == capacity) return false;
+    items[count++] = iovec{base, length};
+    return true;
+  }
+};
+
+class GuestMemory {
+ public:
+  static constexpr std::size_t kMaxRegions = 64;
+
+  // kInvalid: none, too many, or two that overlap in guest or in front end addresses.
+  static Result<std::shared_ptr<const GuestMemory>> make(std::vector<std::shared_ptr<const Region>> regions);
+
+  enum class Translation : std::uint8_t { kOk, kUnmapped, kTooManyPieces };
+  // Appends what [guest_addr, guest_addr + length) is in this process, one piece for each region it touches. On failure
+  // the list may hold some of the pieces. A length of 0 is kOk and adds nothing.
+  Translation translate(std::uint64_t guest_addr, std::uint64_t length, IovecList& out) const;
+  // nullptr unless the whole range lies in one region.
+  std::byte* pointer(std::uint64_t guest_addr, std::uint64_t length) const;
+  // The same for an address of the front end's process, which is how rings are given (vhost-user SET_VRING_ADDR).
+  std::byte* ring_pointer(std::uint64_t user_addr, std::uint64_t length) const;
+  // The guest address of a pointer handed out earlier.
+  std::optional<std::uint64_t> guest_addr(const void* pointer) const;
+
+  bool lost() const;
+  const std::vector<std::shared_ptr<const Region>>& regions() const { return regions_; }
+
+ private:
+  // What a look-up needs, side by side and sorted by guest address.
+  struct Range {
+    std::uint64_t guest_addr;
+    std::uint64_t size_bytes;
+    std::byte* data;
+  };
+  GuestMemory() = default;
+  const Range* find(std::uint64_t guest_addr) const;
+
+  std::vector<Range> ranges_;
+  std::vector<std::shared_ptr<const Region>> regions_;
+};
+
+}  // namespace pollux::virtio

@@ -1,0 +1,63 @@
+#pragma once
+// PackedQueue: the device's side of a packed virtqueue (VIRTIO 1.2 2.8). See virtqueue.h for the contract.
+
+#include <vector>
+
+#include "virtio/inflight.h"
+#include "virtio/virtqueue.h"
+
+namespace pollux::virtio {
+
+// A position in the ring and the wrap counter that goes with it.
+struct PackedCursor {
+  std::uint16_t index = 0;
+  bool wrap = true;
+
+  void advance(std::uint16_t entries, std::uint16_t size) {
+    index += entries;
+    if (index >= size) {
+      index -= size;
+      wrap = !wrap;
+    }
+  }
+  bool operator==(const PackedCursor&) const = default;
+};
+
+class PackedQueue final : public Virtqueue {
+ public:
+  // As Virtqueue::create.
+  static Result<std::unique_ptr<Virtqueue>> create(QueueSetup setup);
+
+  unsigned look() override;
+  bool pop(Chain& chain, IovecList& pieces) override;
+  void push(std::uint16_t id, std::uint16_t entries, std::uint32_t written) override;
+  bool publish() override;
+  void disable_kicks() override;
+  bool enable_kicks() override;
+  std::uint32_t base() const override;
+
+ private:
+  explicit PackedQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}
+  bool available() const;
+  const char* gather(Chain& chain, IovecList& pieces);
+  const char* gather_again(std::uint16_t entry, Chain& chain, IovecList& pieces);
+  const char* gather_indirect(const PackedDesc& table, ChainBuilder& builder) const;
+  const char* add(const PackedDesc& desc, ChainBuilder& builder) const;
+
+  PackedDesc* descs_ = nullptr;
+  PackedEvent* driver_event_ = nullptr;
+  PackedEvent* device_event_ = nullptr;
+
+  PackedCursor avail_;
+  PackedCursor used_;
+  // The first entry of the batch being staged; its flags are stored last, which shows the whole batch at once.
+  PackedCursor batch_start_;
+  std::uint16_t batch_flags_ = 0;
+  bool kicks_off_ = false;
+
+  InflightPacked inflight_;
+  std::vector<std::uint16_t> replay_;
+  std::size_t replayed_ = 0;
+};
+
+}  // namespace pollux::virtio

@@ -1,0 +1,56 @@
+#pragma once
+// SplitQueue: the device's side of a split virtqueue (VIRTIO 1.2 2.7). See virtqueue.h for the contract.
+
+#include <vector>
+
+#include "virtio/inflight.h"
+#include "virtio/virtqueue.h"
+
+namespace pollux::virtio {
+
+class SplitQueue final : public Virtqueue {
+ public:
+  // As Virtqueue::create.
+  static Result<std::unique_ptr<Virtqueue>> create(QueueSetup setup);
+
+  unsigned look() override;
+  bool pop(Chain& chain, IovecList& pieces) override;
+  void push(std::uint16_t id, std::uint16_t entries, std::uint32_t written) override;
+  bool publish() override;
+  void disable_kicks() override;
+  bool enable_kicks() override;
+  std::uint32_t base() const override { return next_avail_; }
+
+ private:
+  explicit SplitQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}
+  const char* gather(std::uint16_t head, Chain& chain, IovecList& pieces) const;
+  const char* gather_indirect(const SplitDesc& table, ChainBuilder& builder) const;
+
+  std::uint16_t mask() const { return setup_.size - 1; }
+  std::uint16_t* avail_flags() const { return avail_; }
+  std::uint16_t* avail_idx() const { return avail_ + 1; }
+  std::uint16_t* avail_ring() const { return avail_ + 2; }
+  std::uint16_t* used_event() const { return avail_ + 2 + setup_.size; }
+  std::uint16_t* used_flags() const { return used_; }
+  std::uint16_t* used_idx() const { return used_ + 1; }
+  UsedElem* used_ring() const { return reinterpret_cast<UsedElem*>(used_ + 2); }
+  std::uint16_t* avail_event() const { return used_ + 2 + 4 * setup_.size; }
+
+  const SplitDesc* descs_ = nullptr;
+  std::uint16_t* avail_ = nullptr;
+  std::uint16_t* used_ = nullptr;
+
+  // Free-running: the next entry of the available ring to take, and the next of the used ring to fill.
+  std::uint16_t next_avail_ = 0;
+  std::uint16_t next_used_ = 0;
+  // How far the last look() saw.
+  std::uint16_t seen_avail_ = 0;
+  bool kicks_off_ = false;
+
+  InflightSplit inflight_;
+  // What a dead process left; taken from the front before the ring is looked at.
+  std::vector<std::uint16_t> replay_;
+  std::size_t replayed_ = 0;
+};
+
+}  // namespace pollux::virtio

@@ -1,0 +1,55 @@
+#include "virtio/virtqueue.h"
+
+#include <limits>
+
+#include "virtio/packed_queue.h"
+#include "virtio/split_queue.h"
+
+namespace pollux::virtio {
+
+Result<std::unique_ptr<Virtqueue>> Virtqueue::create(QueueSetup setup) {
+  if (setup.size == 0 || setup.size > kMaxQueueSize) {
+    return fail(ErrorCode::kInvalid,
+                "queue size " + std::to_string(setup.size) + " is not within 1 to " + std::to_string(kMaxQueueSize));
+  }
+  if (!setup.memory) return fail(ErrorCode::kInvalid, "a queue without guest memory");
+  if (setup.inflight) {
+    if (setup.index >= setup.inflight->queues() || setup.size > setup.inflight->queue_size() ||
+        setup.packed != setup.inflight->packed()) {
+      return fail(ErrorCode::kInvalid, "the in-flight region does not fit the queue");
+    }
+  }
+  return setup.packed ? PackedQueue::create(std::move(setup)) : SplitQueue::create(std::move(setup));
+}
+
+void Virtqueue::log_writes(const iovec* pieces, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (auto addr = setup_.memory->guest_addr(pieces[i].iov_base)) setup_.log->mark(*addr, pieces[i].iov_len);
+  }
+}
+
+const char* ChainBuilder::add(std::uint64_t addr, std::uint32_t len, bool writable) {
+  // VIRTIO 1.2 2.7.4.2: what the device writes comes after all that it reads.
+  if (!writable && chain_.writable != 0) return "a readable descriptor after a writable one";
+  const std::uint32_t before = pieces_.count;
+  switch (memory_.translate(addr, len, pieces_)) {
+    case GuestMemory::Translation::kOk:
+      break;
+    case GuestMemory::Translation::kUnmapped:
+      chain_.faulty = true;
+      pieces_.count = before;
+      if (!pieces_.push(nullptr, len)) return "more pieces than a request may have";
+      break;
+    case GuestMemory::Translation::kTooManyPieces:
+      return "more pieces than a request may have";
+  }
+  const auto added = static_cast<std::uint16_t>(pieces_.count - before);
+  (writable ? chain_.writable : chain_.readable) += added;
+  (writable ? chain_.writable_bytes : chain_.readable_bytes) += len;
+  // 2.7.5: a chain describes at most 2^32 bytes.
+  if (chain_.readable_bytes + chain_.writable_bytes > std::numeric_limits<std::uint32_t>::max())
+    return "a chain of more than 4 GiB";
+  return nullptr;
+}
+
+}  // namespace pollux::virtio

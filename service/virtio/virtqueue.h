@@ -1,0 +1,131 @@
+#pragma once
+// Virtqueue: the device's side of one virtqueue, whatever its format. SplitQueue and PackedQueue implement it.
+//
+// One reactor owns a queue. A turn of it is: look() once, pop() up to that many chains, push() whatever has completed
+// in any order, then publish() once. Everything in guest memory is fetched once and validated before use. A chain that
+// names memory the guest does not have is delivered as faulty, so that its request can be failed; a ring that breaks
+// the rules (an index out of range, a loop, a nested table, readable after writable) marks the whole queue broken, and
+// nothing more is taken from it.
+//
+// With an in-flight region (inflight.h) the requests that an earlier process left unfinished come out of pop() first.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "base/result.h"
+#include "virtio/dirty_log.h"
+#include "virtio/guest_memory.h"
+#include "virtio/ring_layout.h"
+
+namespace pollux::virtio {
+
+class InflightRegion;
+
+// Everything a queue needs to know before it starts.
+struct QueueSetup {
+  std::uint16_t size = 0;
+  bool packed = false;
+  bool event_idx = false;
+  bool indirect = false;
+  // In the front end's virtual addresses; driver area is the available ring, device area the used ring.
+  std::uint64_t desc_user_addr = 0;
+  std::uint64_t driver_user_addr = 0;
+  std::uint64_t device_user_addr = 0;
+  // As in vhost-user SET_VRING_BASE.
+  std::uint32_t base = 0;
+  std::shared_ptr<const GuestMemory> memory;
+  // Both absent unless the front end logs writes; the address is where the device area lies for the log.
+  std::shared_ptr<DirtyLog> log;
+  std::optional<std::uint64_t> device_log_addr;
+  // Absent unless negotiated.
+  std::shared_ptr<InflightRegion> inflight;
+  std::uint16_t index = 0;
+};
+
+// One request as the guest described it. Its memory is in the IovecList given to pop(): first `readable` pieces, then
+// `writable` ones.
+struct Chain {
+  // Names the request towards the guest; below the queue's size.
+  std::uint16_t id = 0;
+  // Ring entries it occupies (packed ring).
+  std::uint16_t entries = 1;
+  // A piece lies outside of the guest's memory (it is in the list with a null base), or there are too many pieces.
+  bool faulty = false;
+  std::uint16_t readable = 0;
+  std::uint16_t writable = 0;
+  std::uint64_t readable_bytes = 0;
+  std::uint64_t writable_bytes = 0;
+};
+
+class Virtqueue {
+ public:
+  // At most so many chains a turn, so that one queue cannot starve the others.
+  static constexpr unsigned kMaxBatch = 32;
+
+  // kInvalid: size 0, above kMaxQueueSize or (split) no power of two; a ring that is misaligned or not within one
+  // memory region; an in-flight region that does not fit.
+  static Result<std::unique_ptr<Virtqueue>> create(QueueSetup setup);
+  virtual ~Virtqueue() = default;
+  Virtqueue(const Virtqueue&) = delete;
+  Virtqueue& operator=(const Virtqueue&) = delete;
+
+  // How many chains can be popped now, at most kMaxBatch.
+  virtual unsigned look() = 0;
+  // Only after look() said that there is one. False: the queue is broken.
+  virtual bool pop(Chain& chain, IovecList& pieces) = 0;
+  // Stages the answer to a popped chain; `written` counts the bytes put into its writable pieces.
+  virtual void push(std::uint16_t id, std::uint16_t entries, std::uint32_t written) = 0;
+  // Shows all staged answers to the guest. True: it wants an interrupt.
+  virtual bool publish() = 0;
+  // Asks the guest not to kick. Cheap to repeat.
+  virtual void disable_kicks() = 0;
+  // Asks for kicks and looks once more: false when there is something to pop, and then kicks stay off.
+  virtual bool enable_kicks() = 0;
+  // As vhost-user GET_VRING_BASE wants it; meaningful when nothing is in flight.
+  virtual std::uint32_t base() const = 0;
+
+  bool broken() const { return broken_ != nullptr; }
+  // Why; a static text.
+  const char* broken_reason() const { return broken_; }
+  std::uint16_t size() const { return setup_.size; }
+  bool logging() const { return setup_.log != nullptr; }
+  const GuestMemory& memory() const { return *setup_.memory; }
+  // Marks what the device wrote. Call before publish(), only when logging().
+  void log_writes(const iovec* pieces, std::size_t count);
+  bool has_staged() const { return staged_ != 0; }
+  void break_queue(const char* reason) {
+    if (!broken_) broken_ = reason;
+  }
+
+ protected:
+  explicit Virtqueue(QueueSetup setup) : setup_(std::move(setup)) {}
+  void log_device_area(std::uint64_t offset, std::uint64_t length) {
+    if (setup_.log && setup_.device_log_addr) setup_.log->mark(*setup_.device_log_addr + offset, length);
+  }
+
+  QueueSetup setup_;
+  unsigned staged_ = 0;
+
+ private:
+  const char* broken_ = nullptr;
+};
+
+// Gathers the descriptors of one chain; shared by both formats.
+class ChainBuilder {
+ public:
+  ChainBuilder(const GuestMemory& memory, Chain& chain, IovecList& pieces)
+      : memory_(memory), chain_(chain), pieces_(pieces) {
+    chain_ = Chain{};
+    pieces_.count = 0;
+  }
+  // nullptr, or why the queue is broken.
+  const char* add(std::uint64_t addr, std::uint32_t len, bool writable);
+
+ private:
+  const GuestMemory& memory_;
+  Chain& chain_;
+  IovecList& pieces_;
+};
+
+}  // namespace pollux::virtio

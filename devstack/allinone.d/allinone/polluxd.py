@@ -1,0 +1,114 @@
+"""polluxd on a file-backed pool, with certificates of its own."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from . import build, files, wait
+from .common import Context
+from .errors import AllInOneError
+from .settings import LOOPBACK, Settings
+
+NAME = 'polluxd'
+#: nova-compute with the Pollux volume driver loaded first.
+COMPUTE_PROGRAM = 'pollux-nova-compute'
+#: Deleted volumes give their space back in the background.
+RECLAIM_S = 60.0
+
+
+def certificates(settings: Settings) -> pathlib.Path:
+    return settings.state / 'certs'
+
+
+def config_text(settings: Settings) -> str:
+    """polluxd.toml: what differs from the defaults in etc/polluxd.toml."""
+    certs = certificates(settings)
+    runtime = settings.folder('run', 'polluxd')
+    state = settings.folder('data', 'polluxd')
+    return f'''\
+[service]
+host_id = "{settings.host}"
+state_dir = "{state}"
+runtime_dir = "{runtime}"
+
+[control]
+listen = "{LOOPBACK}:{settings.ports.polluxd}"
+ca = "{certs}/ca.pem"
+certificate = "{certs}/server.pem"
+key = "{certs}/server.key"
+'''
+
+
+def client_options(settings: Settings, role: str) -> dict[str, Any]:
+    certs = certificates(settings)
+    return {
+        'pollux_address': f'{LOOPBACK}:{settings.ports.polluxd}',
+        'pollux_ca': certs / 'ca.pem',
+        'pollux_certificate': certs / f'{role}.pem',
+        'pollux_key': certs / f'{role}.key',
+    }
+
+
+def cinder_options(settings: Settings) -> dict[str, Any]:
+    return client_options(settings, 'cinder')
+
+
+def nova_options(settings: Settings) -> dict[str, Any]:
+    return client_options(settings, 'compute')
+
+
+def client_environment(settings: Settings) -> dict[str, str]:
+    """By which polluxctl finds the service."""
+    certs = certificates(settings)
+    return {
+        'POLLUX_ADDRESS': f'{LOOPBACK}:{settings.ports.polluxd}',
+        'POLLUX_CA': str(certs / 'ca.pem'),
+        'POLLUX_CERTIFICATE': str(certs / 'admin.pem'),
+        'POLLUX_KEY': str(certs / 'admin.key'),
+    }
+
+
+def polluxctl(context: Context, *arguments: str) -> str:
+    return context.processes.run('polluxctl', ['polluxctl', *arguments], env=client_environment(context.settings))
+
+
+def start(context: Context) -> None:
+    """Start the service and make its pool when it has none."""
+    settings, processes = context.settings, context.processes
+    certs = certificates(settings)
+    if not (certs / 'ca.pem').exists():
+        processes.run('polluxctl', ['polluxctl', 'certs', 'init', str(certs)])
+    config = settings.etc / 'polluxd.toml'
+    files.write(config, config_text(settings))
+    processes.start(NAME, [str(build.polluxd_path(settings)), '--config', str(config)])
+
+    def listening() -> bool:
+        processes.must_run(NAME)
+        return wait.port_open(LOOPBACK, settings.ports.polluxd)
+    wait.until('polluxd listens', listening, 60, hint=f'see {processes.log(NAME)}')
+    names = {row['Name'] for row in json.loads(polluxctl(context, 'pool', 'list', '-f', 'json'))}
+    if settings.pool_name not in names:
+        polluxctl(context, 'pool', 'create', settings.pool_name, '--file', str(settings.data / 'polluxd' / 'pool.img'),
+                  '--size', str(settings.pool_bytes))
+
+
+def pool(context: Context) -> dict[str, Any]:
+    """The pool as polluxctl shows it."""
+    return dict(json.loads(polluxctl(context, 'pool', 'show', context.settings.pool_name, '-f', 'json')))
+
+
+def await_pool_like(context: Context, before: dict[str, Any]) -> dict[str, Any]:
+    """The pool once it holds no more than `before`."""
+    counted = ('volumes', 'snapshots', 'allocated_bytes', 'reserved_bytes', 'provisioned_bytes')
+
+    def check() -> dict[str, Any] | None:
+        now = pool(context)
+        return now if all(now[key] == before[key] for key in counted) else None
+    try:
+        return wait.until('the pool is as empty as before', check, RECLAIM_S, 0.5)
+    except AllInOneError as error:
+        now = pool(context)
+        differing = {key: (before[key], now[key]) for key in counted if now[key] != before[key]}
+        raise AllInOneError(f'{error}: before and now differ in {differing}') from error

@@ -14,9 +14,7 @@ _BOOT_S = 60
 
 @pytest.mark.parametrize("transport", ["scsi", "blk"])
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
-def test_guest_boots_and_its_writes_last(
-    polluxd: Polluxd, boot_image: Path, transport: str, firmware: str
-) -> None:
+def test_guest_boots_and_its_writes_last(polluxd: Polluxd, boot_image: Path, transport: str, firmware: str) -> None:
     volume = polluxd.create_volume(64 * MIB)
     polluxd.write_image(volume.volume_id, boot_image)
     attachment = polluxd.attach(volume.volume_id, transport)

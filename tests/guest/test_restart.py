@@ -22,9 +22,7 @@ def _await_rounds(guest: QemuDirect) -> None:
 
 @pytest.mark.parametrize("transport", ["scsi", "blk"])
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.full)])
-def test_killed_service_costs_a_guest_only_a_pause(
-    polluxd: Polluxd, load: str, transport: str, kills: int
-) -> None:
+def test_killed_service_costs_a_guest_only_a_pause(polluxd: Polluxd, load: str, transport: str, kills: int) -> None:
     volume = polluxd.create_volume(64 * MIB)
     attachment = polluxd.attach(volume.volume_id, transport)
     with QemuDirect(load, [disk_of(attachment)]) as guest:

@@ -5,7 +5,9 @@ They boot in about a second, have one CPU, and give up a device whose back end g
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from guest import initramfs, kernels
 from guest.machine import Machine, VhostUserDisk
@@ -55,5 +57,8 @@ class Uml(Machine):
         ]
         for disk in self._disks:
             command.append(f"virtio_uml.device={disk.socket}:{_DEVICE_IDS[disk.transport]}")
-        # The guest's memory is a file in TMPDIR that is shared with the back end.
-        self._spawn(command, {"TMPDIR": "/dev/shm"})
+        # The guest's memory is a file in TMPDIR that is shared with the back end. One that outgrows its
+        # file system kills the guest.
+        shared = Path("/dev/shm")
+        roomy = shared.is_dir() and shutil.disk_usage(shared).free > 2 * self._memory_mb << 20
+        self._spawn(command, {"TMPDIR": str(shared if roomy else self.scratch)})

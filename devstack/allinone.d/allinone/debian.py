@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 
 from .errors import AllInOneError
@@ -35,7 +36,9 @@ SERVICES = ('python3', 'python3-venv', 'python3-dev', 'mariadb-server-core', 'ma
             'rabbitmq-server', 'uwsgi-core', 'uwsgi-plugin-python3', 'openssl')
 #: From backports.
 NEWER = ('libvirt-daemon', 'libvirt-daemon-driver-qemu', 'libvirt-clients', 'libvirt-dev',
-         'qemu-system-x86', 'qemu-utils', 'qemu-block-extra')
+         'qemu-system-x86', 'qemu-utils')
+#: What the newer packages may take along from backports. Everything else stays Debian 12's.
+FAMILIES = 'qemu* libvirt* seabios ipxe-qemu'
 #: Packages that bring units which systemd would start from the next boot on.
 DORMANT = {'rabbitmq-server': ('rabbitmq-server.service', 'epmd.service', 'epmd.socket')}
 
@@ -102,6 +105,19 @@ def services_stay_down() -> Iterator[None]:
             kept.rename(POLICY)
 
 
+@contextlib.contextmanager
+def preferring_backports() -> Iterator[list[str]]:
+    """Options for apt-get by which FAMILIES come from backports, on top of the machine's own preferences. Naming a
+    suite for each package would not do: apt does not take it over to what they depend on."""
+    own = pathlib.Path('/etc/apt/preferences')
+    kept = own.read_text() if own.exists() else ''
+    with tempfile.NamedTemporaryFile('w', prefix='pollux-apt-') as stream:
+        stream.write(f'Package: {FAMILIES}\nPin: release n={SUITE}\nPin-Priority: 990\n\n{kept}')
+        stream.flush()
+        os.chmod(stream.name, 0o644)
+        yield ['-o', f'Dir::Etc::Preferences={stream.name}']
+
+
 def apt_get(arguments: list[str], log: pathlib.Path) -> None:
     command = ['apt-get', '-o', 'DPkg::Lock::Timeout=600', '-o', 'Acquire::Retries=3', *arguments]
     environment = dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C.UTF-8')
@@ -111,7 +127,7 @@ def apt_get(arguments: list[str], log: pathlib.Path) -> None:
         code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=output,
                               stderr=subprocess.STDOUT, check=False).returncode
     if code != 0:
-        raise AllInOneError(f'{" ".join(command[:1] + arguments[:2])} ended with {code}; see {log}')
+        raise AllInOneError(f'apt-get ended with {code}; see {log}')
 
 
 def install(progress: Progress, log: pathlib.Path, base: tuple[str, ...], newer: tuple[str, ...]) -> None:

@@ -23,21 +23,25 @@ def certificates(settings: Settings) -> pathlib.Path:
 
 
 def config_text(settings: Settings) -> str:
-    """polluxd.toml: what differs from the defaults in etc/polluxd.toml."""
+    """polluxd.toml: what differs from the defaults, which etc/polluxd.toml explains."""
     certs = certificates(settings)
-    runtime = settings.folder('run', 'polluxd')
-    state = settings.folder('data', 'polluxd')
     return f'''\
 [service]
 host_id = "{settings.host}"
-state_dir = "{state}"
-runtime_dir = "{runtime}"
+state_dir = "{settings.folder('data', 'polluxd')}"
+runtime_dir = "{settings.folder('run', 'polluxd')}"
+
+[memory]
+hugepages = "off"
 
 [control]
 listen = "{LOOPBACK}:{settings.ports.polluxd}"
 ca = "{certs}/ca.pem"
 certificate = "{certs}/server.pem"
-key = "{certs}/server.key"
+key = "{certs}/server-key.pem"
+
+[metrics]
+listen = "{LOOPBACK}:{settings.ports.polluxd_metrics}"
 '''
 
 
@@ -47,7 +51,7 @@ def client_options(settings: Settings, role: str) -> dict[str, Any]:
         'pollux_address': f'{LOOPBACK}:{settings.ports.polluxd}',
         'pollux_ca': certs / 'ca.pem',
         'pollux_certificate': certs / f'{role}.pem',
-        'pollux_key': certs / f'{role}.key',
+        'pollux_key': certs / f'{role}-key.pem',
     }
 
 
@@ -66,7 +70,7 @@ def client_environment(settings: Settings) -> dict[str, str]:
         'POLLUX_ADDRESS': f'{LOOPBACK}:{settings.ports.polluxd}',
         'POLLUX_CA': str(certs / 'ca.pem'),
         'POLLUX_CERTIFICATE': str(certs / 'admin.pem'),
-        'POLLUX_KEY': str(certs / 'admin.key'),
+        'POLLUX_KEY': str(certs / 'admin-key.pem'),
     }
 
 

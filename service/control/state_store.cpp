@@ -1,0 +1,373 @@
+#include "control/state_store.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+namespace pollux::control {
+
+namespace {
+
+using sqlite::Statement;
+using sqlite::Transaction;
+
+// "PLUX": tells our file from any other SQLite file.
+constexpr std::int64_t kApplicationId = 0x504C5558;
+constexpr std::int64_t kSchemaVersion = 1;
+
+constexpr const char* kSchema = R"sql(
+CREATE TABLE pools (
+  pool_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL, path TEXT NOT NULL, size_bytes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE authorisations (
+  volume_id TEXT NOT NULL, host TEXT NOT NULL, read_only INTEGER NOT NULL, PRIMARY KEY (volume_id, host)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE controllers (client TEXT PRIMARY KEY, queues INTEGER NOT NULL, host TEXT NOT NULL) STRICT;
+CREATE TABLE attachments (
+  attachment_id TEXT PRIMARY KEY, volume_id TEXT NOT NULL, client TEXT NOT NULL, transport INTEGER NOT NULL,
+  asked_queues INTEGER NOT NULL, asked_read_only INTEGER NOT NULL, queues INTEGER NOT NULL, read_only INTEGER NOT NULL,
+  host TEXT NOT NULL, authorised INTEGER NOT NULL, target INTEGER,
+  UNIQUE (client, volume_id), UNIQUE (client, target)
+) STRICT;
+CREATE TABLE targets (
+  client TEXT NOT NULL, volume_id TEXT NOT NULL, target INTEGER NOT NULL, PRIMARY KEY (client, volume_id)
+) STRICT, WITHOUT ROWID;
+)sql";
+
+constexpr const char* kAttachmentColumns =
+    "attachment_id, volume_id, client, transport, asked_queues, asked_read_only, queues, read_only, host, authorised, "
+    "target";
+
+Result<std::int64_t> pragma(sqlite::Database& database, const char* sql) {
+  Statement statement(database, sql);
+  if (!statement.step()) {
+    POLLUX_TRY(statement.status());
+    return fail(ErrorCode::kCorrupt, database.path() + " does not answer " + sql);
+  }
+  return statement.integer(0);
+}
+
+Status make_folder(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return {};
+  std::filesystem::create_directories(path, error);
+  if (error) return fail(ErrorCode::kIoError, "cannot make the folder " + path + ": " + error.message());
+  if (chmod(path.c_str(), 0750) != 0) {
+    return fail(ErrorCode::kIoError, "cannot set the mode of " + path + ": " + std::strerror(errno));
+  }
+  return {};
+}
+
+// A record that does not parse was not written by this program.
+Result<Uuid> read_uuid(const Statement& statement, int column, const sqlite::Database& database) {
+  auto id = Uuid::parse(statement.text(column));
+  if (!id) return fail(ErrorCode::kCorrupt, database.path() + " holds the id '" + statement.text(column) + "'");
+  return id;
+}
+
+}  // namespace
+
+StateStore::~StateStore() {
+  database_.reset();
+  if (lock_fd_ >= 0) close(lock_fd_);
+}
+
+Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& state_dir) {
+  POLLUX_TRY(make_folder(state_dir));
+  std::unique_ptr<StateStore> store(new StateStore);
+  const std::string lock_path = state_dir + "/lock";
+  store->lock_fd_ = ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+  if (store->lock_fd_ < 0) {
+    return fail(ErrorCode::kIoError, "cannot open " + lock_path + ": " + std::strerror(errno));
+  }
+  if (flock(store->lock_fd_, LOCK_EX | LOCK_NB) != 0) {
+    return fail(ErrorCode::kBusy, "another polluxd uses the state directory " + state_dir);
+  }
+  auto database = sqlite::Database::open(state_dir + "/state.db");
+  if (!database) return fail(std::move(database.error()));
+  store->database_ = std::move(*database);
+  POLLUX_TRY(store->prepare());
+  return store;
+}
+
+Status StateStore::prepare() {
+  auto& database = *database_;
+  // EXCLUSIVE: one process by design, and no shared-memory file beside it.
+  POLLUX_TRY(database.run("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"));
+  {
+    Statement check(database, "PRAGMA quick_check(1)");
+    if (!check.step() || check.text(0) != "ok") {
+      POLLUX_TRY(check.status());
+      return fail(ErrorCode::kCorrupt, database.path() + " is damaged: " + check.text(0));
+    }
+  }
+  const auto application = pragma(database, "PRAGMA application_id");
+  if (!application) return fail(application.error());
+  const auto version = pragma(database, "PRAGMA user_version");
+  if (!version) return fail(version.error());
+  const auto tables = pragma(database, "SELECT count(*) FROM sqlite_schema");
+  if (!tables) return fail(tables.error());
+  if (*application == 0 && *version == 0 && *tables == 0) {
+    Transaction transaction(database);
+    POLLUX_TRY(transaction.begun());
+    POLLUX_TRY(database.run(kSchema));
+    POLLUX_TRY(database.run(("PRAGMA application_id=" + std::to_string(kApplicationId)).c_str()));
+    POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
+    return transaction.commit();
+  }
+  if (*application != kApplicationId) {
+    return fail(ErrorCode::kUnsupported, database.path() + " is an SQLite file, but not polluxd's state");
+  }
+  if (*version > kSchemaVersion) {
+    return fail(ErrorCode::kUnsupported, database.path() + " has schema version " + std::to_string(*version) +
+                                             ", this polluxd knows up to " + std::to_string(kSchemaVersion) +
+                                             ": run the newer polluxd that wrote it");
+  }
+  return {};
+}
+
+Status StateStore::put_pool(const PoolRecord& pool) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_,
+                   "INSERT INTO pools (pool_id, name, kind, path, size_bytes) VALUES (?, ?, ?, ?, ?) ON CONFLICT "
+                   "(pool_id) DO "
+                   "UPDATE SET name = excluded.name, kind = excluded.kind, path = excluded.path, size_bytes = "
+                   "excluded.size_bytes")
+      .bind(1, pool.id.to_string())
+      .bind(2, pool.name)
+      .bind(3, static_cast<std::int64_t>(pool.bdev.kind))
+      .bind(4, pool.bdev.path)
+      .bind(5, static_cast<std::int64_t>(pool.bdev.size_bytes))
+      .finish();
+}
+
+Status StateStore::drop_pool(const Uuid& id) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM pools WHERE pool_id = ?").bind(1, id.to_string()).finish();
+}
+
+Result<std::vector<PoolRecord>> StateStore::pools() {
+  const std::lock_guard lock(mutex_);
+  std::vector<PoolRecord> pools;
+  Statement statement(*database_, "SELECT pool_id, name, kind, path, size_bytes FROM pools ORDER BY rowid");
+  while (statement.step()) {
+    const auto id = read_uuid(statement, 0, *database_);
+    if (!id) return fail(id.error());
+    PoolRecord pool{*id, statement.text(1), {}};
+    pool.bdev.kind = static_cast<bdev::Spec::Kind>(statement.integer(2));
+    pool.bdev.path = statement.text(3);
+    pool.bdev.size_bytes = static_cast<std::uint64_t>(statement.integer(4));
+    pools.push_back(std::move(pool));
+  }
+  POLLUX_TRY(statement.status());
+  return pools;
+}
+
+Status StateStore::put_authorisation(const AuthorisationRecord& authorisation) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "INSERT OR REPLACE INTO authorisations (volume_id, host, read_only) VALUES (?, ?, ?)")
+      .bind(1, authorisation.volume.to_string())
+      .bind(2, authorisation.host)
+      .bind(3, std::int64_t{authorisation.read_only})
+      .finish();
+}
+
+Status StateStore::drop_authorisations(const Uuid& volume, const std::string& host) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM authorisations WHERE volume_id = ?1 AND (?2 = '' OR host = ?2)")
+      .bind(1, volume.to_string())
+      .bind(2, host)
+      .finish();
+}
+
+Result<std::optional<AuthorisationRecord>> StateStore::authorisation(const Uuid& volume, const std::string& host) {
+  const std::lock_guard lock(mutex_);
+  Statement statement(*database_, "SELECT read_only FROM authorisations WHERE volume_id = ? AND host = ?");
+  statement.bind(1, volume.to_string()).bind(2, host);
+  std::optional<AuthorisationRecord> found;
+  if (statement.step()) found = AuthorisationRecord{volume, host, statement.integer(0) != 0};
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Result<std::vector<AuthorisationRecord>> StateStore::authorisations(const std::optional<Uuid>& volume) {
+  const std::lock_guard lock(mutex_);
+  std::vector<AuthorisationRecord> found;
+  Statement statement(
+      *database_,
+      "SELECT volume_id, host, read_only FROM authorisations WHERE ?1 = '' OR volume_id = ?1 ORDER BY 1, 2");
+  statement.bind(1, volume ? volume->to_string() : std::string());
+  while (statement.step()) {
+    const auto id = read_uuid(statement, 0, *database_);
+    if (!id) return fail(id.error());
+    found.push_back({*id, statement.text(1), statement.integer(2) != 0});
+  }
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Status StateStore::put_controller(const ControllerRecord& controller) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "INSERT OR REPLACE INTO controllers (client, queues, host) VALUES (?, ?, ?)")
+      .bind(1, controller.client)
+      .bind(2, std::int64_t{controller.queues})
+      .bind(3, controller.host)
+      .finish();
+}
+
+Status StateStore::drop_controller(const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  Transaction transaction(*database_);
+  POLLUX_TRY(transaction.begun());
+  POLLUX_TRY(Statement(*database_, "DELETE FROM controllers WHERE client = ?").bind(1, client).finish());
+  POLLUX_TRY(Statement(*database_, "DELETE FROM targets WHERE client = ?").bind(1, client).finish());
+  return transaction.commit();
+}
+
+Result<std::optional<ControllerRecord>> StateStore::controller(const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  Statement statement(*database_, "SELECT queues, host FROM controllers WHERE client = ?");
+  statement.bind(1, client);
+  std::optional<ControllerRecord> found;
+  if (statement.step()) {
+    found = ControllerRecord{client, static_cast<std::uint32_t>(statement.integer(0)), statement.text(1)};
+  }
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Result<std::vector<ControllerRecord>> StateStore::controllers() {
+  const std::lock_guard lock(mutex_);
+  std::vector<ControllerRecord> found;
+  Statement statement(*database_, "SELECT client, queues, host FROM controllers ORDER BY client");
+  while (statement.step()) {
+    found.push_back({statement.text(0), static_cast<std::uint32_t>(statement.integer(1)), statement.text(2)});
+  }
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Status StateStore::put_attachment(const AttachmentRecord& attachment,
+                                  const std::optional<ControllerRecord>& controller) {
+  const std::lock_guard lock(mutex_);
+  const bool scsi = attachment.transport == TransportKind::kScsi;
+  Transaction transaction(*database_);
+  POLLUX_TRY(transaction.begun());
+  if (controller) {
+    POLLUX_TRY(Statement(*database_, "INSERT INTO controllers (client, queues, host) VALUES (?, ?, ?)")
+                   .bind(1, controller->client)
+                   .bind(2, std::int64_t{controller->queues})
+                   .bind(3, controller->host)
+                   .finish());
+  }
+  if (scsi) {
+    POLLUX_TRY(Statement(*database_, "INSERT OR REPLACE INTO targets (client, volume_id, target) VALUES (?, ?, ?)")
+                   .bind(1, attachment.client)
+                   .bind(2, attachment.volume.to_string())
+                   .bind(3, std::int64_t{attachment.target})
+                   .finish());
+    // The place of a volume that is no longer attached may have been given away.
+    POLLUX_TRY(Statement(*database_, "DELETE FROM targets WHERE client = ? AND target = ? AND volume_id <> ?")
+                   .bind(1, attachment.client)
+                   .bind(2, std::int64_t{attachment.target})
+                   .bind(3, attachment.volume.to_string())
+                   .finish());
+  }
+  const std::string sql =
+      "INSERT INTO attachments (" + std::string(kAttachmentColumns) + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+  Statement insert(*database_, sql.c_str());
+  insert.bind(1, attachment.id.to_string())
+      .bind(2, attachment.volume.to_string())
+      .bind(3, attachment.client)
+      .bind(4, static_cast<std::int64_t>(attachment.transport))
+      .bind(5, std::int64_t{attachment.asked_queues})
+      .bind(6, std::int64_t{attachment.asked_read_only})
+      .bind(7, std::int64_t{attachment.queues})
+      .bind(8, std::int64_t{attachment.read_only})
+      .bind(9, attachment.host)
+      .bind(10, std::int64_t{attachment.authorised});
+  if (scsi) {
+    insert.bind(11, std::int64_t{attachment.target});
+  } else {
+    insert.bind_null(11);
+  }
+  POLLUX_TRY(insert.finish());
+  return transaction.commit();
+}
+
+Status StateStore::drop_attachment(const Uuid& id) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM attachments WHERE attachment_id = ?").bind(1, id.to_string()).finish();
+}
+
+Result<std::vector<AttachmentRecord>> StateStore::read_attachments(Statement& statement) {
+  std::vector<AttachmentRecord> found;
+  while (statement.step()) {
+    const auto id = read_uuid(statement, 0, *database_);
+    if (!id) return fail(id.error());
+    const auto volume = read_uuid(statement, 1, *database_);
+    if (!volume) return fail(volume.error());
+    AttachmentRecord record;
+    record.id = *id;
+    record.volume = *volume;
+    record.client = statement.text(2);
+    record.transport = static_cast<TransportKind>(statement.integer(3));
+    record.asked_queues = static_cast<std::uint32_t>(statement.integer(4));
+    record.asked_read_only = statement.integer(5) != 0;
+    record.queues = static_cast<std::uint32_t>(statement.integer(6));
+    record.read_only = statement.integer(7) != 0;
+    record.host = statement.text(8);
+    record.authorised = statement.integer(9) != 0;
+    record.target = static_cast<std::uint16_t>(statement.integer(10));
+    found.push_back(std::move(record));
+  }
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Result<std::optional<AttachmentRecord>> StateStore::attachment(const Uuid& id) {
+  const std::lock_guard lock(mutex_);
+  const std::string sql = "SELECT " + std::string(kAttachmentColumns) + " FROM attachments WHERE attachment_id = ?";
+  Statement statement(*database_, sql.c_str());
+  statement.bind(1, id.to_string());
+  auto found = read_attachments(statement);
+  if (!found) return fail(std::move(found.error()));
+  if (found->empty()) return std::optional<AttachmentRecord>();
+  return std::optional<AttachmentRecord>(std::move(found->front()));
+}
+
+Result<std::vector<AttachmentRecord>> StateStore::attachments() {
+  const std::lock_guard lock(mutex_);
+  const std::string sql = "SELECT " + std::string(kAttachmentColumns) + " FROM attachments ORDER BY attachment_id";
+  Statement statement(*database_, sql.c_str());
+  return read_attachments(statement);
+}
+
+Result<std::optional<std::uint16_t>> StateStore::remembered_target(const std::string& client, const Uuid& volume) {
+  const std::lock_guard lock(mutex_);
+  Statement statement(*database_, "SELECT target FROM targets WHERE client = ? AND volume_id = ?");
+  statement.bind(1, client).bind(2, volume.to_string());
+  std::optional<std::uint16_t> found;
+  if (statement.step()) found = static_cast<std::uint16_t>(statement.integer(0));
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Result<std::vector<std::uint16_t>> StateStore::remembered_targets(const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::uint16_t> found;
+  Statement statement(*database_, "SELECT target FROM targets WHERE client = ? ORDER BY target");
+  statement.bind(1, client);
+  while (statement.step()) found.push_back(static_cast<std::uint16_t>(statement.integer(0)));
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+}  // namespace pollux::control

@@ -1,0 +1,112 @@
+#pragma once
+// StateStore: what the control plane must know after it was killed: which pools to open, who may attach what, which
+// controllers and attachments guests have. A SQLite file, <state_dir>/state.db, in WAL mode with synchronous=FULL: when
+// a call here returns, its change survives a power cut, whole.
+//
+// Space and names of volumes are not here: they are the pools' own. Any thread; calls are serialised inside.
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "base/uuid.h"
+#include "bdev/spec.h"
+#include "control/sqlite.h"
+
+namespace pollux::control {
+
+enum class TransportKind : std::uint8_t { kScsi = 1, kBlk = 2 };
+
+struct PoolRecord {
+  Uuid id;
+  std::string name;
+  bdev::Spec bdev;
+
+  bool operator==(const PoolRecord&) const = default;
+};
+
+struct AuthorisationRecord {
+  Uuid volume;
+  std::string host;
+  bool read_only = false;
+
+  bool operator==(const AuthorisationRecord&) const = default;
+};
+
+struct ControllerRecord {
+  std::string client;
+  std::uint32_t queues = 0;
+  std::string host;  // CN of who made it
+
+  bool operator==(const ControllerRecord&) const = default;
+};
+
+struct AttachmentRecord {
+  Uuid id;
+  Uuid volume;
+  std::string client;
+  TransportKind transport = TransportKind::kScsi;
+  // As asked for, so that a repeated request can be told from a different one; 0: the default.
+  std::uint32_t asked_queues = 0;
+  bool asked_read_only = false;
+  // As given.
+  std::uint32_t queues = 0;
+  bool read_only = false;
+  std::string host;          // CN of who attached
+  bool authorised = false;   // by the role compute, under an authorisation: falls with it
+  std::uint16_t target = 0;  // scsi
+
+  bool operator==(const AttachmentRecord&) const = default;
+};
+
+class StateStore {
+ public:
+  // Makes the folder (0750) and the file when they are missing. kBusy: another service uses the folder. kUnsupported:
+  // the file is newer than this program, or not ours. kCorrupt: the file is damaged.
+  static Result<std::unique_ptr<StateStore>> open(const std::string& state_dir);
+  ~StateStore();
+
+  Status put_pool(const PoolRecord& pool);
+  Status drop_pool(const Uuid& id);
+  Result<std::vector<PoolRecord>> pools();
+
+  Status put_authorisation(const AuthorisationRecord& authorisation);
+  // Empty host: every host's.
+  Status drop_authorisations(const Uuid& volume, const std::string& host);
+  Result<std::optional<AuthorisationRecord>> authorisation(const Uuid& volume, const std::string& host);
+  // No volume: all. In order of volume and host.
+  Result<std::vector<AuthorisationRecord>> authorisations(const std::optional<Uuid>& volume);
+
+  Status put_controller(const ControllerRecord& controller);
+  // Also forgets which target each of the client's volumes had.
+  Status drop_controller(const std::string& client);
+  Result<std::optional<ControllerRecord>> controller(const std::string& client);
+  Result<std::vector<ControllerRecord>> controllers();
+
+  // With its controller when that is new, and remembers the target for this (client, volume), in one transaction.
+  Status put_attachment(const AttachmentRecord& attachment, const std::optional<ControllerRecord>& controller);
+  Status drop_attachment(const Uuid& id);
+  Result<std::optional<AttachmentRecord>> attachment(const Uuid& id);
+  // In order of id.
+  Result<std::vector<AttachmentRecord>> attachments();
+
+  // The target that this volume had on this client's controller, if it had one.
+  Result<std::optional<std::uint16_t>> remembered_target(const std::string& client, const Uuid& volume);
+  // Every target that is remembered for one of the client's volumes.
+  Result<std::vector<std::uint16_t>> remembered_targets(const std::string& client);
+
+ private:
+  StateStore() = default;
+  Status prepare();
+  Result<std::vector<AttachmentRecord>> read_attachments(sqlite::Statement& statement);
+
+  std::mutex mutex_;
+  int lock_fd_ = -1;  // flock: held while the folder is in use; the kernel drops it when the process dies
+  std::unique_ptr<sqlite::Database> database_;
+};
+
+}  // namespace pollux::control

@@ -1,0 +1,203 @@
+#include "control/state_store.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <boost/test/unit_test.hpp>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+using namespace pollux;
+using namespace pollux::control;
+
+namespace {
+
+struct Folder {
+  Folder() {
+    std::string name = (std::filesystem::temp_directory_path() / "pollux-state-XXXXXX").string();
+    BOOST_REQUIRE(mkdtemp(name.data()) != nullptr);
+    path = name;
+  }
+  ~Folder() { std::filesystem::remove_all(path); }
+  std::string path;
+};
+
+std::unique_ptr<StateStore> open_store(const std::string& path) {
+  auto store = StateStore::open(path);
+  BOOST_REQUIRE_MESSAGE(store, store.error().message);
+  return std::move(*store);
+}
+
+void must(const Status& status) {
+  BOOST_REQUIRE_MESSAGE(status, status.error().message);
+}
+
+AttachmentRecord scsi_attachment(const std::string& client, std::uint16_t target) {
+  AttachmentRecord record;
+  record.id = Uuid::random();
+  record.volume = Uuid::random();
+  record.client = client;
+  record.queues = 4;
+  record.host = "compute-1";
+  record.authorised = true;
+  record.target = target;
+  return record;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(what_was_stored_is_there_after_reopening) {
+  Folder folder;
+  const PoolRecord pool{Uuid::random(), "fast", {bdev::Spec::Kind::kUring, "/dev/nvme0n1", 0}};
+  const AuthorisationRecord authorisation{Uuid::random(), "compute-1", true};
+  const auto attachment = scsi_attachment("guest-1", 3);
+  auto blk = scsi_attachment("guest-2", 0);
+  blk.transport = TransportKind::kBlk;
+  blk.asked_read_only = blk.read_only = true;
+  blk.asked_queues = 2;
+  {
+    const auto store = open_store(folder.path);
+    must(store->put_pool(pool));
+    must(store->put_authorisation(authorisation));
+    must(store->put_attachment(attachment, ControllerRecord{"guest-1", 4, "compute-1"}));
+    must(store->put_attachment(blk, {}));
+  }
+  const auto store = open_store(folder.path);
+  BOOST_TEST((store->pools().value() == std::vector<PoolRecord>{pool}));
+  BOOST_TEST((store->authorisations({}).value() == std::vector<AuthorisationRecord>{authorisation}));
+  BOOST_TEST((store->authorisation(authorisation.volume, "compute-1").value() == authorisation));
+  BOOST_TEST(!store->authorisation(authorisation.volume, "compute-2").value());
+  BOOST_TEST((store->controllers().value() == std::vector<ControllerRecord>{{"guest-1", 4, "compute-1"}}));
+  BOOST_TEST((store->attachment(attachment.id).value() == attachment));
+  BOOST_TEST((store->attachment(blk.id).value() == blk));
+  BOOST_TEST(store->attachments().value().size() == 2U);
+}
+
+BOOST_AUTO_TEST_CASE(storing_again_and_dropping_twice_succeed) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  PoolRecord pool{Uuid::random(), "fast", {bdev::Spec::Kind::kRam, "", 1 << 20}};
+  must(store->put_pool(pool));
+  must(store->put_pool(pool));
+  BOOST_TEST(store->pools().value().size() == 1U);
+  must(store->drop_pool(pool.id));
+  must(store->drop_pool(pool.id));
+  BOOST_TEST(store->pools().value().empty());
+  const auto volume = Uuid::random();
+  must(store->put_authorisation({volume, "a", false}));
+  must(store->put_authorisation({volume, "a", true}));
+  must(store->put_authorisation({volume, "b", false}));
+  BOOST_TEST(store->authorisations(volume).value().size() == 2U);
+  must(store->drop_authorisations(volume, "a"));
+  BOOST_TEST(store->authorisations(volume).value().size() == 1U);
+  must(store->drop_authorisations(volume, ""));
+  must(store->drop_authorisations(volume, ""));
+  BOOST_TEST(store->authorisations({}).value().empty());
+}
+
+BOOST_AUTO_TEST_CASE(an_attachment_that_conflicts_leaves_nothing_of_its_transaction) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const auto first = scsi_attachment("guest", 1);
+  must(store->put_attachment(first, ControllerRecord{"guest", 4, "h"}));
+  auto second = scsi_attachment("guest", 1);  // the same target
+  BOOST_TEST(!store->put_attachment(second, {}));
+  BOOST_TEST(!store->remembered_target("guest", second.volume).value());
+  BOOST_TEST(store->remembered_target("guest", first.volume).value().value() == 1);
+  BOOST_TEST(store->attachments().value().size() == 1U);
+}
+
+BOOST_AUTO_TEST_CASE(a_target_is_remembered_until_it_is_given_away_or_the_controller_goes) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const auto first = scsi_attachment("guest", 1);
+  must(store->put_attachment(first, ControllerRecord{"guest", 4, "h"}));
+  must(store->drop_attachment(first.id));
+  BOOST_TEST(store->remembered_target("guest", first.volume).value().value() == 1);
+  const auto second = scsi_attachment("guest", 1);
+  must(store->put_attachment(second, {}));
+  BOOST_TEST(!store->remembered_target("guest", first.volume).value());
+  must(store->drop_attachment(second.id));
+  must(store->drop_controller("guest"));
+  BOOST_TEST(!store->remembered_target("guest", second.volume).value());
+  BOOST_TEST(!store->controller("guest").value());
+}
+
+BOOST_AUTO_TEST_CASE(a_second_service_on_one_folder_is_refused) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const auto second = StateStore::open(folder.path);
+  BOOST_REQUIRE(!second);
+  BOOST_TEST(to_string(second.error().code) == "busy");
+}
+
+BOOST_AUTO_TEST_CASE(a_newer_schema_a_foreign_file_and_garbage_are_refused_by_name) {
+  Folder folder;
+  open_store(folder.path).reset();
+  const std::string file = folder.path + "/state.db";
+  {
+    auto database = sqlite::Database::open(file);
+    BOOST_REQUIRE(database);
+    must((*database)->run("PRAGMA user_version=2"));
+  }
+  auto newer = StateStore::open(folder.path);
+  BOOST_REQUIRE(!newer);
+  BOOST_TEST(to_string(newer.error().code) == "unsupported");
+  BOOST_TEST(newer.error().message.find(file) != std::string::npos);
+  BOOST_TEST(newer.error().message.find("version 2") != std::string::npos);
+  {
+    auto database = sqlite::Database::open(file);
+    must((*database)->run("PRAGMA user_version=1; PRAGMA application_id=7"));
+  }
+  auto foreign = StateStore::open(folder.path);
+  BOOST_REQUIRE(!foreign);
+  BOOST_TEST(to_string(foreign.error().code) == "unsupported");
+  std::filesystem::remove(file);
+  std::filesystem::remove(file + "-wal");
+  std::ofstream(file) << std::string(8192, 'x');
+  auto garbage = StateStore::open(folder.path);
+  BOOST_REQUIRE(!garbage);
+  BOOST_TEST(to_string(garbage.error().code) == "corrupt");
+  BOOST_TEST(garbage.error().message.find(file) != std::string::npos);
+}
+
+// A child stores attachments and says so after each; it is killed in the middle of that. Whatever it said is there.
+BOOST_AUTO_TEST_CASE(a_stored_record_survives_the_death_of_the_process) {
+  Folder folder;
+  int said[2];
+  BOOST_REQUIRE(pipe(said) == 0);
+  const pid_t child = fork();
+  BOOST_REQUIRE(child >= 0);
+  if (child == 0) {
+    auto store = StateStore::open(folder.path);
+    if (!store) _exit(1);
+    for (std::uint16_t i = 0;; ++i) {
+      const auto client = "guest-" + std::to_string(i);
+      const auto record = scsi_attachment(client, i);
+      if (!(*store)->put_attachment(record, ControllerRecord{client, 4, "h"})) _exit(2);
+      if (write(said[1], record.id.bytes.data(), 16) != 16) _exit(3);
+    }
+  }
+  close(said[1]);
+  std::vector<Uuid> stored;
+  Uuid id;
+  while (stored.size() < 20 && read(said[0], id.bytes.data(), 16) == 16) stored.push_back(id);
+  kill(child, SIGKILL);
+  while (read(said[0], id.bytes.data(), 16) == 16) stored.push_back(id);
+  close(said[0]);
+  int status = 0;
+  BOOST_REQUIRE(waitpid(child, &status, 0) == child);
+  BOOST_REQUIRE(WIFSIGNALED(status));
+  BOOST_TEST(stored.size() >= 20U);
+  const auto store = open_store(folder.path);
+  for (const auto& known : stored) {
+    const auto record = store->attachment(known).value();
+    BOOST_REQUIRE(record);
+    BOOST_TEST(store->controller(record->client).value().has_value());
+    BOOST_TEST(store->remembered_target(record->client, record->volume).value().value() == record->target);
+  }
+  // One more at most: stored, and killed before it could say so.
+  BOOST_TEST(store->attachments().value().size() <= stored.size() + 1);
+}

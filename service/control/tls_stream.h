@@ -1,0 +1,75 @@
+#pragma once
+// TlsStream: one accepted connection of the control port, with a deadline on everything.
+//
+// Thrift's own TSSLSocket is not used: its time-outs start again with each byte, so a slow client keeps a thread for
+// ever; it knows TLS up to "1.2 or later"; and it neither tells why a handshake failed nor shows the peer's
+// certificate.
+//
+// One thread at a time.
+
+#include <openssl/ssl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "control/deadline.h"
+#include "control/fd.h"
+#include "control/tls_context.h"
+
+namespace pollux::control {
+
+class TlsStream {
+ public:
+  // What a certificate says about its holder. Empty: not there, more than one, or not plain printable text.
+  struct Subject {
+    std::string common_name;
+    std::string organisational_unit;
+  };
+
+  enum class End : std::uint8_t {
+    kDone,
+    kClosed,   // the peer ended the connection before the first byte
+    kStopped,  // stop_fd became readable before the first byte
+    kTimeout,
+    kFailed,  // broken off, or not TLS any more
+  };
+
+  TlsStream(Fd socket, std::shared_ptr<TlsContext> context);
+  ~TlsStream();
+  TlsStream(const TlsStream&) = delete;
+  TlsStream& operator=(const TlsStream&) = delete;
+
+  // kDenied: the peer's certificate is missing, expired or not from our CA, or this is not TLS 1.3; the peer was sent
+  // the alert that says so. kRetry: too slow.
+  Status handshake(Deadline deadline);
+  // After a handshake the peer's; after a refused one what its certificate claimed.
+  const Subject& subject() const { return subject_; }
+
+  // Fills the buffer. stop_fd >= 0: give up when it becomes readable while nothing has arrived.
+  End read(void* data, std::size_t length, Deadline deadline, int stop_fd = -1);
+  End write(const void* data, std::size_t length, Deadline deadline);
+  // Tells the peer that no more comes.
+  void close_notify(Deadline deadline);
+
+  // SSL_CTX_set_verify's: keeps the subject and the reason of a refusal.
+  static int verify_callback(int ok, X509_STORE_CTX* store);
+
+ private:
+  // Waits until the socket can go on as OpenSSL asks for.
+  End wait(int ssl_error, Deadline deadline, int stop_fd);
+  void linger();
+
+  Fd socket_;
+  std::shared_ptr<TlsContext> context_;
+  struct Free {
+    void operator()(SSL* ssl) const { SSL_free(ssl); }
+  };
+  std::unique_ptr<SSL, Free> ssl_;
+  Subject subject_;
+  std::string refusal_;
+};
+
+}  // namespace pollux::control

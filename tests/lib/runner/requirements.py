@@ -49,11 +49,16 @@ def build(repo: Path, logs: Path, progress: Progress) -> Path:
 
 
 def _python(repo: Path, logs: Path, progress: Progress) -> Path:
-    """A virtual environment with what tests/requirements.txt lists; made anew when that changes."""
+    """A virtual environment with what tests/requirements.txt lists; made anew when what it is made of changes."""
     folder = repo / "build" / "test-venv"
     python = folder / "bin" / "python"
-    listed = [repo / "tests" / "requirements.txt", repo / "driver-python" / "pyproject.toml"]
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in listed if path.exists())).hexdigest()
+    names = (
+        "tests/requirements.txt",
+        "driver-python/pyproject.toml",
+        "devstack/allinone.d/constraints.txt",
+        "thrift/pollux.thrift",
+    )
+    wanted = hashlib.sha256(b"".join((repo / name).read_bytes() for name in names)).hexdigest()
     stamp = folder / "requirements.sha256"
     if stamp.exists() and stamp.read_text() == wanted:
         return python
@@ -63,7 +68,7 @@ def _python(repo: Path, logs: Path, progress: Progress) -> Path:
         if folder.exists():
             shutil.rmtree(folder)
         _run(["/usr/bin/python3", "-m", "venv", str(folder)], repo, log)
-        _run([str(python), "-m", "pip", "install", "-q", "-r", str(listed[0])], repo, log)
+        _run([str(python), "-m", "pip", "install", "-q", "-r", names[0]], repo, log)
     stamp.write_text(wanted)
     return python
 

@@ -142,11 +142,8 @@ def install(progress: Progress, log: pathlib.Path, base: tuple[str, ...], newer:
             suffix, text = own_entry()
             SOURCES.with_name(SOURCES.name + suffix).write_text(text)
         apt_get(['update'], log)
-        # Apart: what the newer packages need of their own suite must not replace what Debian 12's -dev packages pin.
-        if wanted_base:
-            apt_get(['install', '-y', '--no-install-recommends', *wanted_base], log)
-        if wanted_newer:
-            apt_get(['install', '-y', '--no-install-recommends', '-t', SUITE, *wanted_newer], log)
+        with preferring_backports() as options:
+            apt_get([*options, 'install', '-y', '--no-install-recommends', *wanted_base, *wanted_newer], log)
         if pathlib.Path('/run/systemd/system').is_dir():
             for package in DORMANT.keys() & set(wanted_base):
                 subprocess.run(['systemctl', 'disable', '--quiet', *DORMANT[package]], check=True)

@@ -1,0 +1,58 @@
+#pragma once
+// Checkpoint: writes the metadata pages that changed since the last one, so that the journal before it can be given up.
+//
+// The state of one instant, the cut, is written while I/O and further changes go on. Order: journal up to the cut
+// durable; pages into the slots that hold no valid version; flush; superblock. A crash before the superblock is there
+// leaves the last checkpoint and the whole journal after it. Home reactor only.
+
+#include <cstdint>
+#include <vector>
+
+#include "base/result.h"
+#include "bdev/bdev.h"
+#include "blob/journal.h"
+#include "blob/page_codec.h"
+#include "blob/state.h"
+#include "reactor/mutex.h"
+#include "reactor/reactor.h"
+#include "reactor/task.h"
+
+namespace pollux::blob {
+
+class Checkpointer {
+ public:
+  Checkpointer(State& state, Journal& journal, bdev::Channel& channel, reactor::Reactor& home, Superblock super)
+      : state_(state), journal_(journal), channel_(channel), home_(home), super_(super) {}
+
+  // One after the other. After an error, kIoError, the journal refuses everything.
+  reactor::Task<Status> run();
+
+  const Superblock& super() const { return super_; }
+  // The number of the last complete checkpoint, where a Loader looks for it.
+  const std::uint64_t& number() const { return super_.checkpoint; }
+  bool running() const { return one_.held(); }
+
+ private:
+  struct Write {
+    PageKey key;
+    PageType type;
+    std::uint64_t offset;
+    // A metadata cluster's first directory: what lies in the other slot is not ours and must not look valid.
+    std::uint64_t wipe_offset;
+  };
+  std::vector<Write> plan();
+  std::uint32_t seed() const { return checksum_seed(super_.pool_id); }
+  reactor::Task<Status> write_page(const Write& write, std::uint64_t generation);
+
+  State& state_;
+  Journal& journal_;
+  bdev::Channel& channel_;
+  reactor::Reactor& home_;
+  Superblock super_;
+  reactor::AsyncMutex one_;
+};
+
+// Writes the superblock into the slot of its checkpoint number, durably. Also for format.
+reactor::Task<Status> write_super(bdev::Channel& channel, Superblock super);
+
+}  // namespace pollux::blob

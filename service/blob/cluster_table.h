@@ -1,0 +1,69 @@
+#pragma once
+// ClusterTable: the clusters of volumes into which writes are on their way that will change the map: what serialises
+// them. Fixed memory, made at start. Home reactor only.
+
+#include <cstdint>
+#include <vector>
+
+#include "blob/home_io.h"
+
+namespace pollux::blob {
+
+struct OpenCluster {
+  VolumeNo volume = 0;
+  std::uint32_t index = 0;
+  // Where the writes go. `fresh`: allocated for them and not in the map yet.
+  ClusterNo own = 0;
+  ClusterNo base = 0;
+  bool fresh = false;
+  // One operation has the cluster for itself.
+  bool exclusive = false;
+  std::uint32_t in_flight = 0;
+  std::uint64_t busy = 0;  // sub-blocks being written
+  HomeIoList waiting;
+  OpenCluster* next = nullptr;
+};
+
+class ClusterTable {
+ public:
+  explicit ClusterTable(std::size_t capacity) : nodes_(capacity), buckets_(capacity * 2, nullptr) {
+    for (auto& node : nodes_) {
+      node.next = free_;
+      free_ = &node;
+    }
+  }
+  OpenCluster* find(VolumeNo volume, std::uint32_t index) {
+    OpenCluster* node = buckets_[bucket(volume, index)];
+    while (node != nullptr && (node->volume != volume || node->index != index)) node = node->next;
+    return node;
+  }
+  bool exhausted() const { return free_ == nullptr; }
+  // Precondition: not exhausted, not there yet.
+  OpenCluster& insert(VolumeNo volume, std::uint32_t index) {
+    OpenCluster* node = free_;
+    free_ = node->next;
+    OpenCluster*& head = buckets_[bucket(volume, index)];
+    *node = OpenCluster{.volume = volume, .index = index, .next = head};
+    head = node;
+    return *node;
+  }
+  void erase(OpenCluster& node) {
+    OpenCluster** link = &buckets_[bucket(node.volume, node.index)];
+    while (*link != &node) link = &(*link)->next;
+    *link = node.next;
+    node.next = free_;
+    free_ = &node;
+  }
+
+ private:
+  std::size_t bucket(VolumeNo volume, std::uint32_t index) const {
+    const std::uint64_t key = (std::uint64_t{volume} << 32) | index;
+    return static_cast<std::size_t>((key * 0x9e37'79b9'7f4a'7c15ULL) >> 20) % buckets_.size();
+  }
+
+  std::vector<OpenCluster> nodes_;
+  std::vector<OpenCluster*> buckets_;
+  OpenCluster* free_ = nullptr;
+};
+
+}  // namespace pollux::blob

@@ -1,0 +1,196 @@
+#include "blob/journal.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+#include "base/crc32c.h"
+#include "base/log.h"
+
+namespace pollux::blob {
+
+Journal::Journal(bdev::Channel& channel, Options options, JournalPosition tail, JournalPosition head)
+    : channel_(channel),
+      options_(std::move(options)),
+      chunk_bytes_(std::min<std::size_t>(kMaxCommitBytes, options_.ring_bytes / 16 / kPageBytes * kPageBytes)),
+      head_(head),
+      tail_offset_(tail.offset) {
+  used_bytes_ = (head.offset + options_.ring_bytes - tail.offset) % options_.ring_bytes;
+}
+
+AlignedBuffer Journal::take_buffer() {
+  if (spare_.empty()) return AlignedBuffer(chunk_bytes_);
+  AlignedBuffer buffer = std::move(spare_.back());
+  spare_.pop_back();
+  return buffer;
+}
+
+void Journal::append(const RecordHeader& record) {
+  if (open_.records != 0 && open_.used + record.bytes > chunk_bytes_) close_chunk();
+  if (open_.records == 0) {
+    open_.bytes = take_buffer();
+    open_.used = sizeof(CommitHeader);
+  }
+  std::memcpy(open_.bytes.data() + open_.used, &record, record.bytes);
+  open_.used += record.bytes;
+  queued_bytes_ += record.bytes;
+  ++open_.records;
+  open_.has_data = open_.has_data || record.type == RecordType::kMapSet;
+  if (queued_bytes_ > chunk_bytes_) kick();
+}
+
+void Journal::close_chunk() {
+  if (open_.records == 0) return;
+  closed_.push_back(std::exchange(open_, Chunk{}));
+}
+
+void Journal::sync(Waiter& waiter) {
+  waiter.next = nullptr;
+  (waiters_tail_ == nullptr ? waiters_head_ : waiters_tail_->next) = &waiter;
+  waiters_tail_ = &waiter;
+  start();
+}
+
+reactor::Task<Status> Journal::commit() {
+  struct Awaited : Waiter {
+    reactor::Completion<bool> completion;
+  } waiter;
+  waiter.done = [](Waiter& w, bool ok) { static_cast<Awaited&>(w).completion.set(ok); };
+  sync(waiter);
+  if (!co_await waiter.completion) {
+    co_return fail(ErrorCode::kIoError, "the pool's journal cannot be written; the pool takes no more changes");
+  }
+  co_return Status{};
+}
+
+void Journal::kick() {
+  kicked_ = true;
+  start();
+}
+
+reactor::Task<Result<JournalPosition>> Journal::cut() {
+  close_chunk();
+  CutResult result;
+  Chunk mark;
+  mark.cut = &result;
+  closed_.push_back(std::move(mark));
+  // Read between the last commit before the mark and the first after it, see run_round().
+  kick();
+  if (!co_await result) co_return fail(ErrorCode::kIoError, "the pool's journal cannot be written");
+  co_return head_;
+}
+
+void Journal::release_before(const JournalPosition& position) {
+  tail_offset_ = position.offset;
+  used_bytes_ = (head_.offset + options_.ring_bytes - tail_offset_) % options_.ring_bytes;
+  half_full_told_ = false;
+  if (space_ != nullptr) std::exchange(space_, nullptr)->set(true);
+}
+
+void Journal::fail_all() {
+  failed_ = true;
+  if (space_ != nullptr) std::exchange(space_, nullptr)->set(false);
+}
+
+void Journal::start() {
+  if (running_) return;
+  running_ = true;
+  reactor::spawn(run());
+}
+
+reactor::Task<void> Journal::run() {
+  while (kicked_ || waiters_head_ != nullptr) {
+    kicked_ = false;
+    close_chunk();
+    std::deque<Chunk> chunks = std::exchange(closed_, {});
+    Waiter* waiters = std::exchange(waiters_head_, nullptr);
+    waiters_tail_ = nullptr;
+    const bool ok = co_await run_round(std::move(chunks), waiters != nullptr);
+    while (waiters != nullptr) {
+      Waiter* waiter = waiters;
+      waiters = waiters->next;
+      waiter->done(*waiter, ok);
+    }
+    if (options_.on_committed) options_.on_committed();
+  }
+  running_ = false;
+}
+
+reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
+  ++rounds_;
+  for (const Chunk& chunk : chunks) flush = flush || chunk.has_data;
+  if (flush && !failed_) {
+    const auto status = co_await bdev::flush(channel_);
+    if (status != bdev::IoStatus::kOk) {
+      failed_ = true;
+      log::critical("flush of the pool's device failed: {}; the pool takes no more changes", bdev::to_string(status));
+    }
+  }
+  for (Chunk& chunk : chunks) {
+    if (chunk.cut != nullptr) {
+      // The checkpoint takes head_ over before this returns.
+      chunk.cut->set(!failed_);
+      continue;
+    }
+    if (!failed_ && !co_await write_chunk(chunk)) failed_ = true;
+    queued_bytes_ -= chunk.used - sizeof(CommitHeader);
+    if (spare_.size() < 4) spare_.push_back(std::move(chunk.bytes));
+  }
+  co_return !failed_;
+}
+
+reactor::Task<bool> Journal::wait_for_space(std::uint64_t bytes) {
+  while (true) {
+    if (used_bytes_ + bytes > options_.ring_bytes / 2 && !half_full_told_) {
+      half_full_told_ = true;
+      if (options_.on_half_full) options_.on_half_full();
+    }
+    const std::uint64_t to_end = options_.ring_bytes - head_.offset;
+    const std::uint64_t skipped = bytes > to_end ? to_end : 0;
+    // Never quite full: head and tail in one place mean empty.
+    if (used_bytes_ + skipped + bytes < options_.ring_bytes) {
+      if (skipped != 0) {
+        used_bytes_ += skipped;
+        head_.offset = 0;
+      }
+      co_return true;
+    }
+    reactor::Completion<bool> space;
+    space_ = &space;
+    if (!co_await space) co_return false;
+  }
+}
+
+reactor::Task<bool> Journal::write_chunk(Chunk& chunk) {
+  const std::size_t bytes = align_up<std::size_t>(chunk.used, kPageBytes);
+  std::memset(chunk.bytes.data() + chunk.used, 0, bytes - chunk.used);
+  if (!co_await wait_for_space(bytes)) co_return false;
+
+  CommitHeader header{};
+  header.magic = kCommitMagic;
+  header.pool_id = options_.pool_id;
+  header.sequence = head_.sequence;
+  header.record_bytes = static_cast<std::uint32_t>(chunk.used - sizeof(CommitHeader));
+  header.record_count = chunk.records;
+  header.previous_crc = head_.previous_crc;
+  header.crc = 0;
+  const std::uint32_t crc = crc32c(&header, sizeof(header), options_.checksum_seed);
+  header.crc = crc32c(chunk.bytes.data() + sizeof(header), header.record_bytes, crc);
+  std::memcpy(chunk.bytes.data(), &header, sizeof(header));
+
+  // A crash here leaves the commit whole, absent or torn; torn fails the checksum, and nobody was told yet.
+  const auto status = co_await bdev::write(channel_, options_.ring_offset + head_.offset, chunk.bytes.data(), bytes,
+                                           bdev::IoRequest::kFua);
+  if (status != bdev::IoStatus::kOk) {
+    log::critical("write of the pool's journal failed: {}; the pool takes no more changes", bdev::to_string(status));
+    co_return false;
+  }
+  head_.offset += bytes;
+  if (head_.offset == options_.ring_bytes) head_.offset = 0;
+  used_bytes_ += bytes;
+  ++head_.sequence;
+  head_.previous_crc = header.crc;
+  co_return true;
+}
+
+}  // namespace pollux::blob

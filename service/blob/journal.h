@@ -1,0 +1,113 @@
+#pragma once
+// Journal: makes changes of the state durable, many at a time, with one commit in flight.
+//
+// append() queues a record; the change it describes is in memory already. A round takes everything that is queued,
+// flushes the device (so that data is there before the map that leads to it), writes the records as one or a few
+// commits with FUA, and then answers everybody who asked before the round began. Who asks during a round waits for the
+// next. A guest's flush is the same thing; with nothing queued it is a flush of the device alone.
+//
+// The ring's oldest part is given up by a checkpoint, see checkpoint.h. After a failed write the journal answers
+// nothing but errors: what is durable is no longer known. Home reactor only.
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <vector>
+
+#include "base/result.h"
+#include "bdev/bdev.h"
+#include "blob/aligned_buffer.h"
+#include "blob/format.h"
+#include "reactor/task.h"
+
+namespace pollux::blob {
+
+// Where a commit is, or would be: byte offset in the ring, its number, the checksum of the one before.
+struct JournalPosition {
+  std::uint64_t offset = 0;
+  std::uint64_t sequence = 1;
+  std::uint32_t previous_crc = 0;
+};
+
+class Journal {
+ public:
+  struct Options {
+    std::uint64_t ring_offset = 0;
+    std::uint64_t ring_bytes = 0;
+    Uuid pool_id;
+    std::uint32_t checksum_seed = 0;
+    // Called when half of the ring is in use; a checkpoint should start.
+    std::function<void()> on_half_full;
+    // Called at the end of each round that wrote something.
+    std::function<void()> on_committed;
+  };
+  // A caller of sync(): stays alive until `done`.
+  struct Waiter {
+    void (*done)(Waiter&, bool ok) = nullptr;
+    Waiter* next = nullptr;
+  };
+
+  Journal(bdev::Channel& channel, Options options, JournalPosition tail, JournalPosition head);
+
+  void append(const RecordHeader& record);
+  // Everything appended, and all data written, before this call is durable when `done` says ok.
+  void sync(Waiter& waiter);
+  // The same to await. kIoError.
+  reactor::Task<Status> commit();
+  // Writes what is queued without anybody waiting.
+  void kick();
+
+  // Fixes an instant: the position of the first commit that holds records appended after this call, when all before
+  // it are durable. kIoError.
+  reactor::Task<Result<JournalPosition>> cut();
+  // Commits before this position are no longer needed.
+  void release_before(const JournalPosition& position);
+
+  // No checkpoint will make room any more: everybody gets an error.
+  void fail_all();
+
+  // Too much is queued: hold new map changes back until on_committed.
+  bool congested() const { return queued_bytes_ > options_.ring_bytes / 8; }
+  bool failed() const { return failed_; }
+  std::uint64_t rounds() const { return rounds_; }
+  std::uint64_t used_bytes() const { return used_bytes_; }
+
+ private:
+  using CutResult = reactor::Completion<bool>;
+  struct Chunk {
+    AlignedBuffer bytes;
+    std::size_t used = 0;
+    std::uint32_t records = 0;
+    bool has_data = false;
+    // Not a chunk but the mark of a cut.
+    CutResult* cut = nullptr;
+  };
+  void close_chunk();
+  void start();
+  reactor::Task<void> run();
+  reactor::Task<bool> run_round(std::deque<Chunk> chunks, bool flush);
+  reactor::Task<bool> write_chunk(Chunk& chunk);
+  reactor::Task<bool> wait_for_space(std::uint64_t bytes);
+  AlignedBuffer take_buffer();
+
+  bdev::Channel& channel_;
+  const Options options_;
+  const std::size_t chunk_bytes_;
+  JournalPosition head_;
+  std::uint64_t tail_offset_;
+  std::uint64_t used_bytes_ = 0;
+  Chunk open_;
+  std::deque<Chunk> closed_;
+  std::size_t queued_bytes_ = 0;
+  std::vector<AlignedBuffer> spare_;
+  Waiter* waiters_head_ = nullptr;
+  Waiter* waiters_tail_ = nullptr;
+  bool running_ = false;
+  bool kicked_ = false;
+  bool failed_ = false;
+  bool half_full_told_ = false;
+  std::uint64_t rounds_ = 0;
+  reactor::Completion<bool>* space_ = nullptr;
+};
+
+}  // namespace pollux::blob

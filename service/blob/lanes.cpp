@@ -1,0 +1,76 @@
+#include "blob/lanes.h"
+
+namespace pollux::blob {
+
+void Lane::switch_epoch() {
+  // The last round is over, so nothing is counted under the number that now comes into use.
+  const unsigned old = epoch_;
+  epoch_ ^= 1;
+  asked_ = true;
+  if (in_flight_[old] == 0) answer();
+}
+
+void Lane::answer() {
+  asked_ = false;
+  lanes_.answered();
+}
+
+Result<Lane*> Lanes::open(reactor::Reactor& reactor) {
+  {
+    std::lock_guard lock(mutex_);
+    for (auto& lane : lanes_) {
+      if (&lane->reactor_ == &reactor) return lane.get();
+    }
+  }
+  auto channel = device_->open_channel(reactor);
+  if (!channel) return fail(std::move(channel.error()));
+  std::lock_guard lock(mutex_);
+  lanes_.push_back(std::make_unique<Lane>(*this, reactor, std::move(*channel)));
+  return lanes_.back().get();
+}
+
+std::vector<Lane*> Lanes::all() {
+  std::lock_guard lock(mutex_);
+  std::vector<Lane*> lanes;
+  for (auto& lane : lanes_) lanes.push_back(lane.get());
+  return lanes;
+}
+
+void Lanes::answered() {
+  if (missing_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  answered_.lanes = this;
+  answered_.run = [](reactor::Message& message) { static_cast<Answered&>(message).lanes->all_answered_->set(true); };
+  home_.post(answered_);
+}
+
+reactor::Task<void> Lanes::grace() {
+  auto guard = co_await round_.lock();
+  // A lane that is made from here on finds the maps as they are now: the list's mutex orders it after us.
+  const auto lanes = all();
+  if (lanes.empty()) co_return;
+  reactor::Completion<bool> done;
+  all_answered_ = &done;
+  missing_.store(static_cast<std::uint32_t>(lanes.size()), std::memory_order_release);
+  for (Lane* lane : lanes) {
+    lane->switch_epoch_.run = [](reactor::Message& message) {
+      static_cast<Lane::LaneMessage&>(message).lane->switch_epoch();
+    };
+    lane->reactor_.post(lane->switch_epoch_);
+  }
+  co_await done;
+}
+
+reactor::Task<void> Lanes::close() {
+  std::vector<std::unique_ptr<Lane>> lanes;
+  {
+    std::lock_guard lock(mutex_);
+    lanes.swap(lanes_);
+  }
+  for (auto& lane : lanes) {
+    co_await lane->reactor_.enter();
+    lane.reset();
+  }
+  co_await home_.enter();
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,99 @@
+#pragma once
+// Lanes: one a reactor that does I/O on the pool. A lane has the reactor's channel to the device, and counts what is in
+// flight, so that the home reactor can wait for a grace period: the moment after which no I/O is under way that looked
+// at the maps before grace() was called.
+//
+// Counting costs the data path two additions on memory of its own: grace() sends each lane a message, the lane then
+// counts new I/O under the other of two numbers, and answers when the old one has come down to zero.
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/result.h"
+#include "bdev/bdev.h"
+#include "reactor/mutex.h"
+#include "reactor/reactor.h"
+#include "reactor/task.h"
+
+namespace pollux::blob {
+
+// What a user of the store keeps with a lane (request slots of the data path); destroyed with it, on its reactor.
+class LaneExtension {
+ public:
+  virtual ~LaneExtension() = default;
+};
+
+class Lanes;
+
+class Lane {
+ public:
+  Lane(Lanes& lanes, reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device)
+      : lanes_(lanes), reactor_(reactor), device_(std::move(device)) {
+    switch_epoch_.lane = this;
+  }
+
+  // All on the lane's reactor.
+  bdev::Channel& device() { return *device_; }
+  reactor::Reactor& reactor() { return reactor_; }
+  // Around every I/O: begin() before the map is looked at, end() with begin()'s answer when its last access is over.
+  unsigned begin() {
+    ++in_flight_[epoch_];
+    return epoch_;
+  }
+  void end(unsigned epoch) {
+    if (--in_flight_[epoch] == 0 && epoch != epoch_ && asked_) answer();
+  }
+  std::unique_ptr<LaneExtension> extension;
+
+ private:
+  friend class Lanes;
+  struct LaneMessage : reactor::Message {
+    Lane* lane = nullptr;
+  };
+  void switch_epoch();
+  void answer();
+
+  Lanes& lanes_;
+  reactor::Reactor& reactor_;
+  std::unique_ptr<bdev::Channel> device_;
+  std::uint64_t in_flight_[2] = {0, 0};
+  unsigned epoch_ = 0;
+  bool asked_ = false;
+  LaneMessage switch_epoch_;
+};
+
+class Lanes {
+ public:
+  Lanes(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : device_(std::move(device)), home_(home) {}
+
+  // The lane of this reactor, on it; made at first use. Errors are the device's.
+  Result<Lane*> open(reactor::Reactor& reactor);
+  // Home reactor. Rounds run one after the other.
+  reactor::Task<void> grace();
+  // Home reactor, with no I/O in flight: ends all lanes, each on its own reactor.
+  reactor::Task<void> close();
+
+  bdev::Bdev& device() { return *device_; }
+  reactor::Reactor& home() { return home_; }
+
+ private:
+  friend class Lane;
+  void answered();
+  std::vector<Lane*> all();
+
+  std::shared_ptr<bdev::Bdev> device_;
+  reactor::Reactor& home_;
+  std::mutex mutex_;  // the list alone; lanes come with channels, never with I/O
+  std::vector<std::unique_ptr<Lane>> lanes_;
+
+  reactor::AsyncMutex round_;
+  std::atomic<std::uint32_t> missing_{0};
+  struct Answered : reactor::Message {
+    Lanes* lanes = nullptr;
+  } answered_;
+  reactor::Completion<bool>* all_answered_ = nullptr;
+};
+
+}  // namespace pollux::blob

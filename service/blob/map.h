@@ -1,0 +1,109 @@
+#pragma once
+// The map of a volume as memory holds it, shared between the home reactor, which alone changes it, and the data path of
+// every reactor, which reads it without a lock: one look-up an I/O, at any depth of snapshots.
+//
+// A volume's LeafTable has a slot for each leaf; a Leaf has an Entry for each cluster. What is unlinked from here is
+// destroyed only after a grace period (lanes.h), so whoever found a pointer within one call may follow it.
+
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <memory>
+
+#include "blob/format.h"
+
+namespace pollux::blob {
+
+// One cluster of a volume, decoded. See LeafEntry for the meaning of own, base and bits.
+struct MapEntry {
+  ClusterNo own = 0;
+  ClusterNo base = 0;
+  std::uint64_t bits = 0;
+  // Another map may name `own` too: writing needs a new cluster. May be set when that is no longer so.
+  bool shared = false;
+
+  bool full() const { return bits == kAllBits; }
+};
+
+class Entry {
+ public:
+  // Home reactor.
+  MapEntry get() const {
+    const std::uint64_t word = word_.load(std::memory_order_relaxed);
+    return decode(word, bits_.load(std::memory_order_relaxed));
+  }
+  // Home reactor.
+  void set(const MapEntry& value) {
+    const std::uint64_t word = encode(value);
+    const std::uint64_t old = word_.load(std::memory_order_relaxed);
+    if (old == word) {
+      bits_.store(value.bits, std::memory_order_release);
+      return;
+    }
+    // A reader must not pair the new word with the old bits, nor the other way round.
+    word_.store(old | kChanging, std::memory_order_release);
+    bits_.store(value.bits, std::memory_order_release);
+    word_.store(word, std::memory_order_release);
+  }
+  // Any reactor. False: it is changing at this moment; ask the home reactor.
+  bool read(MapEntry& value) const {
+    const std::uint64_t word = word_.load(std::memory_order_acquire);
+    if (word & kChanging) return false;
+    if (word & kFull) {
+      value = decode(word, kAllBits);
+      return true;
+    }
+    const std::uint64_t bits = bits_.load(std::memory_order_acquire);
+    if (word_.load(std::memory_order_relaxed) != word) return false;
+    value = decode(word, bits);
+    return true;
+  }
+
+ private:
+  static constexpr std::uint64_t kClusterMask = (1ULL << 30) - 1;
+  static constexpr std::uint64_t kFull = 1ULL << 60;
+  static constexpr std::uint64_t kShared = 1ULL << 61;
+  static constexpr std::uint64_t kChanging = 1ULL << 62;
+
+  static std::uint64_t encode(const MapEntry& value) {
+    return std::uint64_t{value.own} | (std::uint64_t{value.base} << 30) | (value.full() ? kFull : 0) |
+           (value.shared ? kShared : 0);
+  }
+  static MapEntry decode(std::uint64_t word, std::uint64_t bits) {
+    return {.own = static_cast<ClusterNo>(word & kClusterMask),
+            .base = static_cast<ClusterNo>((word >> 30) & kClusterMask),
+            .bits = bits,
+            .shared = (word & kShared) != 0};
+  }
+
+  std::atomic<std::uint64_t> word_{0};
+  std::atomic<std::uint64_t> bits_{0};
+};
+
+struct Leaf {
+  // The page could not be read or made no sense: I/O through it fails, nothing is written to it.
+  bool damaged = false;
+  Entry entries[kLeafEntries];
+};
+
+// A slot: 0 for no leaf (zeros), kNotLoaded, or a Leaf* with kSharedTag when another volume may have the same leaf.
+inline constexpr std::uintptr_t kSharedTag = 1;
+inline constexpr std::uintptr_t kNotLoaded = 2;
+
+struct LeafTable {
+  explicit LeafTable(std::size_t leaf_count)
+      : count(leaf_count), slots(std::make_unique<std::atomic<std::uintptr_t>[]>(leaf_count)) {}
+  std::size_t count;
+  std::unique_ptr<std::atomic<std::uintptr_t>[]> slots;
+};
+
+// An open volume as the data path sees it.
+struct VolumeView {
+  std::atomic<std::uint64_t> size_bytes{0};
+  std::atomic<LeafTable*> table{nullptr};
+  // Writes go to the home reactor, which holds them back: a snapshot is being taken.
+  std::atomic<bool> frozen{false};
+  std::unique_ptr<LeafTable> owned_table;
+};
+
+}  // namespace pollux::blob

@@ -1,0 +1,117 @@
+#include "blob/page_store.h"
+
+#include <bit>
+#include <cassert>
+#include <cstring>
+
+namespace pollux::blob {
+
+void PageStore::mark_free(PageNo page) {
+  const std::uint32_t at = page / 64;
+  if (at >= free_map_.size()) free_map_.resize(at + 1, 0);
+  free_map_[at] |= 1ULL << (page % 64);
+  if (at < lowest_free_word_) lowest_free_word_ = at;
+  ++free_pages_;
+}
+
+void PageStore::add_cluster(ClusterNo cluster) {
+  const std::uint32_t number = cluster_count();
+  clusters_.push_back({.cluster = cluster,
+                       .directory_slot = 1,
+                       .fresh = true,
+                       .words = std::vector<std::uint32_t>(geometry_.pages_per_cluster, 0)});
+  touch_directory(number);
+  clusters_.back().words[0] = (static_cast<std::uint32_t>(PageType::kDirectory) << kDirTypeShift) | 1;
+  for (std::uint32_t i = 1; i < geometry_.pages_per_cluster; ++i) mark_free(directory_page(number) + i);
+}
+
+Status PageStore::load_cluster(ClusterNo cluster, const std::uint32_t* words, unsigned directory_slot) {
+  const std::uint32_t number = cluster_count();
+  clusters_.push_back({.cluster = cluster,
+                       .directory_slot = static_cast<std::uint8_t>(directory_slot),
+                       .fresh = false,
+                       .words = std::vector<std::uint32_t>(words, words + geometry_.pages_per_cluster)});
+  for (std::uint32_t i = 1; i < geometry_.pages_per_cluster; ++i) {
+    const PageNo page = directory_page(number) + i;
+    const PageType kind = type(page);
+    const bool used = refs(page) != 0;
+    if (used != (kind != PageType::kFree) ||
+        (used && kind != PageType::kVolumes && kind != PageType::kIndex && kind != PageType::kLeaf) ||
+        (used && kind != PageType::kLeaf && refs(page) != 1)) {
+      return fail(ErrorCode::kCorrupt, "directory of metadata cluster " + std::to_string(number) + ": page " +
+                                           std::to_string(page) + " has an impossible entry");
+    }
+    if (!used) mark_free(page);
+  }
+  return {};
+}
+
+std::uint32_t PageStore::used_pages() const {
+  return cluster_count() * (geometry_.pages_per_cluster - 1) - free_pages_;
+}
+
+PageNo PageStore::allocate(PageType type) {
+  assert(free_pages_ > 0);
+  while (free_map_[lowest_free_word_] == 0) ++lowest_free_word_;
+  auto& word = free_map_[lowest_free_word_];
+  const PageNo page = lowest_free_word_ * 64 + static_cast<std::uint32_t>(std::countr_zero(word));
+  word &= word - 1;
+  --free_pages_;
+  std::uint32_t& entry = change(page);
+  entry = (entry & kDirSlotBit) | (static_cast<std::uint32_t>(type) << kDirTypeShift) | 1;
+  dirty_.touch(PageKey::metadata(page));
+  return page;
+}
+
+void PageStore::add_ref(PageNo page) {
+  assert(refs(page) > 0 && refs(page) < kDirRefsMask);
+  ++change(page);
+}
+
+std::uint32_t PageStore::drop_ref(PageNo page) {
+  assert(refs(page) > 0);
+  if (refs(page) > 1) {
+    --change(page);
+    return refs(page);
+  }
+  // A checkpoint under way may still need the contents, which the owner drops after this.
+  dirty_.touch(PageKey::metadata(page));
+  change(page) &= kDirSlotBit;
+  mark_free(page);
+  return 0;
+}
+
+bool PageStore::exists(PageNo page) const {
+  return page / geometry_.pages_per_cluster < clusters_.size();
+}
+
+PageType PageStore::type(PageNo page) const {
+  if (!exists(page)) return PageType::kFree;
+  return static_cast<PageType>((word(page) >> kDirTypeShift) & 7);
+}
+
+std::uint64_t PageStore::slot_offset(PageNo page, unsigned slot) const {
+  const auto& home = clusters_[page / geometry_.pages_per_cluster];
+  const std::uint32_t index = page % geometry_.pages_per_cluster;
+  return geometry_.cluster_offset(home.cluster) + (std::uint64_t{index} * 2 + slot) * kPageBytes;
+}
+
+unsigned PageStore::flip_slot(PageNo page) {
+  change(page) ^= kDirSlotBit;
+  return valid_slot(page);
+}
+
+unsigned PageStore::flip_directory_slot(std::uint32_t cluster) {
+  return clusters_[cluster].directory_slot ^= 1;
+}
+
+bool PageStore::take_fresh(std::uint32_t cluster) {
+  return std::exchange(clusters_[cluster].fresh, false);
+}
+
+void PageStore::serialize_directory(std::uint32_t cluster, std::byte* bytes) const {
+  const auto& words = clusters_[cluster].words;
+  std::memcpy(bytes + sizeof(PageHeader), words.data(), words.size() * sizeof(std::uint32_t));
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,97 @@
+#pragma once
+// Refcounts: how many leaf entries name each cluster, and from that which clusters are free. The allocator of the pool.
+//
+// A cluster is in one of four conditions:
+//   free       count 0, in the free map; allocate() takes it from there
+//   taken      count 0, out of the free map: allocate() handed it out and no map entry names it yet; what is not mapped
+//              in the end comes back with give_back()
+//   used       count > 0
+//   released   count fell to 0, but the journal record that says so is not durable yet, or an I/O that looked the
+//              cluster up earlier may still be on its way; collect_released() hands these to whoever waits for both
+//              and then calls make_free()
+// Home reactor only.
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "blob/dirty_pages.h"
+#include "blob/geometry.h"
+
+namespace pollux::blob {
+
+class Refcounts {
+ public:
+  Refcounts(const Geometry& geometry, DirtyPages& dirty) : geometry_(geometry), dirty_(dirty) {}
+
+  // Takes over the words of all clusters, at load.
+  void assign(std::vector<std::uint32_t> words);
+  // The pool grows: counts of the new clusters, with the zones' own clusters marked. The new ones are allocated only
+  // after open_grown(), since until a checkpoint knows them no journal record may name them.
+  void grow(std::uint32_t cluster_count);
+  void open_grown(ClusterNo first);
+
+  std::uint32_t word(ClusterNo cluster) const { return words_[cluster]; }
+  // True for a cluster that a map entry may name.
+  bool is_data(ClusterNo cluster) const {
+    return cluster < words_.size() && (words_[cluster] & kMetadataCluster) == 0 && words_[cluster] != kSystemCluster &&
+           cluster != 0;
+  }
+  bool shared(ClusterNo cluster) const { return words_[cluster] > 1; }
+
+  std::optional<ClusterNo> allocate();
+  void give_back(ClusterNo cluster) { mark_free(cluster); }
+
+  // References from leaf entries. Precondition: is_data(). False when the count would leave its range, which only
+  // rotten metadata can cause.
+  bool add(ClusterNo cluster);
+  bool drop(ClusterNo cluster);
+  // From count 0.
+  void set_metadata(ClusterNo cluster, std::uint32_t number);
+
+  std::vector<ClusterNo> collect_released() { return std::exchange(released_, {}); }
+  bool has_released() const { return !released_.empty(); }
+  void make_free(const std::vector<ClusterNo>& clusters) {
+    released_count_ -= static_cast<std::uint32_t>(clusters.size());
+    for (ClusterNo cluster : clusters) mark_free(cluster);
+  }
+
+  std::uint32_t free_count() const { return free_count_; }
+  // Released and not free yet; they count as free space for what people see.
+  std::uint32_t released_count() const { return released_count_; }
+  std::uint32_t used_count() const { return used_count_; }
+  std::uint32_t metadata_count() const { return metadata_count_; }
+  std::uint32_t system_count() const { return system_count_; }
+  std::uint32_t cluster_count() const { return static_cast<std::uint32_t>(words_.size()); }
+
+  void serialize(std::uint32_t page, std::byte* bytes) const;
+  // The slot that holds the valid version of each page: set at load, flipped by a checkpoint at its cut.
+  void set_slot(std::uint32_t page, unsigned slot);
+  unsigned flip_slot(std::uint32_t page);
+
+ private:
+  void set_word(ClusterNo cluster, std::uint32_t word) {
+    dirty_.touch(PageKey::refcounts(cluster / kWordsPerPage));
+    words_[cluster] = word;
+  }
+  void mark_free(ClusterNo cluster);
+  void take(ClusterNo cluster);
+  bool in_free_map(ClusterNo cluster) const { return (free_map_[cluster / 64] >> (cluster % 64)) & 1; }
+
+  const Geometry& geometry_;
+  DirtyPages& dirty_;
+  std::vector<std::uint32_t> words_;
+  std::vector<std::uint64_t> free_map_;
+  std::vector<ClusterNo> released_;
+  std::vector<std::uint8_t> slots_;
+  std::uint32_t cursor_ =
+      0;  // word of the free map where the search goes on: neighbours in time become neighbours on disk
+  std::uint32_t free_count_ = 0;
+  std::uint32_t used_count_ = 0;
+  std::uint32_t metadata_count_ = 0;
+  std::uint32_t system_count_ = 0;
+  std::uint32_t released_count_ = 0;
+};
+
+}  // namespace pollux::blob

@@ -1,0 +1,49 @@
+#pragma once
+// Space: who may take a free cluster, and when freed ones can be taken again.
+//
+// Thick volumes have their space promised: others allocate only from what is left beyond the promises. A little is kept
+// for metadata, so that a full pool can still be changed (a delete needs none, an unmap may need a leaf). Freed
+// clusters come back when the journal says durably that they are free and no I/O of before is under way. Home reactor
+// only.
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+
+#include "base/result.h"
+#include "blob/journal.h"
+#include "blob/lanes.h"
+#include "blob/state.h"
+#include "reactor/task.h"
+
+namespace pollux::blob {
+
+class Space {
+ public:
+  // on_reclaimed: clusters became free.
+  Space(State& state, Journal& journal, Lanes& lanes, std::function<void()> on_reclaimed)
+      : state_(state), journal_(journal), lanes_(lanes), on_reclaimed_(std::move(on_reclaimed)) {}
+
+  // A cluster for data of this volume; none when the pool is full for it.
+  std::optional<ClusterNo> allocate(const Volume& volume);
+  // At least this many free metadata pages, taking clusters for them as needed. kNoSpace.
+  Status ensure_pages(std::uint32_t count);
+  // Clusters that a thin volume or a new promise could take, those on their way back included.
+  std::uint64_t available() const;
+
+  // Starts bringing freed clusters back, if there are any and it is not under way. True when some may come.
+  bool reclaim();
+  bool reclaiming() const { return reclaiming_; }
+
+ private:
+  std::uint64_t metadata_reserve() const;
+  reactor::Task<void> run();
+
+  State& state_;
+  Journal& journal_;
+  Lanes& lanes_;
+  std::function<void()> on_reclaimed_;
+  bool reclaiming_ = false;
+};
+
+}  // namespace pollux::blob

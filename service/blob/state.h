@@ -1,0 +1,133 @@
+#pragma once
+// State: everything the metadata says, in memory, and the one place where it changes.
+//
+// Each change is a journal record. apply() carries it out at once, without waiting for anything, so that running and
+// replaying are the same code and end in the same state. What apply() needs in memory (leaves, index pages) and on disk
+// (free metadata pages) is the caller's to bring first; see store.h and recovery.h. Home reactor only.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+#include "blob/dirty_pages.h"
+#include "blob/geometry.h"
+#include "blob/page_store.h"
+#include "blob/refcounts.h"
+#include "blob/volume.h"
+
+namespace pollux::blob {
+
+class State : public PageSource {
+ public:
+  explicit State(const Geometry& geometry);
+  ~State() override;
+
+  // Carries out the record at `bytes` (its length is in its header and was checked). kCorrupt when it does not fit the
+  // state, which while running means a fault of ours; the state may then be half changed and must not be used.
+  Status apply(const RecordHeader& record);
+
+  Geometry geometry;
+  DirtyPages dirty;
+  Refcounts refcounts;
+  PageStore pages;
+
+  // ---- Volumes
+  Volume* find(VolumeNo number) const;
+  Volume* find(const Uuid& id) const;
+  Volume* find_name(const std::string& name) const;
+  const std::map<VolumeNo, std::unique_ptr<Volume>>& volumes() const { return volumes_; }
+  // The number the next new volume must have; 0 when a page for it has to be allocated, which apply() then does.
+  VolumeNo next_volume_number() const;
+  std::uint64_t clusters_of(std::uint64_t size_bytes) const {
+    return div_ceil<std::uint64_t>(size_bytes, geometry.cluster_bytes);
+  }
+  std::size_t leaves_of(std::uint64_t size_bytes) const {
+    return static_cast<std::size_t>(div_ceil<std::uint64_t>(clusters_of(size_bytes), kLeafEntries));
+  }
+  // At load.
+  Status load_volume(VolumeNo number, const VolumeRecord& record);
+  void load_free_record(VolumeNo number) { free_records_.insert(number); }
+  Status load_index(Volume& volume, std::size_t chunk, const PageNo* pages);
+
+  // ---- Leaves
+  Leaf* leaf(PageNo page) const { return page < leaves_.size() ? leaves_[page].get() : nullptr; }
+  void load_leaf(PageNo page, const LeafPage& bytes);
+  void load_damaged_leaf(PageNo page);
+  // The entry of a cluster; its leaf must be loaded if there is one. All zeros when there is no leaf.
+  MapEntry entry(const Volume& volume, std::uint32_t index) const;
+  // True when a write may change the entry's own cluster in place. Refreshes stale hints on the way.
+  bool exclusive(Volume& volume, std::uint32_t index);
+  // Makes or refreshes the data path's table.
+  void build_view(Volume& volume);
+  void publish_slot(Volume& volume, std::size_t slot);
+
+  // ---- Space
+  // Clusters promised to thick volumes and not taken yet.
+  std::uint64_t reserved_clusters() const { return reserved_; }
+  std::uint64_t reservation(const Volume& volume) const;
+
+  // What no map leads to any more, to be destroyed after a grace period.
+  struct Retired {
+    std::vector<std::unique_ptr<Leaf>> leaves;
+    std::vector<std::unique_ptr<LeafTable>> tables;
+    bool empty() const { return leaves.empty() && tables.empty(); }
+  };
+  Retired collect_retired() { return std::exchange(retired_, {}); }
+  bool has_retired() const { return !retired_.empty(); }
+
+  void serialize(PageKey key, std::byte* page) const override;
+
+ private:
+  Status apply_map_set(const MapSetRecord& record);
+  Status apply_create(const VolumeCreateRecord& record);
+  Status apply_fork(const ForkRecord& record);
+  Status apply_resize(const ResizeRecord& record);
+  Status apply_delete(const RecordHeader& record);
+  Status apply_drop_leaf(const DropLeafRecord& record);
+  Status apply_volume_free(const RecordHeader& record);
+  Status apply_set_qos(const SetQosRecord& record);
+  Status apply_metadata_grow(const MetadataGrowRecord& record);
+  Status apply_revert(const RevertRecord& record);
+  Status apply_detach(const RecordHeader& record);
+
+  template <typename Record>
+  Status run(const RecordHeader& record, Status (State::*step)(const Record&)) {
+    if (record.bytes != sizeof(Record))
+      return fail(ErrorCode::kCorrupt, "metadata: journal record of the wrong length");
+    return (this->*step)(reinterpret_cast<const Record&>(record));
+  }
+  Result<Volume*> new_volume(VolumeNo number);
+  Status check_create(const VolumeCreateRecord& create) const;
+  void fill_volume(Volume& volume, const VolumeCreateRecord& create);
+  void index_names(Volume& volume);
+  void unindex_names(const Volume& volume);
+  void touch_volume(const Volume& volume) { dirty.touch(PageKey::metadata(volume.number / kRecordsPerPage)); }
+  Status set_leaf(Volume& volume, std::size_t slot, PageNo page);
+  Result<Leaf*> writable_leaf(Volume& volume, std::size_t slot);
+  Status share_leaves(Volume& from, Volume& to);
+  Status drop_leaf_page(PageNo page);
+  bool valid_entry(const LeafEntry& entry) const;
+  Leaf& add_leaf(PageNo page);
+  void serialize_volume(const Volume& volume, VolumeRecord& record) const;
+
+  std::map<VolumeNo, std::unique_ptr<Volume>> volumes_;
+  std::unordered_map<Uuid, Volume*> by_id_;
+  std::unordered_map<std::string, Volume*> by_name_;
+  std::set<VolumeNo> free_records_;
+  struct IndexOwner {
+    VolumeNo volume;
+    std::uint32_t chunk;
+  };
+  std::unordered_map<PageNo, IndexOwner> index_owners_;
+  std::vector<std::unique_ptr<Leaf>> leaves_;
+  Retired retired_;
+  std::uint64_t reserved_ = 0;
+};
+
+}  // namespace pollux::blob

@@ -1,0 +1,218 @@
+// Leaves and their entries: finding, copying on write, setting, dropping. The rest of State is in state.cpp.
+
+#include <algorithm>
+#include <cassert>
+
+#include "blob/state.h"
+
+namespace pollux::blob {
+
+namespace {
+
+Status corrupt(const std::string& what) {
+  return fail(ErrorCode::kCorrupt, "metadata: " + what);
+}
+
+}  // namespace
+
+bool State::valid_entry(const LeafEntry& entry) const {
+  if (entry.own == 0) return entry.base == 0 && entry.bits == 0;
+  if (!refcounts.is_data(entry.own) || (entry.base != 0 && !refcounts.is_data(entry.base))) return false;
+  if (entry.base == entry.own || (entry.bits == kAllBits && entry.base != 0)) return false;
+  return (entry.bits & geometry.unused_bits()) == geometry.unused_bits();
+}
+
+Leaf& State::add_leaf(PageNo page) {
+  if (page >= leaves_.size()) leaves_.resize(std::max<std::size_t>(page + 1, leaves_.size() * 3 / 2));
+  leaves_[page] = std::make_unique<Leaf>();
+  return *leaves_[page];
+}
+
+void State::load_leaf(PageNo page, const LeafPage& bytes) {
+  Leaf& leaf = add_leaf(page);
+  for (std::uint32_t i = 0; i < kLeafEntries; ++i) {
+    const LeafEntry& entry = bytes.entries[i];
+    const bool counted = entry.own == 0 || (valid_entry(entry) && refcounts.word(entry.own) != 0 &&
+                                            (entry.base == 0 || refcounts.word(entry.base) != 0));
+    if (!valid_entry(entry) || !counted) {
+      leaf.damaged = true;
+      return;
+    }
+    leaf.entries[i].set({.own = entry.own,
+                         .base = entry.base,
+                         .bits = entry.bits,
+                         .shared = entry.own != 0 && refcounts.shared(entry.own)});
+  }
+}
+
+void State::load_damaged_leaf(PageNo page) {
+  add_leaf(page).damaged = true;
+}
+
+MapEntry State::entry(const Volume& volume, std::uint32_t index) const {
+  const PageNo page = volume.leaves[index / kLeafEntries];
+  if (page == 0) return {};
+  return leaf(page)->entries[index % kLeafEntries].get();
+}
+
+bool State::exclusive(Volume& volume, std::uint32_t index) {
+  const std::size_t slot = index / kLeafEntries;
+  const PageNo page = volume.leaves[slot];
+  if (page == 0 || pages.refs(page) != 1) return false;
+  Entry& at = leaf(page)->entries[index % kLeafEntries];
+  MapEntry entry = at.get();
+  if (entry.own == 0 || refcounts.shared(entry.own)) return false;
+  if (entry.shared) {
+    entry.shared = false;
+    at.set(entry);
+  }
+  if (volume.view) publish_slot(volume, slot);
+  return true;
+}
+
+void State::publish_slot(Volume& volume, std::size_t slot) {
+  if (!volume.view) return;
+  const PageNo page = volume.leaves[slot];
+  std::uintptr_t value = 0;
+  if (page != 0) {
+    Leaf* loaded = leaf(page);
+    value = loaded == nullptr ? kNotLoaded
+                              : reinterpret_cast<std::uintptr_t>(loaded) | (pages.refs(page) > 1 ? kSharedTag : 0);
+  }
+  auto& at = volume.view->owned_table->slots[slot];
+  if (at.load(std::memory_order_relaxed) != value) at.store(value, std::memory_order_release);
+}
+
+void State::build_view(Volume& volume) {
+  auto table = std::make_unique<LeafTable>(volume.leaves.size());
+  std::swap(table, volume.view->owned_table);
+  for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) publish_slot(volume, slot);
+  volume.view->table.store(volume.view->owned_table.get(), std::memory_order_release);
+  if (table) retired_.tables.push_back(std::move(table));
+}
+
+Status State::set_leaf(Volume& volume, std::size_t slot, PageNo page) {
+  if (volume.indexed()) {
+    const std::uint32_t chunk = static_cast<std::uint32_t>(slot / kWordsPerPage);
+    PageNo& index = volume.index_pages[chunk];
+    if (index == 0) {
+      if (page == 0) return {};
+      if (pages.free_pages() == 0) return corrupt("no page for an index");
+      touch_volume(volume);
+      index = pages.allocate(PageType::kIndex);
+      index_owners_[index] = {volume.number, chunk};
+    } else {
+      dirty.touch(PageKey::metadata(index));
+    }
+  } else {
+    touch_volume(volume);
+  }
+  volume.leaves[slot] = page;
+  publish_slot(volume, slot);
+  return {};
+}
+
+Result<Leaf*> State::writable_leaf(Volume& volume, std::size_t slot) {
+  const PageNo page = volume.leaves[slot];
+  if (page != 0 && pages.refs(page) == 1) {
+    if (leaf(page) == nullptr) return fail(ErrorCode::kCorrupt, "metadata: change of a leaf that is not loaded");
+    dirty.touch(PageKey::metadata(page));
+    return leaf(page);
+  }
+  if (pages.free_pages() == 0) return fail(ErrorCode::kCorrupt, "metadata: no page for a leaf");
+  if (page != 0 && (leaf(page) == nullptr || leaf(page)->damaged)) {
+    return fail(ErrorCode::kCorrupt, "metadata: copy of a leaf that is not loaded or damaged");
+  }
+  const PageNo made = pages.allocate(PageType::kLeaf);
+  Leaf& copy = add_leaf(made);
+  if (page != 0) {
+    // The clusters now hang on two leaves.
+    Leaf& original = *leaf(page);
+    for (std::uint32_t i = 0; i < kLeafEntries; ++i) {
+      MapEntry entry = original.entries[i].get();
+      if (entry.own == 0) continue;
+      if (!refcounts.add(entry.own) || (entry.base != 0 && !refcounts.add(entry.base))) {
+        return fail(ErrorCode::kCorrupt, "metadata: reference count out of range");
+      }
+      entry.shared = true;
+      original.entries[i].set(entry);
+      copy.entries[i].set(entry);
+    }
+    pages.drop_ref(page);
+  }
+  if (auto set = set_leaf(volume, slot, made); !set) return fail(std::move(set.error()));
+  return &copy;
+}
+
+Status State::apply_map_set(const MapSetRecord& record) {
+  Volume* volume = find(record.header.volume);
+  if (volume == nullptr || volume->deleting() || !volume->index_loaded ||
+      record.index >= clusters_of(volume->size_bytes) || !valid_entry(record.entry)) {
+    return corrupt("impossible map entry");
+  }
+  auto target = writable_leaf(*volume, record.index / kLeafEntries);
+  if (!target) return fail(std::move(target.error()));
+  if ((*target)->damaged) return corrupt("change of a damaged leaf");
+  Entry& at = (*target)->entries[record.index % kLeafEntries];
+  const MapEntry old = at.get();
+  const LeafEntry& fresh = record.entry;
+
+  touch_volume(*volume);
+  reserved_ -= reservation(*volume);
+  // Add before dropping: what both name must not pass through zero.
+  const bool takes_new = fresh.own != 0 && refcounts.word(fresh.own) == 0;
+  bool counted = true;
+  for (ClusterNo cluster : {fresh.own, fresh.base}) {
+    if (cluster != 0 && cluster != old.own && cluster != old.base) counted = counted && refcounts.add(cluster);
+  }
+  for (ClusterNo cluster : {old.own, old.base}) {
+    if (cluster != 0 && cluster != fresh.own && cluster != fresh.base) counted = counted && refcounts.drop(cluster);
+  }
+  if (!counted) return corrupt("reference count out of range");
+  const bool gives_back = old.own != 0 && old.own != fresh.own && refcounts.word(old.own) == 0;
+  volume->mapped += (fresh.own != 0) - (old.own != 0);
+  if (takes_new) ++volume->charged;
+  if (gives_back && volume->charged > 0) --volume->charged;
+  reserved_ += reservation(*volume);
+
+  at.set({.own = fresh.own,
+          .base = fresh.base,
+          .bits = fresh.bits,
+          .shared = fresh.own != 0 && refcounts.shared(fresh.own)});
+  publish_slot(*volume, record.index / kLeafEntries);
+  return {};
+}
+
+Status State::drop_leaf_page(PageNo page) {
+  if (pages.refs(page) > 1) {
+    pages.drop_ref(page);
+    return {};
+  }
+  Leaf* last = leaf(page);
+  if (last == nullptr) return corrupt("drop of a leaf that is not loaded");
+  // The page first: a checkpoint under way may still need it as it is.
+  pages.drop_ref(page);
+  // What a damaged leaf named is not known; its clusters stay taken until a repair.
+  for (std::uint32_t i = 0; !last->damaged && i < kLeafEntries; ++i) {
+    const MapEntry entry = last->entries[i].get();
+    if (entry.own == 0) continue;
+    if (!refcounts.drop(entry.own) || (entry.base != 0 && !refcounts.drop(entry.base))) {
+      return corrupt("reference count out of range");
+    }
+  }
+  retired_.leaves.push_back(std::move(leaves_[page]));
+  return {};
+}
+
+Status State::apply_drop_leaf(const DropLeafRecord& record) {
+  Volume* volume = find(record.header.volume);
+  if (volume == nullptr || !volume->deleting() || !volume->index_loaded || record.slot >= volume->leaves.size()) {
+    return corrupt("drop of an impossible leaf");
+  }
+  const PageNo page = volume->leaves[record.slot];
+  if (page == 0) return {};
+  POLLUX_TRY(set_leaf(*volume, record.slot, 0));
+  return drop_leaf_page(page);
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,347 @@
+#include "blob/store.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+#include "base/log.h"
+#include "blob/page_codec.h"
+
+namespace pollux::blob {
+
+namespace {
+
+// More than this many changed pages, and a checkpoint is due however empty the journal is: it bounds what a crash makes
+// the next start write, and the memory a cut may need.
+constexpr std::size_t kMaxDirtyPages = 16384;
+// Metadata pages that one structural change needs at most besides a fork's or resize's index pages.
+constexpr std::uint32_t kPagesPerChange = 2;
+
+template <typename Record>
+Record make_record(RecordType type, VolumeNo volume) {
+  Record record{};
+  record.header = {.type = type, .bytes = sizeof(Record), .volume = volume};
+  return record;
+}
+
+VolumeCreateRecord make_create(const CreateOptions& options, VolumeNo number) {
+  auto record = make_record<VolumeCreateRecord>(RecordType::kVolumeCreate, number);
+  record.id = options.id;
+  record.size_bytes = options.size_bytes;
+  record.created_ms = options.created_ms;
+  record.flags =
+      static_cast<std::uint8_t>((options.thick ? kVolumeThick : 0) | (options.snapshot ? kVolumeSnapshot : 0));
+  record.name_bytes = static_cast<std::uint8_t>(options.name.size());
+  std::memcpy(record.name, options.name.data(), options.name.size());
+  return record;
+}
+
+std::uint32_t index_pages(const Volume& volume) {
+  return static_cast<std::uint32_t>(volume.index_pages.size());
+}
+
+}  // namespace
+
+Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : lanes_(std::move(device), home) {}
+Store::~Store() = default;
+
+Result<Volume*> Store::live(const Uuid& id) const {
+  Volume* volume = state_->find(id);
+  if (volume == nullptr) return fail(ErrorCode::kNotFound, "volume " + id.to_string() + " does not exist");
+  return volume;
+}
+
+// Applies a record and queues it. An error leaves the state half changed, so the store takes no more.
+Status Store::change(const RecordHeader& record) {
+  if (journal_->failed()) {
+    return fail(ErrorCode::kIoError, "the pool has failed and takes no more changes; see the log for the first error");
+  }
+  if (auto applied = state_->apply(record); !applied) {
+    log::critical("{}; the pool takes no more changes", applied.error().message);
+    journal_->fail_all();
+    return fail(ErrorCode::kInternal, applied.error().message);
+  }
+  journal_->append(record);
+  return {};
+}
+
+Status Store::check_create(const CreateOptions& options) const {
+  if (options.id.is_nil()) return fail(ErrorCode::kInvalid, "a volume needs an id");
+  if (options.name.empty() || options.name.size() > kMaxNameBytes) {
+    return fail(ErrorCode::kInvalid, "the name must have 1 to 255 bytes");
+  }
+  if (options.size_bytes == 0 || options.size_bytes % kPageBytes != 0) {
+    return fail(ErrorCode::kInvalid, "the size must be a multiple of 4096 bytes and not 0");
+  }
+  if (options.size_bytes / state_->geometry.cluster_bytes >= kMaxVolumeClusters) {
+    return fail(ErrorCode::kInvalid, "the largest volume of this pool has " +
+                                         std::to_string(kMaxVolumeClusters * state_->geometry.cluster_bytes / kGiB) +
+                                         " GiB; a pool with larger clusters can have larger ones");
+  }
+  if (state_->find(options.id) != nullptr) {
+    return fail(ErrorCode::kExists, "volume " + options.id.to_string() + " exists already");
+  }
+  if (state_->find_name(options.name) != nullptr) {
+    return fail(ErrorCode::kExists, "the pool has a volume with the name '" + options.name + "' already");
+  }
+  return {};
+}
+
+Status Store::check_promise(std::uint64_t clusters) const {
+  if (clusters <= space_->available()) return {};
+  return fail(ErrorCode::kNoSpace,
+              "the pool has " + std::to_string(space_->available() * state_->geometry.cluster_bytes) + " bytes left, " +
+                  std::to_string(clusters * state_->geometry.cluster_bytes) + " are needed");
+}
+
+reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
+  VolumeNo made = 0;
+  {
+    auto guard = co_await structure_.lock();
+    POLLUX_CO_TRY(check_create(options));
+    if (options.thick) POLLUX_CO_TRY(check_promise(state_->clusters_of(options.size_bytes)));
+    POLLUX_CO_TRY(space_->ensure_pages(kPagesPerChange));
+    const auto record = make_create(options, state_->next_volume_number());
+    POLLUX_CO_TRY(change(record.header));
+    made = state_->find(options.id)->number;
+  }
+  POLLUX_CO_TRY(co_await journal_->commit());
+  if (Volume* volume = state_->find(made); volume != nullptr && volume->id == options.id) co_return volume;
+  co_return fail(ErrorCode::kNotFound, "volume " + options.id.to_string() + " was deleted meanwhile");
+}
+
+reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options) {
+  {
+    auto guard = co_await structure_.lock();
+    auto found = live(source_id);
+    if (!found) co_return fail(std::move(found.error()));
+    Volume& source = **found;
+    if (options.size_bytes == 0) options.size_bytes = source.size_bytes;
+    POLLUX_CO_TRY(check_create(options));
+    if (options.size_bytes < source.size_bytes) {
+      co_return fail(ErrorCode::kInvalid, "a clone cannot be smaller than its source, which has " +
+                                              std::to_string(source.size_bytes) + " bytes");
+    }
+    POLLUX_CO_TRY(co_await loader_->index(source));
+    const std::uint32_t index =
+        static_cast<std::uint32_t>(div_ceil<std::size_t>(state_->leaves_of(options.size_bytes), kWordsPerPage));
+
+    // Writes that looked at the map before stand in the source's clusters when the fork shares them; later ones wait.
+    if (source.view) {
+      source.view->frozen.store(true, std::memory_order_release);
+      co_await lanes_.grace();
+    }
+    const auto cut = [&]() -> Status {
+      // What the source may overwrite again has to find new clusters; the same for the new volume if it is thick.
+      std::uint64_t promise = options.thick ? state_->clusters_of(options.size_bytes) : 0;
+      if (source.thick() && !source.snapshot()) promise += source.charged;
+      POLLUX_TRY(check_promise(promise));
+      POLLUX_TRY(space_->ensure_pages(kPagesPerChange + index));
+      auto record = make_record<ForkRecord>(RecordType::kFork, state_->next_volume_number());
+      record.source = source.number;
+      record.create = make_create(options, 0);
+      return change(record.header);
+    };
+    const Status done = cut();
+    if (source.view) {
+      source.view->frozen.store(false, std::memory_order_release);
+      writer_->resume(source.parked);
+    }
+    POLLUX_CO_TRY(done);
+  }
+  POLLUX_CO_TRY(co_await journal_->commit());
+  co_return live(options.id);
+}
+
+reactor::Task<Status> Store::remove(Uuid id) {
+  {
+    auto guard = co_await structure_.lock();
+    auto found = live(id);
+    if (!found) co_return fail(std::move(found.error()));
+    Volume& volume = **found;
+    if (volume.view) co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " is in use; detach it first");
+    if (volume.pinned) co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " has a job running");
+    POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kDelete, volume.number).header));
+    empty_in_background(volume);
+  }
+  co_return co_await journal_->commit();
+}
+
+reactor::Task<Status> Store::resize(Uuid id, std::uint64_t size_bytes) {
+  {
+    auto guard = co_await structure_.lock();
+    auto found = live(id);
+    if (!found) co_return fail(std::move(found.error()));
+    Volume& volume = **found;
+    if (volume.snapshot()) co_return fail(ErrorCode::kInvalid, "a snapshot cannot be resized");
+    if (size_bytes % kPageBytes != 0 || size_bytes / state_->geometry.cluster_bytes >= kMaxVolumeClusters) {
+      co_return fail(ErrorCode::kInvalid, "the size must be a multiple of 4096 bytes and within the pool's limit");
+    }
+    if (size_bytes < volume.size_bytes) {
+      co_return fail(ErrorCode::kInvalid,
+                     "a volume cannot shrink; it has " + std::to_string(volume.size_bytes) + " bytes");
+    }
+    if (size_bytes > volume.size_bytes) {
+      POLLUX_CO_TRY(co_await loader_->index(volume));
+      if (volume.thick()) {
+        POLLUX_CO_TRY(check_promise(state_->clusters_of(size_bytes) - state_->clusters_of(volume.size_bytes)));
+      }
+      POLLUX_CO_TRY(space_->ensure_pages(kPagesPerChange));
+      auto record = make_record<ResizeRecord>(RecordType::kResize, volume.number);
+      record.size_bytes = size_bytes;
+      POLLUX_CO_TRY(change(record.header));
+      space_->reclaim();
+    }
+  }
+  co_return co_await journal_->commit();
+}
+
+reactor::Task<Status> Store::set_qos(Uuid id, Qos qos) {
+  auto found = live(id);
+  if (!found) co_return fail(std::move(found.error()));
+  auto record = make_record<SetQosRecord>(RecordType::kSetQos, (*found)->number);
+  record.qos = qos;
+  POLLUX_CO_TRY(change(record.header));
+  co_return co_await journal_->commit();
+}
+
+reactor::Task<Status> Store::detach(Uuid id) {
+  auto found = live(id);
+  if (!found) co_return fail(std::move(found.error()));
+  POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kDetach, (*found)->number).header));
+  co_return co_await journal_->commit();
+}
+
+reactor::Task<Status> Store::revert(Uuid id, Uuid snapshot_id) {
+  {
+    auto guard = co_await structure_.lock();
+    auto found = live(id);
+    if (!found) co_return fail(std::move(found.error()));
+    auto from = live(snapshot_id);
+    if (!from) co_return fail(std::move(from.error()));
+    Volume& volume = **found;
+    Volume& snapshot = **from;
+    if (!snapshot.snapshot() || snapshot.parent_id != volume.id) {
+      co_return fail(ErrorCode::kInvalid, snapshot_id.to_string() + " is not a snapshot of volume " + id.to_string());
+    }
+    if (volume.view || volume.pinned) {
+      co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " is in use; detach it first");
+    }
+    POLLUX_CO_TRY(co_await loader_->index(volume));
+    POLLUX_CO_TRY(co_await loader_->index(snapshot));
+    if (volume.thick()) POLLUX_CO_TRY(check_promise(volume.charged));
+    POLLUX_CO_TRY(space_->ensure_pages(kPagesPerChange + index_pages(volume)));
+    auto record = make_record<RevertRecord>(RecordType::kRevert, volume.number);
+    record.snapshot = snapshot.number;
+    record.trash = state_->next_volume_number();
+    record.trash_id = Uuid::random();
+    POLLUX_CO_TRY(change(record.header));
+    for (const auto& [number, each] : state_->volumes()) {
+      if (each->id == record.trash_id) {
+        empty_in_background(*each);
+        break;
+      }
+    }
+  }
+  co_return co_await journal_->commit();
+}
+
+reactor::Task<Result<Volume*>> Store::view(Uuid id) {
+  auto guard = co_await structure_.lock();
+  auto found = live(id);
+  if (!found) co_return found;
+  Volume& volume = **found;
+  POLLUX_CO_TRY(co_await loader_->index(volume));
+  if (!volume.view) {
+    volume.view = std::make_unique<VolumeView>();
+    state_->build_view(volume);
+    volume.view->size_bytes.store(volume.size_bytes, std::memory_order_release);
+  }
+  ++volume.opens;
+  co_return &volume;
+}
+
+void Store::unview(Volume& volume) {
+  assert(volume.opens > 0);
+  if (--volume.opens == 0) volume.view.reset();
+}
+
+// ---- Background
+
+void Store::empty_in_background(Volume& volume) {
+  ++background_;
+  reactor::spawn(empty(volume.number), [this] { --background_; });
+}
+
+reactor::Task<void> Store::empty(VolumeNo number) {
+  // The caller goes on first.
+  co_await home().yield();
+  Volume& volume = *state_->find(number);
+  const Uuid id = volume.id;
+  Progress progress{.volume_id = id, .kind = "delete"};
+  progress_.push_back(&progress);
+  if (auto done = co_await empty_steps(volume, progress); !done) {
+    log::error("delete of volume {} does not go on: {}", id.to_string(), done.error().message);
+  }
+  std::erase(progress_, &progress);
+}
+
+// Leaf by leaf; a crash leaves the volume marked as deleting with some leaves gone, and the next start goes on.
+reactor::Task<Status> Store::empty_steps(Volume& volume, Progress& progress) {
+  constexpr std::size_t kLeavesPerTurn = 16;
+  POLLUX_CO_TRY(co_await loader_->index(volume));
+  progress.total = volume.leaves.size();
+  for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
+    progress.done = slot;
+    if (volume.leaves[slot] == 0) continue;
+    if (closing_) co_return Status{};
+    if (state_->pages.refs(volume.leaves[slot]) == 1) co_await loader_->leaf_of(volume, slot);
+    auto record = make_record<DropLeafRecord>(RecordType::kDropLeaf, volume.number);
+    record.slot = static_cast<std::uint32_t>(slot);
+    POLLUX_CO_TRY(change(record.header));
+    if (slot % kLeavesPerTurn == 0) {
+      if (journal_->congested()) POLLUX_CO_TRY(co_await journal_->commit());
+      co_await home().yield();
+    }
+  }
+  POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kVolumeFree, volume.number).header));
+  co_return co_await journal_->commit();
+}
+
+void Store::committed() {
+  if (state_->dirty.pending().size() > kMaxDirtyPages) checkpoint_wanted_ = true;
+  if (std::exchange(checkpoint_wanted_, false) && !checkpointer_->running() && !closing_) {
+    reactor::spawn(checkpoint_in_background());
+  }
+  space_->reclaim();
+  writer_->resume_backlog();
+}
+
+reactor::Task<void> Store::checkpoint_in_background() {
+  if (auto done = co_await checkpointer_->run(); !done) log::error("{}", done.error().message);
+}
+
+std::vector<Progress> Store::progress() const {
+  std::vector<Progress> all;
+  for (const Progress* each : progress_) all.push_back(*each);
+  return all;
+}
+
+Usage Store::usage() const {
+  const std::uint64_t cluster = state_->geometry.cluster_bytes;
+  const Refcounts& counts = state_->refcounts;
+  Usage usage;
+  usage.capacity_bytes = (std::uint64_t{counts.cluster_count()} - counts.system_count()) * cluster;
+  usage.free_bytes = space_->available() * cluster;
+  usage.allocated_bytes = std::uint64_t{counts.used_count()} * cluster;
+  usage.reserved_bytes = state_->reserved_clusters() * cluster;
+  usage.metadata_bytes = (std::uint64_t{counts.metadata_count()} + counts.system_count()) * cluster;
+  for (const auto& [number, volume] : state_->volumes()) {
+    if (volume->deleting()) continue;
+    usage.provisioned_bytes += volume->size_bytes;
+    ++(volume->snapshot() ? usage.snapshots : usage.volumes);
+  }
+  return usage;
+}
+
+}  // namespace pollux::blob

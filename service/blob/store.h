@@ -1,0 +1,144 @@
+#pragma once
+// Store: an open pool. Ties the parts together and offers the operations on volumes as coroutines; I/O on volumes goes
+// through maps, lanes and the Writer.
+//
+// Everything here runs on the store's home reactor unless it says otherwise. An operation that changes something is
+// durable when it returns. After a failed write of metadata the store answers kIoError to every change, and reads go
+// on.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "bdev/bdev.h"
+#include "blob/checkpoint.h"
+#include "blob/journal.h"
+#include "blob/lanes.h"
+#include "blob/loader.h"
+#include "blob/recovery.h"
+#include "blob/space.h"
+#include "blob/state.h"
+#include "blob/writer.h"
+#include "reactor/mutex.h"
+#include "reactor/reactor.h"
+#include "reactor/task.h"
+
+namespace pollux::blob {
+
+struct FormatOptions {
+  Uuid id;
+  std::string name;
+  std::uint32_t cluster_bytes = 0;  // 0: kDefaultClusterBytes
+  std::int64_t created_ms = 0;
+};
+
+struct CreateOptions {
+  Uuid id;
+  std::string name;
+  std::uint64_t size_bytes = 0;
+  bool thick = false;
+  bool snapshot = false;
+  std::int64_t created_ms = 0;
+};
+
+struct Usage {
+  std::uint64_t capacity_bytes = 0;
+  std::uint64_t free_bytes = 0;
+  std::uint64_t allocated_bytes = 0;
+  std::uint64_t reserved_bytes = 0;
+  std::uint64_t provisioned_bytes = 0;
+  std::uint64_t metadata_bytes = 0;
+  std::uint32_t volumes = 0;
+  std::uint32_t snapshots = 0;
+};
+
+// Long work in the background.
+struct Progress {
+  Uuid volume_id;
+  std::string kind;
+  std::uint64_t done = 0;
+  std::uint64_t total = 0;
+};
+
+class Store {
+ public:
+  // Makes an empty pool on the device, over whatever was there. kInvalid: options; device too small. kIoError.
+  static reactor::Task<Status> format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
+                                      FormatOptions options);
+  // The superblock alone, for who wants to know what is there. Errors of read_super().
+  static reactor::Task<Result<Superblock>> probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+  // Loads the pool and goes on with deletes that a crash interrupted. Errors of read_super() and recover().
+  static reactor::Task<Result<std::unique_ptr<Store>>> open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+  ~Store();
+
+  // Waits for background work to pause, writes a checkpoint, ends the lanes. No volume may be open. The store is then
+  // only good for destruction.
+  reactor::Task<Status> close();
+
+  // kExists: id or name in use. kNoSpace: thick and not enough left. kInvalid: size.
+  reactor::Task<Result<Volume*>> create(CreateOptions options);
+  // A volume or snapshot (options.snapshot) with the contents of `source` at one instant; `source` may be in use.
+  reactor::Task<Result<Volume*>> fork(Uuid source, CreateOptions options);
+  // kBusy: open. The space comes back in the background.
+  reactor::Task<Status> remove(Uuid id);
+  // kInvalid: smaller. kNoSpace: thick.
+  reactor::Task<Status> resize(Uuid id, std::uint64_t size_bytes);
+  reactor::Task<Status> set_qos(Uuid id, Qos qos);
+  // The volume's contents become those of the snapshot. kBusy: open. kInvalid: not its snapshot.
+  reactor::Task<Status> revert(Uuid id, Uuid snapshot);
+  // The volume no longer counts as a child of its snapshot.
+  reactor::Task<Status> detach(Uuid id);
+
+  // The volume can be read and written through its view until unview(). Nested.
+  reactor::Task<Result<Volume*>> view(Uuid id);
+  void unview(Volume& volume);
+
+  // Takes the device's growth over. kUnsupported: it shrank.
+  reactor::Task<Status> grow();
+  reactor::Task<Status> checkpoint() { return checkpointer_->run(); }
+  // What is done is durable, as FLUSH promises.
+  Journal& journal() { return *journal_; }
+  Writer& writer() { return *writer_; }
+  Lanes& lanes() { return lanes_; }
+  reactor::Reactor& home() { return lanes_.home(); }
+  State& state() { return *state_; }
+  const Superblock& super() const { return checkpointer_->super(); }
+  std::uint64_t replayed_records() const { return replayed_records_; }
+  Usage usage() const;
+  std::vector<Progress> progress() const;
+  bool idle() const { return background_ == 0 && !space_->reclaiming() && !checkpointer_->running(); }
+
+ private:
+  Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+  void start(Recovered recovered);
+  Status change(const RecordHeader& record);
+  Result<Volume*> live(const Uuid& id) const;
+  Status check_create(const CreateOptions& options) const;
+  Status check_promise(std::uint64_t clusters) const;
+  void empty_in_background(Volume& volume);
+  reactor::Task<void> empty(VolumeNo number);
+  reactor::Task<Status> empty_steps(Volume& volume, Progress& progress);
+  reactor::Task<void> checkpoint_in_background();
+  void committed();
+
+  Lanes lanes_;
+  Lane* lane_ = nullptr;
+  std::unique_ptr<State> state_;
+  std::unique_ptr<Journal> journal_;
+  std::unique_ptr<Checkpointer> checkpointer_;
+  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Space> space_;
+  std::unique_ptr<Writer> writer_;
+  // Changes of the set of volumes, one at a time up to the point where they are in memory and in the journal's queue.
+  reactor::AsyncMutex structure_;
+  std::vector<Progress*> progress_;
+  std::uint32_t background_ = 0;
+  bool closing_ = false;
+  bool checkpoint_wanted_ = false;
+  std::uint64_t replayed_records_ = 0;
+};
+
+}  // namespace pollux::blob

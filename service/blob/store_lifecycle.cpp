@@ -1,0 +1,184 @@
+// Making, opening, growing and closing a pool. The operations on volumes are in store.cpp.
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.h"
+#include "blob/aligned_buffer.h"
+#include "blob/page_codec.h"
+#include "blob/store.h"
+
+namespace pollux::blob {
+
+namespace {
+
+constexpr std::uint64_t kMaxJournalBytes = 32 * kMiB;
+constexpr std::uint64_t kMinJournalBytes = 1 * kMiB;
+constexpr std::uint32_t kMaxInitialMetadataClusters = 8;
+
+std::uint64_t journal_bytes_for(std::uint64_t device_bytes, std::uint64_t cluster_bytes) {
+  const std::uint64_t wanted = std::clamp(device_bytes / 64, kMinJournalBytes, kMaxJournalBytes);
+  return align_up(wanted, cluster_bytes);
+}
+
+}  // namespace
+
+reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, FormatOptions options) {
+  co_await home.enter();
+  const std::uint32_t cluster_bytes = options.cluster_bytes == 0 ? kDefaultClusterBytes : options.cluster_bytes;
+  if (!std::has_single_bit(cluster_bytes) || cluster_bytes < kMinClusterBytes || cluster_bytes > kMaxClusterBytes) {
+    co_return fail(ErrorCode::kInvalid, "the cluster size must be a power of two from 64 KiB to 4 MiB");
+  }
+  if (options.name.empty() || options.name.size() > kMaxNameBytes || options.id.is_nil()) {
+    co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name of 1 to 255 bytes");
+  }
+  const std::uint64_t journal_bytes = journal_bytes_for(device->size_bytes(), cluster_bytes);
+  const auto clusters = static_cast<std::uint32_t>(usable_clusters(device->size_bytes(), cluster_bytes));
+  const Geometry geometry = Geometry::from(cluster_bytes, clusters, journal_bytes);
+  const std::uint32_t fixed = 1 + geometry.journal_clusters + geometry.zone_head_clusters;
+  if (device->size_bytes() < kMinPoolBytes || clusters < fixed + 8) {
+    co_return fail(
+        ErrorCode::kInvalid,
+        "the device is too small for a pool: " + std::to_string(device->size_bytes()) + " bytes, at least " +
+            std::to_string(std::max<std::uint64_t>(kMinPoolBytes, std::uint64_t{fixed + 8} * cluster_bytes)) +
+            " are needed with this cluster size");
+  }
+
+  auto channel = device->open_channel(home);
+  if (!channel) co_return fail(std::move(channel.error()));
+  // From here to the last step the device holds no pool, neither the old nor the new.
+  POLLUX_CO_TRY(
+      bdev::to_status(co_await bdev::write_zeroes(**channel, 0, 2 * kSuperSlotStride), "erasing the superblock"));
+  POLLUX_CO_TRY(bdev::to_status(co_await bdev::flush(**channel), "flush"));
+  for (std::uint32_t zone = 0; zone < geometry.zones(); ++zone) {
+    POLLUX_CO_TRY(bdev::to_status(
+        co_await bdev::write_zeroes(**channel, geometry.cluster_offset(geometry.zone_head(zone)), kZoneRefcountBytes),
+        "erasing the reference counts"));
+  }
+  // An older pool's commits cannot pass (other id), but a ring that starts with zeros is easier on the eye.
+  POLLUX_CO_TRY(
+      bdev::to_status(co_await bdev::write_zeroes(**channel, cluster_bytes, kMinClusterBytes), "erasing the journal"));
+
+  State state(geometry);
+  state.refcounts.grow(clusters);
+  state.refcounts.open_grown(0);
+  const std::uint32_t metadata = std::clamp(clusters / 1024, 1U, kMaxInitialMetadataClusters);
+  for (std::uint32_t number = 0; number < metadata; ++number) {
+    const MetadataGrowRecord record{
+        .header = {.type = RecordType::kMetadataGrow, .bytes = sizeof(MetadataGrowRecord), .volume = 0},
+        .number = number,
+        .cluster = *state.refcounts.allocate()};
+    POLLUX_CO_TRY(state.apply(record.header));
+  }
+
+  Superblock super{};
+  super.magic = kSuperMagic;
+  super.version = kFormatVersion;
+  super.pool_id = options.id;
+  super.created_ms = options.created_ms;
+  super.cluster_bytes = cluster_bytes;
+  super.cluster_count = clusters;
+  super.journal_offset = cluster_bytes;
+  super.journal_bytes = journal_bytes;
+  super.name_bytes = static_cast<std::uint32_t>(options.name.size());
+  std::memcpy(super.name, options.name.data(), options.name.size());
+  const JournalPosition start;
+  Journal journal(**channel,
+                  {.ring_offset = super.journal_offset,
+                   .ring_bytes = journal_bytes,
+                   .pool_id = options.id,
+                   .checksum_seed = checksum_seed(options.id),
+                   .on_half_full = {},
+                   .on_committed = {}},
+                  start, start);
+  Checkpointer first(state, journal, **channel, home, super);
+  co_return co_await first.run();
+}
+
+reactor::Task<Result<Superblock>> Store::probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
+  co_await home.enter();
+  auto channel = device->open_channel(home);
+  if (!channel) co_return fail(std::move(channel.error()));
+  co_return co_await read_super(**channel, device->size_bytes());
+}
+
+reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
+  co_await home.enter();
+  std::unique_ptr<Store> store(new Store(device, home));
+  auto lane = store->lanes_.open(home);
+  if (!lane) co_return fail(std::move(lane.error()));
+  store->lane_ = *lane;
+  auto super = co_await read_super((*lane)->device(), device->size_bytes());
+  if (!super) co_return fail(std::move(super.error()));
+  auto recovered = co_await recover((*lane)->device(), home, *super);
+  if (!recovered) co_return fail(std::move(recovered.error()));
+  store->start(std::move(*recovered));
+  co_return store;
+}
+
+void Store::start(Recovered recovered) {
+  const Superblock& super = recovered.super;
+  bdev::Channel& channel = lane_->device();
+  replayed_records_ = recovered.replayed_records;
+  state_ = std::move(recovered.state);
+  journal_ = std::make_unique<Journal>(channel,
+                                       Journal::Options{.ring_offset = super.journal_offset,
+                                                        .ring_bytes = super.journal_bytes,
+                                                        .pool_id = super.pool_id,
+                                                        .checksum_seed = checksum_seed(super.pool_id),
+                                                        .on_half_full =
+                                                            [this] {
+                                                              if (!checkpointer_->running() && !closing_) {
+                                                                reactor::spawn(checkpoint_in_background());
+                                                              }
+                                                            },
+                                                        .on_committed = [this] { committed(); }},
+                                       recovered.tail, recovered.head);
+  checkpointer_ = std::make_unique<Checkpointer>(*state_, *journal_, channel, home(), super);
+  loader_ = std::make_unique<Loader>(*state_, channel, home(), checksum_seed(super.pool_id), checkpointer_->number());
+  space_ = std::make_unique<Space>(*state_, *journal_, lanes_, [this] { writer_->resume_space_waiters(); });
+  writer_ = std::make_unique<Writer>(*state_, *journal_, *loader_, *space_, *lane_);
+  for (const auto& [number, volume] : state_->volumes()) {
+    if (volume->deleting()) empty_in_background(*volume);
+  }
+}
+
+reactor::Task<Status> Store::grow() {
+  co_await home().enter();
+  auto guard = co_await structure_.lock();
+  const std::uint64_t device_bytes = lanes_.device().size_bytes();
+  const auto clusters = static_cast<std::uint32_t>(usable_clusters(device_bytes, state_->geometry.cluster_bytes));
+  const std::uint32_t old = state_->geometry.cluster_count;
+  if (clusters < old) {
+    co_return fail(ErrorCode::kUnsupported,
+                   "the device is smaller than the pool on it: " + std::to_string(device_bytes) + " bytes");
+  }
+  if (clusters == old) co_return Status{};
+  Geometry wider = state_->geometry;
+  wider.cluster_count = clusters;
+  for (std::uint32_t zone = state_->geometry.zones(); zone < wider.zones(); ++zone) {
+    // Whatever lies there must not look like our pages.
+    POLLUX_CO_TRY(bdev::to_status(
+        co_await bdev::write_zeroes(lane_->device(), wider.cluster_offset(wider.zone_head(zone)), kZoneRefcountBytes),
+        "erasing the reference counts of new space"));
+  }
+  state_->geometry.cluster_count = clusters;
+  state_->refcounts.grow(clusters);
+  POLLUX_CO_TRY(co_await checkpointer_->run());
+  state_->refcounts.open_grown(old);
+  writer_->resume_space_waiters();
+  co_return Status{};
+}
+
+reactor::Task<Status> Store::close() {
+  co_await home().enter();
+  closing_ = true;
+  // Background work looks at closing_ between steps; each turn of the reactor lets it take one.
+  while (!idle()) co_await home().sleep_us(200);
+  Status status = co_await checkpointer_->run();
+  while (!idle()) co_await home().sleep_us(200);
+  co_await lanes_.close();
+  co_return status;
+}
+
+}  // namespace pollux::blob

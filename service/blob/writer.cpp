@@ -1,0 +1,262 @@
+#include "blob/writer.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "base/log.h"
+#include "blob/space.h"
+#include "blob/volume.h"
+
+namespace pollux::blob {
+
+namespace {
+
+constexpr std::size_t kOpenClusters = 4096;
+// Leaf and index page: what one map change may have to make.
+constexpr std::uint32_t kPagesPerChange = 2;
+
+}  // namespace
+
+Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane)
+    : state_(state),
+      journal_(journal),
+      loader_(loader),
+      space_(space),
+      lane_(lane),
+      cluster_bytes_(state.geometry.cluster_bytes),
+      sub_block_bytes_(1U << state.geometry.sub_block_shift),
+      open_(kOpenClusters) {}
+
+Writer::Masks Writer::masks(std::uint32_t offset, std::uint32_t length) const {
+  const std::uint32_t shift = state_.geometry.sub_block_shift;
+  const std::uint32_t end = offset + length;
+  const std::uint32_t first_covered = (offset + sub_block_bytes_ - 1) >> shift;
+  const std::uint32_t end_covered = end >> shift;
+  return {.touched = Geometry::mask(offset >> shift, (end - 1) >> shift),
+          .covered = end_covered > first_covered ? Geometry::mask(first_covered, end_covered - 1) : 0};
+}
+
+bool Writer::whole_cluster(const HomeIo& io) const {
+  // The volume's end may cut its last cluster short.
+  const std::uint64_t start = std::uint64_t{io.index} * cluster_bytes_;
+  return io.offset == 0 && io.length >= std::min<std::uint64_t>(cluster_bytes_, io.volume->size_bytes - start);
+}
+
+void Writer::start(HomeIo& io) {
+  ready_.push(io);
+  drain();
+}
+
+void Writer::resume(HomeIoList& ios) {
+  ready_.append(ios);
+  drain();
+}
+
+void Writer::resume_backlog() {
+  if (backlog_.empty() || journal_.congested()) return;
+  resume(backlog_);
+}
+
+void Writer::resume_space_waiters() {
+  resume(space_waiters_);
+}
+
+// One loop for all, so that a device that completes within submit() does not nest requests without bound.
+void Writer::drain() {
+  if (draining_) return;
+  draining_ = true;
+  while (HomeIo* io = ready_.pop()) dispatch(*io);
+  draining_ = false;
+}
+
+void Writer::finish(HomeIo& io, bdev::IoStatus status) {
+  io.status = status;
+  io.done(io);
+}
+
+void Writer::dispatch(HomeIo& io) {
+  Volume& volume = *io.volume;
+  if (journal_.failed() && io.op != HomeIo::Op::kLoad) return finish(io, bdev::IoStatus::kIoError);
+  if (io.op != HomeIo::Op::kLoad && volume.view && volume.view->frozen.load(std::memory_order_relaxed)) {
+    volume.parked.push(io);
+    return;
+  }
+  const std::size_t slot = io.index / kLeafEntries;
+  const PageNo page = volume.leaves[slot];
+  if (page != 0) {
+    const Leaf* leaf = state_.leaf(page);
+    if (leaf == nullptr) return reactor::spawn(load_and_start(io));
+    state_.publish_slot(volume, slot);
+    if (leaf->damaged) return finish(io, bdev::IoStatus::kMediumError);
+  }
+  if (io.op == HomeIo::Op::kLoad) return finish(io, bdev::IoStatus::kOk);
+  if (journal_.congested() || open_.exhausted()) {
+    backlog_.push(io);
+    journal_.kick();
+    return;
+  }
+  io.epoch_ = lane_.begin();
+  io.op == HomeIo::Op::kWrite ? write(io) : zero(io);
+}
+
+reactor::Task<void> Writer::load_and_start(HomeIo& io) {
+  co_await loader_.leaf_of(*io.volume, io.index / kLeafEntries);
+  start(io);
+}
+
+void Writer::write(HomeIo& io) {
+  Volume& volume = *io.volume;
+  const Masks range = masks(io.offset, io.length);
+  OpenCluster* cluster = open_.find(volume.number, io.index);
+  const bool own_it = state_.exclusive(volume, io.index);
+  const MapEntry entry = state_.entry(volume, io.index);
+  const bool queue_here = cluster != nullptr && (cluster->exclusive || !cluster->waiting.empty());
+
+  // All of it was written before and is ours alone: nothing about the map changes.
+  if (!queue_here && own_it && (entry.bits & range.touched) == range.touched) return write_in_place(io, entry.own);
+
+  const bool aligned = range.touched == range.covered;
+  // Sub-blocks that only a half-written cluster shared with another map holds; a new cluster must get them too, unless
+  // this write replaces them.
+  const std::uint64_t inherited =
+      entry.own != 0 && !own_it && !entry.full() ? entry.bits & ~state_.geometry.unused_bits() & ~range.covered : 0;
+  const bool settled = cluster != nullptr || own_it;
+  if (queue_here || (cluster != nullptr && (!aligned || (cluster->busy & range.touched) != 0))) {
+    lane_.end(io.epoch_);
+    cluster->waiting.push(io);
+    return;
+  }
+  if (!aligned || (!settled && inherited != 0)) return start_slow(io);
+
+  if (cluster == nullptr) {
+    ClusterNo own = entry.own;
+    ClusterNo base = entry.base;
+    if (!own_it) {
+      const auto fresh = space_.allocate(volume);
+      if (!fresh) return no_space(io);
+      if (entry.full()) base = entry.own;
+      own = *fresh;
+    }
+    cluster = &open_.insert(volume.number, io.index);
+    cluster->own = own;
+    cluster->base = base;
+    cluster->fresh = !own_it;
+  }
+  fill(io, *cluster, range.touched);
+}
+
+void Writer::no_space(HomeIo& io) {
+  lane_.end(io.epoch_);
+  if (space_.reclaim()) {
+    space_waiters_.push(io);
+  } else {
+    finish(io, bdev::IoStatus::kNoSpace);
+  }
+}
+
+void Writer::submit_data(HomeIo& io, ClusterNo own, void (*complete)(bdev::IoRequest&)) {
+  io.data_.op = bdev::IoOp::kWrite;
+  io.data_.flags = 0;
+  io.data_.iov = io.iov;
+  io.data_.iov_count = io.iov_count;
+  io.data_.offset_bytes = state_.geometry.cluster_offset(own) + io.offset;
+  io.data_.length_bytes = io.length;
+  io.data_.complete = complete;
+  io.writer_ = this;
+  io.data_.io = &io;
+  lane_.device().submit(io.data_);
+}
+
+void Writer::write_in_place(HomeIo& io, ClusterNo own) {
+  submit_data(io, own, [](bdev::IoRequest& data) {
+    HomeIo& self = HomeIo::of(data);
+    self.writer_->lane_.end(self.epoch_);
+    self.writer_->finish(self, data.status);
+  });
+}
+
+void Writer::fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask) {
+  io.mask_ = mask;
+  io.cluster_ = &cluster;
+  cluster.busy |= mask;
+  ++cluster.in_flight;
+  submit_data(io, cluster.own, [](bdev::IoRequest& data) {
+    HomeIo& self = HomeIo::of(data);
+    self.writer_->filled(self);
+  });
+}
+
+void Writer::filled(HomeIo& io) {
+  OpenCluster& cluster = *io.cluster_;
+  bdev::IoStatus status = io.data_.status;
+  if (status == bdev::IoStatus::kOk) {
+    const MapEntry now = state_.entry(*io.volume, io.index);
+    MapEntry entry{.own = cluster.own, .base = cluster.base, .bits = io.mask_ | state_.geometry.unused_bits()};
+    if (now.own == cluster.own) entry.bits |= now.bits;
+    if (entry.full()) entry.base = 0;
+    status = publish(*io.volume, io.index, entry);
+    if (status == bdev::IoStatus::kOk) cluster.fresh = false;
+  }
+  cluster.busy &= ~io.mask_;
+  --cluster.in_flight;
+  lane_.end(io.epoch_);
+  release(cluster);
+  finish(io, status);
+  drain();
+}
+
+void Writer::release(OpenCluster& cluster) {
+  ready_.append(cluster.waiting);
+  if (cluster.in_flight != 0) return;
+  // Nothing led to it and nothing ever will.
+  if (cluster.fresh && cluster.own != 0) state_.refcounts.give_back(cluster.own);
+  open_.erase(cluster);
+}
+
+bdev::IoStatus Writer::publish(Volume& volume, std::uint32_t index, const MapEntry& entry) {
+  if (auto pages = space_.ensure_pages(kPagesPerChange); !pages) return bdev::IoStatus::kNoSpace;
+  const MapSetRecord record{
+      .header = {.type = RecordType::kMapSet, .bytes = sizeof(MapSetRecord), .volume = volume.number},
+      .index = index,
+      .reserved = 0,
+      .entry = {.own = entry.own, .base = entry.base, .bits = entry.bits}};
+  if (auto applied = state_.apply(record.header); !applied) {
+    // The state in memory can no longer be trusted: what is on the device stays as the last commit left it.
+    log::critical("volume {}: {}; the pool takes no more changes", volume.id.to_string(), applied.error().message);
+    journal_.fail_all();
+    return bdev::IoStatus::kIoError;
+  }
+  journal_.append(record.header);
+  return bdev::IoStatus::kOk;
+}
+
+void Writer::zero(HomeIo& io) {
+  Volume& volume = *io.volume;
+  if (OpenCluster* cluster = open_.find(volume.number, io.index)) {
+    lane_.end(io.epoch_);
+    cluster->waiting.push(io);
+    return;
+  }
+  const bool own_it = state_.exclusive(volume, io.index);
+  const MapEntry entry = state_.entry(volume, io.index);
+  bdev::IoStatus status = bdev::IoStatus::kOk;
+  if (entry.own != 0) {
+    const Masks range = masks(io.offset, io.length);
+    const std::uint64_t unused = state_.geometry.unused_bits();
+    if (whole_cluster(io)) {
+      status = publish(volume, io.index, MapEntry{});
+    } else if (own_it && entry.base == 0 && (entry.bits & range.touched & ~range.covered) == 0) {
+      // A cleared bit reads as zeros here. A cluster without any goes back.
+      MapEntry cleared = entry;
+      cleared.bits = (entry.bits & ~range.covered) | unused;
+      if (cleared.bits == unused) cleared = {};
+      if (cleared.bits != entry.bits) status = publish(volume, io.index, cleared);
+    } else {
+      return start_slow(io);
+    }
+  }
+  lane_.end(io.epoch_);
+  finish(io, status);
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,90 @@
+#pragma once
+// Writer: writes that change the map. First writes into thin volumes and clones, and giving space back.
+//
+// The ordinary case is a plain state machine: a write that covers whole sub-blocks goes straight into a cluster of the
+// volume's own (allocated now if need be); when the data is there, the sub-blocks' bits are set and a record is queued
+// for the journal. Nothing is read, copied or filled with zeros, and any number of such writes are under way, also in
+// one cluster. What needs more (a write smaller than a sub-block into a sub-block never written, a cluster that is
+// shared and half written) is a coroutine that has the cluster for itself.
+//
+// Order makes it safe: data first, then the map in memory, then the journal. A crash before the journal commit forgets
+// the cluster, which was free, and leaves the old contents. Home reactor only.
+
+#include <cstdint>
+#include <optional>
+
+#include "bdev/bdev.h"
+#include "blob/cluster_table.h"
+#include "blob/home_io.h"
+#include "blob/journal.h"
+#include "blob/lanes.h"
+#include "blob/loader.h"
+#include "blob/state.h"
+
+namespace pollux::blob {
+
+class Space;
+
+class Writer {
+ public:
+  Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane);
+
+  // Takes the request; io.done follows, perhaps before this returns.
+  void start(HomeIo& io);
+  // Requests that start() put aside because the volume was frozen, or space or room in the journal was short.
+  void resume(HomeIoList& ios);
+  // Room in the journal again.
+  void resume_backlog();
+  // Clusters became free, or none are on their way any more.
+  void resume_space_waiters();
+
+ private:
+  struct Masks {
+    std::uint64_t touched;  // sub-blocks the range has a byte of
+    std::uint64_t covered;  // sub-blocks it covers whole
+  };
+  Masks masks(std::uint32_t offset, std::uint32_t length) const;
+  bool whole_cluster(const HomeIo& io) const;
+
+  void dispatch(HomeIo& io);
+  void drain();
+  void write(HomeIo& io);
+  void zero(HomeIo& io);
+  void write_in_place(HomeIo& io, ClusterNo own);
+  void fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask);
+  void filled(HomeIo& io);
+  // Put aside until freed clusters come back, or answered when none will.
+  void no_space(HomeIo& io);
+  void submit_data(HomeIo& io, ClusterNo own, void (*complete)(bdev::IoRequest&));
+  // Changes the map and queues the record.
+  bdev::IoStatus publish(Volume& volume, std::uint32_t index, const MapEntry& entry);
+  void release(OpenCluster& cluster);
+  void finish(HomeIo& io, bdev::IoStatus status);
+
+  // writer_slow.cpp
+  void start_slow(HomeIo& io);
+  reactor::Task<void> slow(HomeIo& io, OpenCluster& cluster);
+  reactor::Task<bdev::IoStatus> slow_steps(HomeIo& io, OpenCluster& cluster);
+  reactor::Task<bdev::IoStatus> read_sub_block(const MapEntry& entry, std::uint32_t sub_block, std::byte* to);
+  reactor::Task<bdev::IoStatus> copy_sub_blocks(ClusterNo from, ClusterNo to, std::uint64_t mask);
+  reactor::Task<bdev::IoStatus> write_padded(HomeIo& io, const MapEntry& old, ClusterNo own, std::uint64_t have);
+  reactor::Task<bdev::IoStatus> zero_edges(HomeIo& io, const MapEntry& entry, std::uint64_t covered);
+  reactor::Task<void> load_and_start(HomeIo& io);
+
+  State& state_;
+  Journal& journal_;
+  Loader& loader_;
+  Space& space_;
+  Lane& lane_;
+  const std::uint32_t cluster_bytes_;
+  const std::uint32_t sub_block_bytes_;
+  ClusterTable open_;
+  HomeIoList ready_;
+  HomeIoList backlog_;
+  HomeIoList space_waiters_;
+  HomeIoList slow_backlog_;
+  bool draining_ = false;
+  std::uint32_t slow_running_ = 0;
+};
+
+}  // namespace pollux::blob

@@ -1,0 +1,173 @@
+// The writes that need more than one step, as coroutines that have their cluster for themselves.
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "blob/aligned_buffer.h"
+#include "blob/space.h"
+#include "blob/volume.h"
+#include "blob/writer.h"
+
+namespace pollux::blob {
+
+namespace {
+
+using bdev::IoStatus;
+
+// Bounds the memory of copies: each holds at most one cluster.
+constexpr std::uint32_t kSlowAtOnce = 16;
+
+void gather(const HomeIo& io, std::byte* to) {
+  std::size_t left = io.length;
+  for (const iovec* iov = io.iov; left > 0; ++iov) {
+    const std::size_t now = std::min(left, iov->iov_len);
+    std::memcpy(to, iov->iov_base, now);
+    to += now;
+    left -= now;
+  }
+}
+
+}  // namespace
+
+void Writer::start_slow(HomeIo& io) {
+  if (slow_running_ >= kSlowAtOnce) {
+    lane_.end(io.epoch_);
+    slow_backlog_.push(io);
+    return;
+  }
+  ++slow_running_;
+  OpenCluster& cluster = open_.insert(io.volume->number, io.index);
+  cluster.exclusive = true;
+  cluster.in_flight = 1;
+  reactor::spawn(slow(io, cluster));
+}
+
+reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
+  const IoStatus status = co_await slow_steps(io, cluster);
+  cluster.in_flight = 0;
+  --slow_running_;
+  lane_.end(io.epoch_);
+  release(cluster);
+  if (HomeIo* next = slow_backlog_.pop()) ready_.push(*next);
+  if (status == IoStatus::kNoSpace && space_.reclaim()) {
+    space_waiters_.push(io);
+  } else {
+    finish(io, status);
+  }
+  drain();
+}
+
+reactor::Task<IoStatus> Writer::slow_steps(HomeIo& io, OpenCluster& cluster) {
+  Volume& volume = *io.volume;
+  const std::uint64_t unused = state_.geometry.unused_bits();
+  const Masks range = masks(io.offset, io.length);
+  const bool own_it = state_.exclusive(volume, io.index);
+  const MapEntry old = state_.entry(volume, io.index);
+
+  if (io.op == HomeIo::Op::kZero && own_it && old.base == 0) {
+    // Whole sub-blocks by their bits, the pieces at the ends by writing.
+    if (auto status = co_await zero_edges(io, old, range.covered); status != IoStatus::kOk) co_return status;
+    MapEntry cleared = old;
+    cleared.bits = (old.bits & ~range.covered) | unused;
+    if (cleared.bits == unused) cleared = {};
+    co_return cleared.bits == old.bits ? IoStatus::kOk : publish(volume, io.index, cleared);
+  }
+
+  MapEntry target = old;
+  std::uint64_t copied = 0;
+  if (!own_it) {
+    const auto fresh = space_.allocate(volume);
+    if (!fresh) co_return IoStatus::kNoSpace;
+    cluster.own = *fresh;
+    cluster.fresh = true;
+    target = {.own = *fresh, .base = old.full() ? old.own : old.base, .bits = unused};
+    // Never own upon own: what the half-written cluster holds beyond this write moves to the new one.
+    if (!old.full() && old.own != 0) copied = old.bits & ~unused & ~range.touched;
+  }
+  if (copied != 0) {
+    if (auto s = co_await copy_sub_blocks(old.own, target.own, copied); s != IoStatus::kOk) co_return s;
+  }
+  if (auto s = co_await write_padded(io, old, target.own, own_it ? old.bits : 0); s != IoStatus::kOk) co_return s;
+  target.bits |= copied | range.touched;
+  if (target.full()) target.base = 0;
+  const IoStatus status = publish(volume, io.index, target);
+  if (status == IoStatus::kOk) cluster.fresh = false;
+  co_return status;
+}
+
+reactor::Task<IoStatus> Writer::read_sub_block(const MapEntry& entry, std::uint32_t sub_block, std::byte* to) {
+  ClusterNo from = entry.base;
+  if (entry.own != 0 && ((entry.bits >> sub_block) & 1)) from = entry.own;
+  if (from == 0) {
+    std::memset(to, 0, sub_block_bytes_);
+    co_return IoStatus::kOk;
+  }
+  const std::uint64_t offset = state_.geometry.cluster_offset(from) + std::uint64_t{sub_block} * sub_block_bytes_;
+  co_return co_await bdev::read(lane_.device(), offset, to, sub_block_bytes_);
+}
+
+reactor::Task<IoStatus> Writer::copy_sub_blocks(ClusterNo from, ClusterNo to, std::uint64_t mask) {
+  while (mask != 0) {
+    const auto first = static_cast<std::uint32_t>(std::countr_zero(mask));
+    const auto count = static_cast<std::uint32_t>(std::countr_one(mask >> first));
+    const std::uint64_t offset = std::uint64_t{first} * sub_block_bytes_;
+    AlignedBuffer bytes(std::size_t{count} * sub_block_bytes_);
+    auto status =
+        co_await bdev::read(lane_.device(), state_.geometry.cluster_offset(from) + offset, bytes.data(), bytes.size());
+    if (status != IoStatus::kOk) co_return status;
+    status =
+        co_await bdev::write(lane_.device(), state_.geometry.cluster_offset(to) + offset, bytes.data(), bytes.size());
+    if (status != IoStatus::kOk) co_return status;
+    mask &= ~Geometry::mask(first, first + count - 1);
+  }
+  co_return IoStatus::kOk;
+}
+
+// Writes the range; where it begins or ends within a sub-block that `own` does not hold yet (`have`), the rest of that
+// sub-block is written with it, from what the cluster held before.
+reactor::Task<IoStatus> Writer::write_padded(HomeIo& io, const MapEntry& old, ClusterNo own, std::uint64_t have) {
+  const std::uint32_t end = io.offset + io.length;
+  const std::uint32_t first = io.offset / sub_block_bytes_;
+  const std::uint32_t last = (end - 1) / sub_block_bytes_;
+  const bool pad_first = io.offset % sub_block_bytes_ != 0 && !((have >> first) & 1);
+  const bool pad_last = end % sub_block_bytes_ != 0 && !((have >> last) & 1);
+  const std::uint32_t from = pad_first ? first * sub_block_bytes_ : io.offset;
+  const std::uint32_t to = pad_last ? (last + 1) * sub_block_bytes_ : end;
+  // Room for whole sub-blocks at both ends, whatever is written of them.
+  const std::uint32_t base = first * sub_block_bytes_;
+  AlignedBuffer bytes(std::size_t{last - first + 1} * sub_block_bytes_);
+  if (pad_first) {
+    if (auto s = co_await read_sub_block(old, first, bytes.data()); s != IoStatus::kOk) co_return s;
+  }
+  if (pad_last && (last != first || !pad_first)) {
+    std::byte* at = bytes.data() + (last * sub_block_bytes_ - base);
+    if (auto s = co_await read_sub_block(old, last, at); s != IoStatus::kOk) co_return s;
+  }
+  if (io.op == HomeIo::Op::kWrite) {
+    gather(io, bytes.data() + (io.offset - base));
+  } else {
+    std::memset(bytes.data() + (io.offset - base), 0, io.length);
+  }
+  co_return co_await bdev::write(lane_.device(), state_.geometry.cluster_offset(own) + from,
+                                 bytes.data() + (from - base), to - from);
+}
+
+// Zeros into those parts of the range that do not cover a sub-block whole and that were written before.
+reactor::Task<IoStatus> Writer::zero_edges(HomeIo& io, const MapEntry& entry, std::uint64_t covered) {
+  const std::uint32_t end = io.offset + io.length;
+  const AlignedBuffer zeros(sub_block_bytes_);
+  for (std::uint32_t at = io.offset; at < end;) {
+    const std::uint32_t sub_block = at / sub_block_bytes_;
+    const std::uint32_t stop = std::min(end, (sub_block + 1) * sub_block_bytes_);
+    if (!((covered >> sub_block) & 1) && ((entry.bits >> sub_block) & 1)) {
+      const auto status =
+          co_await bdev::write(lane_.device(), state_.geometry.cluster_offset(entry.own) + at, zeros.data(), stop - at);
+      if (status != IoStatus::kOk) co_return status;
+    }
+    at = stop;
+  }
+  co_return IoStatus::kOk;
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,1 @@
+"""polluxctl, the command line of polluxd."""

@@ -1,0 +1,102 @@
+"""polluxctl pool ..."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pollux import errors
+from pollux.cli import base
+from pollux.rpc import ttypes as types
+
+
+def _show(pool: types.PoolInfo) -> tuple[Sequence[str], Sequence[Any]]:
+    return base.fields(pool)
+
+
+def _device_options(parser: argparse.ArgumentParser) -> Any:
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument('--file', metavar='PATH', help='A file on the service\'s host.')
+    group.add_argument('--device', metavar='PATH', help='A block device of the service\'s host.')
+    return group
+
+
+class Create(base.ShowOne):
+    """Format a device and open the pool on it. What the device held is lost."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('name', help='Unique in the service.')
+        _device_options(parser).add_argument('--ram', action='store_true',
+                                             help='Memory of the service, for tests: gone when it stops.')
+        parser.add_argument('--size', type=base.size, metavar='SIZE',
+                            help='Size of the memory, or of the file, which is made when it is missing.')
+        parser.add_argument('--cluster', type=base.size, metavar='SIZE',
+                            help="Unit of allocation: a power of two from 64K to 4M. Default: the service's.")
+        parser.add_argument('--id', type=base.uuid_text, metavar='UUID', help='Default: a new one.')
+        return base.add_examples(parser, [
+            'polluxctl pool create fast --device /dev/nvme0n1',
+            'polluxctl pool create test --file /var/lib/pollux/pool.img --size 20G'])
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        if parsed_args.ram:
+            if parsed_args.size is None:
+                raise errors.Invalid('--ram needs --size')
+            bdev = types.BdevSpec(kind=types.BdevKind.RAM, size_bytes=parsed_args.size)
+        else:
+            path = parsed_args.file or parsed_args.device
+            if parsed_args.device and parsed_args.size is not None:
+                raise errors.Invalid('A device has the size it has: --size is for --file and --ram')
+            bdev = types.BdevSpec(kind=types.BdevKind.URING, path=os.path.abspath(path), size_bytes=parsed_args.size)
+        return _show(self.client.pool_create(types.PoolSpec(
+            pool_id=parsed_args.id or base.new_id(), name=parsed_args.name, bdev=bdev,
+            cluster_bytes=parsed_args.cluster)))
+
+
+class Import(base.ShowOne):
+    """Open the pool that a file or device holds."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        _device_options(parser)
+        return base.add_examples(parser, ['polluxctl pool import --device /dev/nvme0n1'])
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        path = os.path.abspath(parsed_args.file or parsed_args.device)
+        return _show(self.client.pool_import(types.BdevSpec(kind=types.BdevKind.URING, path=path)))
+
+
+class Export(base.Command):
+    """Close a pool and forget it. Its data stays on the device."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('pool', help='Name or id.')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        self.client.pool_export(parsed_args.pool)
+
+
+class List(base.Lister):
+    """List the pools."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
+        columns = ('ID', 'Name', 'Capacity', 'Free', 'Provisioned', 'Volumes', 'Snapshots')
+        return columns, ((pool.pool_id, pool.name, base.Size(pool.capacity_bytes), base.Size(pool.free_bytes),
+                          base.Size(pool.provisioned_bytes), pool.volumes, pool.snapshots)
+                         for pool in self.client.pool_list())
+
+
+class Show(base.ShowOne):
+    """Show a pool."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('pool', help='Name or id.')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        return _show(self.client.pool_describe(parsed_args.pool))

@@ -1,0 +1,38 @@
+"""The service's NBD sockets: opening them for as long as a copy lasts, and naming them as qemu-img does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+
+from pollux import errors
+from pollux.client import Client
+from pollux.rpc import ttypes as types
+
+LOG = logging.getLogger(__name__)
+
+
+def url(info: types.DataSocketInfo) -> str:
+    """How qemu-img and libnbd name the export (NBD project, doc/uri.md)."""
+    return f'nbd+unix:///{urllib.parse.quote(info.export_name, safe="")}?socket={urllib.parse.quote(info.path)}'
+
+
+@contextlib.contextmanager
+def open_volume(client: Client, volume_id: str, *, read_only: bool, request_id: str | None = None) -> Iterator[str]:
+    """The URL of an open volume or snapshot. Leaving the block without an error means: flushed and closed."""
+    socket_id = str(uuid.uuid4())
+    info = client.data_open(types.DataSocketSpec(socket_id=socket_id, volume_id=volume_id, read_only=read_only),
+                            request_id=request_id)
+    try:
+        yield url(info)
+    except BaseException:
+        try:
+            client.data_close(socket_id, request_id=request_id)
+        except errors.PolluxError as error:
+            # What went wrong in the block is what the caller must hear of.
+            LOG.warning('NBD socket %s of volume %s was not closed: %s', socket_id, volume_id, error)
+        raise
+    client.data_close(socket_id, request_id=request_id)

@@ -27,7 +27,7 @@ function install_polluxd {
 function configure_polluxd {
     sudo install -d -o "$STACK_USER" -m 755 "$POLLUX_CONF_DIR" "$POLLUX_STATE_DIR"
     if [[ ! -e $POLLUX_CERTS_DIR/ca.pem ]]; then
-        polluxctl certs init "$POLLUX_CERTS_DIR"
+        polluxctl certs init "$POLLUX_CERTS_DIR" --host "$(hostname)"
     fi
     cat > "$POLLUXD_CONF" <<EOF
 [service]

@@ -83,7 +83,7 @@ def start(context: Context) -> None:
     settings, processes = context.settings, context.processes
     certs = certificates(settings)
     if not (certs / 'ca.pem').exists():
-        processes.run('polluxctl', ['polluxctl', 'certs', 'init', str(certs)])
+        processes.run('polluxctl', ['polluxctl', 'certs', 'init', str(certs), '--host', settings.host])
     config = settings.etc / 'polluxd.toml'
     files.write(config, config_text(settings))
     processes.start(NAME, [str(build.polluxd_path(settings)), '--config', str(config)])

@@ -69,6 +69,14 @@ def mount_namespace(pid: int) -> str | None:
         return None
 
 
+def command(pid: int) -> str:
+    """Name of the program that a process runs (proc(5), comm); empty when it is gone."""
+    try:
+        return pathlib.Path(f'/proc/{pid}/comm').read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ''
+
+
 def session_members(session: int) -> list[Identity]:
     """Living processes of a session, its leader included."""
     members = []
@@ -242,9 +250,12 @@ class Processes:
                     found.append(identity)
         return found
 
+    def guests(self) -> list[Identity]:
+        """QEMUs: libvirt detaches them and leaves them running when it ends."""
+        return [one for one in self.strangers() if command(one.pid).startswith('qemu-system')]
+
     def stop_guests(self) -> None:
-        """End what detached: QEMU, for the most part, which libvirt leaves running when it ends."""
-        end(self.strangers())
+        end(self.guests())
 
     def sweep(self) -> None:
         """End every process in the private namespace but its holder, then the holder: the namespace is gone."""

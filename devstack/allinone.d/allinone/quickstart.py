@@ -90,12 +90,13 @@ def run(settings: Settings, progress: Progress) -> int:
         with progress.step('certificates, polluxd, a pool') as step:
             polluxd.start(context)
             step.note = f'{GIB >> 30} GiB in a file'
-        with progress.step('a volume, authorised and attached') as step:
+        with progress.step('a volume, attached') as step:
             volume = str(uuid.uuid4())
             polluxd.polluxctl(context, 'volume', 'create', '--pool', context.settings.pool_name, '--id', volume,
                               '--size', str(VOLUME_BYTES), VOLUME)
-            attachment = json.loads(polluxd.polluxctl(
-                context, 'attach', volume, '--client', str(uuid.uuid4()), '--transport', 'scsi', '-f', 'json'))
+            client = str(uuid.uuid4())
+            attachment = json.loads(polluxd.polluxctl(context, 'attach', volume, '--client', client,
+                                                      '--transport', 'scsi', '-f', 'json'))
             step.note = volume
         disk = VhostUserDisk(pathlib.Path(attachment['socket_path']), 'scsi')
         with progress.step('User-mode Linux writes, flushes, reads back') as step, \
@@ -108,6 +109,7 @@ def run(settings: Settings, progress: Progress) -> int:
         stats = polluxd.polluxctl(context, 'volume', 'stats', volume)
         with progress.step('everything stopped and removed'):
             polluxd.polluxctl(context, 'detach', attachment['attachment_id'])
+            polluxd.polluxctl(context, 'controller', 'delete', client)
             polluxd.polluxctl(context, 'volume', 'delete', volume)
     progress.plain('\nThe guest said:\n' + '\n'.join(f'  {line}' for line in lines))
     progress.plain('\nThe service counted:\n' + stats)

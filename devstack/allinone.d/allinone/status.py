@@ -36,8 +36,8 @@ def show(cloud: Cloud) -> int:
         total_mib += mib
         port = ports.get(name.removesuffix('-api'), '')
         print(f'{name:18} {"runs":8} {identity.pid:8} {mib:6}  {port}')
-    guests = cloud.processes.strangers()
+    guests = cloud.processes.guests()
     mib = sum(resident_kib(guest.pid) for guest in guests) // 1024
-    print(f'{"guests, helpers":18} {len(guests):8} {"":8} {mib:6}')
+    print(f'{"guests":18} {len(guests):8} {"":8} {mib:6}')
     print(f'{total_mib + mib} MiB in all. To use the cloud: . {cloud.openrc}')
     return 1 if gone else 0

@@ -18,7 +18,7 @@ from .errors import AllInOneError
 from .progress import Progress
 
 SUITE = 'bookworm-backports'
-SOURCES = pathlib.Path('/etc/apt/sources.list.d/pollux-backports')
+APT = pathlib.Path('/etc/apt')
 POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
 
 #: To build polluxd.
@@ -59,17 +59,17 @@ def absent(base: tuple[str, ...], newer: tuple[str, ...]) -> tuple[list[str], li
     return wanted_base, wanted_newer
 
 
-def own_entry() -> tuple[str, str]:
+def own_entry(apt: pathlib.Path = APT) -> tuple[str, str]:
     """The machine's source entry for the suite `bookworm`, turned into one for backports: (file suffix, text)."""
-    folder = pathlib.Path('/etc/apt/sources.list.d')
+    folder = apt / 'sources.list.d'
     for path in sorted(folder.glob('*.sources')):
         for stanza in re.split(r'\n\s*\n', path.read_text()):
-            lines = [line for line in stanza.splitlines() if not line.startswith('#')]
-            text = '\n'.join(lines)
+            text = '\n'.join(line for line in stanza.splitlines() if not line.startswith('#'))
             suites = re.search(r'^Suites:(.*)$', text, re.MULTILINE | re.IGNORECASE)
-            if suites and 'bookworm' in suites.group(1).split() and re.search(r'^Types:.*\bdeb\b', text, re.MULTILINE):
+            binary = re.search(r'^Types:.*\bdeb\b(?!-)', text, re.MULTILINE | re.IGNORECASE)
+            if suites and binary and 'bookworm' in suites.group(1).split():
                 return '.sources', re.sub(r'(?im)^Suites:.*$', f'Suites: {SUITE}', text).strip() + '\n'
-    for path in [pathlib.Path('/etc/apt/sources.list'), *sorted(folder.glob('*.list'))]:
+    for path in [apt / 'sources.list', *sorted(folder.glob('*.list'))]:
         for line in path.read_text().splitlines() if path.exists() else []:
             match = re.match(r'^(deb\s+(?:\[[^]]*\]\s+)?\S+\s+)bookworm(\s+.*)$', line)
             if match:
@@ -77,11 +77,10 @@ def own_entry() -> tuple[str, str]:
     raise AllInOneError('no apt source for the suite "bookworm" was found, so there is none to copy for backports')
 
 
-def suite_known() -> bool:
+def suite_known(apt: pathlib.Path = APT) -> bool:
     """Some source entry names the backports suite."""
-    places = [pathlib.Path('/etc/apt/sources.list')]
-    places += [path for path in pathlib.Path('/etc/apt/sources.list.d').iterdir()
-               if path.suffix in ('.list', '.sources')]
+    places = [apt / 'sources.list', *(apt / 'sources.list.d').glob('*.list'),
+              *(apt / 'sources.list.d').glob('*.sources')]
     lines = [line for path in places if path.exists() for line in path.read_text().splitlines()]
     return any(SUITE in line.split() for line in lines if not line.lstrip().startswith('#'))
 
@@ -140,7 +139,7 @@ def install(progress: Progress, log: pathlib.Path, base: tuple[str, ...], newer:
     with progress.step(f'Debian packages ({count} to install)', log), services_stay_down():
         if wanted_newer and not suite_known():
             suffix, text = own_entry()
-            SOURCES.with_name(SOURCES.name + suffix).write_text(text)
+            (APT / 'sources.list.d' / f'pollux-backports{suffix}').write_text(text)
         apt_get(['update'], log)
         with preferring_backports() as options:
             apt_get([*options, 'install', '-y', '--no-install-recommends', *wanted_base, *wanted_newer], log)

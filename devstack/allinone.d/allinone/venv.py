@@ -32,7 +32,8 @@ def run(command: list[str], log: pathlib.Path) -> None:
     with log.open('a') as output:
         output.write(f'$ {" ".join(command)}\n')
         output.flush()
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        # Not in the caller's folder: `python -m` looks for modules there.
+        code = subprocess.run(command, cwd='/', stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                               check=False).returncode
     if code != 0:
         raise AllInOneError(f'{" ".join(command[:4])} ended with {code}; see {log}')

@@ -34,6 +34,7 @@ class LunChannel;
 class ExclusiveRanges;
 class ModePages;
 class Reservations;
+struct ChannelAnchor;
 
 // Keeps persistent reservations for which APTPL was asked (SPC-5 5.14.5) across restarts.
 class ReservationStore {
@@ -165,6 +166,8 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
 
   LogicalUnit& unit() const { return *unit_; }
   const NexusOptions& options() const { return options_; }
+  // Under the unit's mutex.
+  const std::vector<std::shared_ptr<ChannelAnchor>>& channels() const { return channels_; }
 
   // What stands in the way of this nexus's commands; 0: nothing.
   enum Gate : std::uint32_t {
@@ -179,7 +182,6 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
  private:
   friend class LogicalUnit;
   friend class LunChannel;
-  struct Management;
   Nexus(std::shared_ptr<LogicalUnit> unit, NexusOptions options);
   void set_gate(std::uint32_t bit, bool on);
 
@@ -187,7 +189,7 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   NexusOptions options_;
   std::atomic<std::uint32_t> gate_{0};
   std::atomic<std::uint32_t> attentions_{0};
-  std::vector<std::shared_ptr<struct ChannelAnchor>> channels_;  // under the unit's mutex
+  std::vector<std::shared_ptr<ChannelAnchor>> channels_;  // under the unit's mutex
 };
 
 }  // namespace pollux::scsi

@@ -7,7 +7,9 @@
 // that came through this channel before it, and later ones wait for it.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "base/result.h"
 #include "bdev/bdev.h"
@@ -18,6 +20,8 @@
 namespace pollux::scsi {
 
 class ScratchPool;
+class TargetChannel;
+struct ChannelAnchor;
 
 // A range that a command of some channel has to itself for a read-modify-write.
 struct HeldRange {
@@ -47,40 +51,78 @@ class LunChannel {
   Nexus& nexus() const { return *nexus_; }
   LogicalUnit& unit() const { return *unit_; }
   reactor::Reactor& reactor() const { return reactor_; }
+  const std::shared_ptr<ChannelAnchor>& anchor() const { return anchor_; }
 
   // ---- For the commands of this room, on the reactor. ----
   void complete(Task& task);
-  // The device's answer goes to `resume` with task.work.io.status set.
+  // One step of several: task.work.io goes to the device, then `resume` is called. A device error or an abort ends the
+  // task instead. The caller returns right after this: it may have completed. Steps that the device completes at once
+  // run in a loop, not deeper and deeper.
   void to_device(Task& task, void (*resume)(LunChannel&, Task&));
+  // The only step: a device error ends the task with its sense data, success with GOOD and `transferred` bytes.
+  void to_device_and_finish(Task& task, std::uint64_t transferred_bytes);
+  // Calls task.work.resume, or ends the task when it was aborted.
+  void resume(Task& task);
   ScratchPool& scratch() const { return *scratch_; }
+  // The target that this logical unit is part of; null when it stands alone.
+  const TargetChannel* target() const { return target_; }
+  void set_target(const TargetChannel* target) { target_ = target; }
 
   // ---- For task management and exclusive ranges, on the reactor. ----
-  // Ends the tasks that have not begun and marks the others. tag: only the one task. Returns how many are still out.
   struct AbortSelection {
     bool all = true;
-    std::uint64_t tag = 0;
+    std::uint64_t tag = 0;        // unless all
+    const Task* spare = nullptr;  // the task that asks for it
     Outcome outcome = Outcome::kAborted;
   };
+  // Ends the tasks that have not begun, marks those that have, and calls `done` when they are all gone.
   void abort(const AbortSelection& selection, std::function<void()> done);
   bool has_task(std::uint64_t tag) const;
-  bool has_any_task() const { return in_flight_ != 0; }
-  // Holds back commands that would change the range, and calls `drained` when none that does is with the device.
+  // Holds back commands that would change the range, and calls `drained` when none of them but `owner` is under way.
   void hold_range(const HeldRange& range, const Task* owner, std::function<void()> drained);
   void release_range();
 
  private:
   friend class Nexus;
+  // Somebody who waits for certain tasks to complete.
+  struct Waiter {
+    std::vector<const Task*> tasks;
+    std::function<void()> done;
+  };
+
   LunChannel(std::shared_ptr<Nexus> nexus, reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device,
              std::shared_ptr<ScratchPool> scratch);
+  static void on_step_done(bdev::IoRequest& request);
+  static void on_only_step_done(bdev::IoRequest& request);
+  void run_steps(Task& task, StepLoop& loop);
+  // Ends the task when something of the nexus stands in its way.
+  bool pass_gate(Task& task, const Command* command);
+  bool pass_reservations(Task& task, const Command& command);
+  bool may_start(const Task& task) const;
+  void start(Task& task);
   void run_waiting();
+  void unlink(Task& task);
+  void wait_for(std::vector<const Task*> tasks, std::function<void()> done);
 
   std::shared_ptr<Nexus> nexus_;
   LogicalUnit* unit_;
   reactor::Reactor& reactor_;
   std::unique_ptr<bdev::Channel> device_;
   std::shared_ptr<ScratchPool> scratch_;
+  std::shared_ptr<ChannelAnchor> anchor_;
+  const TargetChannel* target_ = nullptr;
+  // All tasks between submit() and complete(), newest first.
   Task* tasks_ = nullptr;
   std::uint32_t in_flight_ = 0;
+  std::uint32_t started_ = 0;
+  // Those that have passed the checks and wait for their turn, oldest first.
+  Task* first_waiting_ = nullptr;
+  Task* last_waiting_ = nullptr;
+  // ORDERED tasks in flight, begun or not.
+  std::uint32_t ordered_ = 0;
+  bool running_waiting_ = false;
+  HeldRange held_;
+  std::vector<Waiter> waiters_;
 };
 
 }  // namespace pollux::scsi

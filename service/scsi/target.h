@@ -20,6 +20,11 @@ inline constexpr std::uint16_t kMaxLun = 16383;
 // All calls on the reactor.
 class TargetChannel {
  public:
+  TargetChannel() = default;
+  ~TargetChannel();
+  TargetChannel(const TargetChannel&) = delete;
+  TargetChannel& operator=(const TargetChannel&) = delete;
+
   // Replaces nothing: the LUN must be free. Guests that are to notice get UnitAttention::kReportedLunsChanged from the
   // front end, once for each nexus of the target.
   void add(std::uint16_t lun, std::unique_ptr<LunChannel> channel);
@@ -34,6 +39,9 @@ class TargetChannel {
   // The REPORT LUNS well-known logical unit, C101h (SPC-5 clause on it): INQUIRY, REPORT LUNS, REQUEST SENSE, TEST UNIT
   // READY.
   void submit_to_well_known(Task& task);
+
+  // For REPORT LUNS: fills data_in. False when the CDB selects what there is not.
+  bool write_lun_list(Task& task) const;
 
  private:
   std::vector<std::pair<std::uint16_t, std::unique_ptr<LunChannel>>> luns_;  // by LUN

@@ -14,12 +14,12 @@
 #include <cstdint>
 
 #include "bdev/bdev.h"
-#include "reactor/mailbox.h"
 
 namespace pollux::scsi {
 
 class LunChannel;
 struct Command;
+struct StepLoop;
 class ScratchBuffer;
 
 // SAM-5 5.3.1.
@@ -94,10 +94,13 @@ struct Task {
     std::uint64_t data_offset = 0;  // in data_out
     iovec piece{};                  // the scratch buffer, as the device sees it
     std::uint8_t step = 0;
-    bool started = false;  // past the checks and the wait for its turn
+    bool started = false;          // past the checks and the wait for its turn
+    bool waits_for_range = false;  // in ExclusiveRanges, not yet its turn
+    bool holds_range = false;
     bool abort_requested = false;
     Outcome abort_outcome = Outcome::kAborted;
-    reactor::Message message;
+    // Set while the task's steps run in LunChannel's loop.
+    StepLoop* loop = nullptr;
     Io io;
   } work;
 };

@@ -1,0 +1,114 @@
+// READ, WRITE (SBC-4 5.14 to 5.17, 5.46 to 5.50), SYNCHRONIZE CACHE, PRE-FETCH.
+
+#include <cassert>
+
+#include "base/units.h"
+#include "scsi/block_range.h"
+#include "scsi/handlers.h"
+#include "scsi/limits.h"
+#include "scsi/mode_pages.h"
+#include "scsi/reply.h"
+
+namespace pollux::scsi {
+
+namespace {
+
+constexpr std::uint8_t kFuaBit = 0x08;
+
+bool has_fua(const Task& task) {
+  // The 6-byte commands have address bits there.
+  return task.cdb[0] >> 5 != 0 && (task.cdb[1] & kFuaBit) != 0;
+}
+
+void aim(const LunChannel& channel, Task& task, bdev::IoOp op) {
+  Task::Io& io = task.work.io;
+  io.op = op;
+  io.offset_bytes = task.work.lba << channel.unit().block_shift();
+  io.length_bytes = task.work.blocks << channel.unit().block_shift();
+}
+
+void read_now(LunChannel& channel, Task& task) {
+  Task::Io& io = task.work.io;
+  aim(channel, task, bdev::IoOp::kRead);
+  if (task.data_in_bytes != io.length_bytes) trim(task.data_in, task.data_in_count, io.length_bytes);
+  assert(task.data_in_count <= UINT16_MAX);
+  io.iov = task.data_in;
+  io.iov_count = static_cast<std::uint16_t>(task.data_in_count);
+  channel.to_device_and_finish(task, io.length_bytes);
+}
+
+}  // namespace
+
+bool take_range(LunChannel& channel, Task& task, const BlockRange& range) {
+  if (!range_fits(range.lba, range.blocks, channel.unit().size_blocks())) {
+    finish_with_sense(channel, task, sense::kLbaOutOfRange);
+    return false;
+  }
+  task.work.lba = range.lba;
+  task.work.blocks = range.blocks;
+  return true;
+}
+
+bool check_transfer_length(LunChannel& channel, Task& task, const BlockRange& range) {
+  if (range.blocks <= max_transfer_blocks(channel.unit())) return true;
+  finish_invalid_cdb(channel, task, range.length_byte);
+  return false;
+}
+
+bool prepare_range(LunChannel& channel, Task& task) {
+  return take_range(channel, task, decode_range(task.cdb.data()));
+}
+
+bool prepare_read(LunChannel& channel, Task& task) {
+  const BlockRange range = decode_range(task.cdb.data());
+  if (!take_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
+  if (range.blocks << channel.unit().block_shift() <= task.data_in_bytes) return true;
+  finish_overrun(channel, task, range.length_byte);
+  return false;
+}
+
+bool prepare_write(LunChannel& channel, Task& task) {
+  const BlockRange range = decode_range(task.cdb.data());
+  if (!take_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
+  if (range.blocks << channel.unit().block_shift() <= task.data_out_bytes) return true;
+  finish_overrun(channel, task, range.length_byte);
+  return false;
+}
+
+void read(LunChannel& channel, Task& task) {
+  if (task.work.blocks == 0) return finish_good(channel, task);
+  if (!has_fua(task)) return read_now(channel, task);
+  // SBC-4 4.15.2: what a read with FUA returns is on the medium.
+  task.work.io.op = bdev::IoOp::kFlush;
+  task.work.io.length_bytes = 0;
+  task.work.io.iov_count = 0;
+  channel.to_device(task, &read_now);
+}
+
+void write(LunChannel& channel, Task& task) {
+  if (task.work.blocks == 0) return finish_good(channel, task);
+  Task::Io& io = task.work.io;
+  aim(channel, task, bdev::IoOp::kWrite);
+  if (has_fua(task) || !channel.unit().mode_pages().write_cache()) io.flags = bdev::IoRequest::kFua;
+  if (task.data_out_bytes != io.length_bytes) trim(task.data_out, task.data_out_count, io.length_bytes);
+  assert(task.data_out_count <= UINT16_MAX);
+  io.iov = task.data_out;
+  io.iov_count = static_cast<std::uint16_t>(task.data_out_count);
+  channel.to_device_and_finish(task, io.length_bytes);
+}
+
+// The whole device, whatever the range; IMMED asks for no more than that.
+void synchronize_cache(LunChannel& channel, Task& task) {
+  task.work.io.op = bdev::IoOp::kFlush;
+  task.work.io.offset_bytes = 0;
+  task.work.io.length_bytes = 0;
+  task.work.io.iov_count = 0;
+  channel.to_device_and_finish(task, 0);
+}
+
+// SBC-4 5.10: GOOD rather than CONDITION MET, since not all of it need be in a cache.
+void pre_fetch(LunChannel& channel, Task& task) {
+  finish_good(channel, task);
+}
+
+}  // namespace pollux::scsi

@@ -1,9 +1,9 @@
 #pragma once
 // Pools and volumes as the control plane sees them: names, UUIDs, snapshots, clones, sizes. One per process.
 //
-// Every call is a Task that may be started on any reactor and hops by itself; from a control thread use reactor::call(). A mutating call is
-// durable when it returns and may be repeated: the same request answers the same, the same id with other parameters is kExists.
-// Errors carry the object's name and what to do next.
+// Every call is a Task that may be started on any reactor and hops by itself; from a control thread use
+// reactor::call(). A mutating call is durable when it returns and may be repeated: the same request answers the same,
+// the same id with other parameters is kExists. Errors carry the object's name and what to do next.
 
 #include <cstdint>
 #include <memory>
@@ -81,7 +81,7 @@ struct VolumeStats {
   std::uint64_t read_ops = 0, write_ops = 0, flush_ops = 0, unmap_ops = 0;
   std::uint64_t read_bytes = 0, write_bytes = 0;
   std::uint64_t errors = 0;
-  std::vector<std::uint64_t> read_latency;   // bucket i: < 2^i us
+  std::vector<std::uint64_t> read_latency;  // bucket i: < 2^i us
   std::vector<std::uint64_t> write_latency;
 };
 
@@ -115,7 +115,8 @@ class VolumeService {
   reactor::Task<Result<VolumeInfo>> extend_volume(Uuid id, std::uint64_t size_bytes);
   reactor::Task<Result<VolumeInfo>> describe_volume(Uuid id);
   // In order of id, those greater than `after`.
-  reactor::Task<Result<std::vector<VolumeInfo>>> list_volumes(std::string pool, std::optional<Uuid> after, std::size_t limit);
+  reactor::Task<Result<std::vector<VolumeInfo>>> list_volumes(std::string pool, std::optional<Uuid> after,
+                                                              std::size_t limit);
   reactor::Task<Result<VolumeInfo>> create_snapshot(Uuid volume, Uuid snapshot, std::string name);
   reactor::Task<Result<VolumeInfo>> clone(Uuid snapshot, VolumeSpec spec);
   reactor::Task<Result<VolumeInfo>> revert(Uuid volume, Uuid snapshot);
@@ -125,8 +126,8 @@ class VolumeService {
   reactor::Task<Result<std::vector<JobInfo>>> list_jobs();
   reactor::Task<Status> cancel_job(Uuid job);
 
-  // The volume as a block device. While the returned object lives the volume cannot be deleted or reverted (kBusy). A snapshot
-  // opens read-only. Any number of times; every open shares one device.
+  // The volume as a block device. While the returned object lives the volume cannot be deleted or reverted (kBusy). A
+  // snapshot opens read-only. Any number of times; every open shares one device.
   reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open(Uuid volume);
 
   // Checkpoints and closes every pool. Volumes must be closed. Afterwards only destruction is allowed.

@@ -1,0 +1,88 @@
+#pragma once
+// IoSlots: the preallocated memory of the data path, one set a lane (a pool on a reactor), shared by all volumes of the
+// pool there. A guest request that is cut at cluster borders, or that goes to the home reactor, takes a slot for each
+// piece; when none is left the request waits here and goes on when one comes back. On the lane's reactor.
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bdev/bdev.h"
+#include "blob/home_io.h"
+#include "blob/journal.h"
+#include "blob/lanes.h"
+
+namespace pollux::volume {
+
+class IoSlots;
+class VolumeChannel;
+
+// A front end's request has at most 256 iovecs; cutting one at both ends adds none.
+inline constexpr std::size_t kMaxIovecs = 258;
+inline constexpr std::size_t kSmallSlice = 8;
+
+struct LargeSlice {
+  std::array<iovec, kMaxIovecs> iov;
+};
+
+// One piece of a guest's request.
+struct IoSlot {
+  struct Device : bdev::IoRequest {
+    IoSlot* slot = nullptr;
+  } device;
+  struct Home : blob::HomeIo {
+    IoSlot* slot = nullptr;
+  } home;
+  struct Flush : blob::Journal::Waiter {
+    IoSlot* slot = nullptr;
+  } flush;
+  IoSlots* owner = nullptr;
+  bdev::IoRequest* parent = nullptr;
+  unsigned epoch = 0;
+  bool resumes = false;  // the parent is cut further when this is done
+  LargeSlice* large = nullptr;
+  IoSlot* next = nullptr;
+  std::array<iovec, kSmallSlice> small;
+};
+
+class IoSlots : public blob::LaneExtension {
+ public:
+  explicit IoSlots(blob::Lane& lane);
+
+  static IoSlots& of(blob::Lane& lane);
+
+  blob::Lane& lane() { return lane_; }
+  // nullptr: none left.
+  IoSlot* take() {
+    IoSlot* slot = free_;
+    if (slot != nullptr) free_ = slot->next;
+    return slot;
+  }
+  LargeSlice* take_large() {
+    if (free_large_.empty()) return nullptr;
+    LargeSlice* slice = free_large_.back();
+    free_large_.pop_back();
+    return slice;
+  }
+  void give_back(IoSlot& slot) {
+    if (slot.large != nullptr) free_large_.push_back(std::exchange(slot.large, nullptr));
+    slot.next = free_;
+    free_ = &slot;
+  }
+  // The request goes on, by VolumeChannel::drive, when a slot or slice has come back.
+  void wait(bdev::IoRequest& request);
+  void wake_waiting();
+
+ private:
+  blob::Lane& lane_;
+  std::vector<IoSlot> slots_;
+  std::vector<LargeSlice> large_;
+  IoSlot* free_ = nullptr;
+  std::vector<LargeSlice*> free_large_;
+  bdev::IoRequest* waiting_head_ = nullptr;
+  bdev::IoRequest* waiting_tail_ = nullptr;
+  bool waking_ = false;
+};
+
+}  // namespace pollux::volume

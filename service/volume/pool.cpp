@@ -1,0 +1,58 @@
+#include "volume/pool.h"
+
+#include "blob/volume.h"
+
+namespace pollux::volume {
+
+PoolInfo Pool::info() const {
+  const blob::Usage usage = store->usage();
+  return {.id = id,
+          .name = name,
+          .bdev = spec,
+          .cluster_bytes = store->super().cluster_bytes,
+          .capacity_bytes = usage.capacity_bytes,
+          .free_bytes = usage.free_bytes,
+          .allocated_bytes = usage.allocated_bytes,
+          .reserved_bytes = usage.reserved_bytes,
+          .provisioned_bytes = usage.provisioned_bytes,
+          .metadata_bytes = usage.metadata_bytes,
+          .volumes = usage.volumes,
+          .snapshots = usage.snapshots};
+}
+
+VolumeInfo Pool::info(const blob::Volume& volume) const {
+  VolumeInfo info;
+  info.id = volume.id;
+  info.name = volume.name;
+  info.pool = name;
+  info.size_bytes = volume.size_bytes;
+  info.provisioning = volume.thick() ? Provisioning::kThick : Provisioning::kThin;
+  info.snapshot = volume.snapshot();
+  if (!volume.parent_id.is_nil()) info.parent_id = volume.parent_id;
+  info.mapped_bytes = std::uint64_t{volume.mapped} * store->super().cluster_bytes;
+  info.created_at_ms = volume.created_ms;
+  info.open_count = volume.opens;
+  info.qos = from_store(volume.qos);
+  return info;
+}
+
+std::shared_ptr<VolumeBdev> Pool::opened(const Uuid& volume) const {
+  auto found = open.find(volume);
+  return found == open.end() ? nullptr : found->second.lock();
+}
+
+blob::Qos to_store(const QosLimits& limits) {
+  return {{limits.read_iops, limits.write_iops, limits.total_iops, limits.read_bytes_per_s, limits.write_bytes_per_s,
+           limits.total_bytes_per_s}};
+}
+
+QosLimits from_store(const blob::Qos& qos) {
+  return {.read_iops = qos.limits[0],
+          .write_iops = qos.limits[1],
+          .total_iops = qos.limits[2],
+          .read_bytes_per_s = qos.limits[3],
+          .write_bytes_per_s = qos.limits[4],
+          .total_bytes_per_s = qos.limits[5]};
+}
+
+}  // namespace pollux::volume

@@ -1,0 +1,33 @@
+#pragma once
+// Pool: an open store under its name, with the devices of its open volumes. Belongs to the VolumeService; on the
+// service's reactor.
+
+#include <map>
+#include <memory>
+
+#include "bdev/bdev.h"
+#include "blob/store.h"
+#include "volume/volume_bdev.h"
+#include "volume/volume_service.h"
+
+namespace pollux::volume {
+
+struct Pool {
+  Uuid id;
+  std::string name;
+  bdev::Spec spec;
+  std::shared_ptr<bdev::Bdev> device;
+  std::unique_ptr<blob::Store> store;
+  std::map<Uuid, std::weak_ptr<VolumeBdev>> open;
+  // Keeps the device's growth coming.
+  bdev::Bdev::ResizeToken resize_token;
+
+  PoolInfo info() const;
+  VolumeInfo info(const blob::Volume& volume) const;
+  std::shared_ptr<VolumeBdev> opened(const Uuid& id) const;
+};
+
+blob::Qos to_store(const QosLimits& limits);
+QosLimits from_store(const blob::Qos& qos);
+
+}  // namespace pollux::volume

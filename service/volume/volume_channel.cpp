@@ -1,0 +1,429 @@
+#include "volume/volume_channel.h"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cstring>
+
+#include "base/clock.h"
+#include "blob/volume.h"
+#include "volume/volume_bdev.h"
+
+namespace pollux::volume {
+
+using bdev::IoOp;
+using bdev::IoRequest;
+using bdev::IoStatus;
+
+VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& store, blob::Volume& record,
+                             IoSlots& slots)
+    : volume_(std::move(volume)),
+      store_(store),
+      record_(record),
+      view_(*record.view),
+      slots_(slots),
+      lane_(slots.lane()),
+      at_home_(&slots.lane().reactor() == &store.home()),
+      read_only_(volume_->read_only()),
+      block_bytes_(volume_->block_bytes()),
+      cluster_bytes_(store.super().cluster_bytes),
+      cluster_shift_(static_cast<std::uint32_t>(std::countr_zero(cluster_bytes_))),
+      sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))) {
+  volume_->add_channel(*this);
+}
+
+VolumeChannel::~VolumeChannel() {
+  volume_->remove_channel(*this);
+}
+
+IoStatus VolumeChannel::validate(const IoRequest& request) const {
+  if (request.op == IoOp::kFlush) return IoStatus::kOk;
+  if (request.op != IoOp::kRead && read_only_) return IoStatus::kReadOnly;
+  if (request.offset_bytes % block_bytes_ != 0 || request.length_bytes % block_bytes_ != 0) return IoStatus::kInvalid;
+  if (!range_fits(request.offset_bytes, request.length_bytes, view_.size_bytes.load(std::memory_order_acquire))) {
+    return IoStatus::kInvalid;
+  }
+  return IoStatus::kOk;
+}
+
+void VolumeChannel::submit(IoRequest& request) {
+  Progress& p = *new (request.device_scratch) Progress{};
+  p.channel = this;
+  p.outstanding = 1;
+  p.status = validate(request);
+  if (requests_++ % kLatencySample == 0) p.started_ns = monotonic_ns();
+  cut(request);
+}
+
+void VolumeChannel::drive(IoRequest& request) {
+  progress(request).channel->cut(request);
+}
+
+// Hands out pieces until the request is through, or has to wait for memory or for the map.
+void VolumeChannel::cut(IoRequest& request) {
+  Progress& p = progress(request);
+  if (request.op == IoOp::kFlush && p.status == IoStatus::kOk) return start_flush(request);
+  while (p.cursor < request.length_bytes && p.status == IoStatus::kOk) {
+    switch (step(request)) {
+      case Step::kNext:
+        break;
+      case Step::kWait:
+        slots_.wait(request);
+        return;
+      case Step::kAway:
+        return;
+    }
+  }
+  drop(request);
+}
+
+VolumeChannel::Lookup VolumeChannel::look_up(std::uint32_t index, Mapping& mapping) const {
+  const blob::LeafTable* table = view_.table.load(std::memory_order_acquire);
+  const std::size_t slot = index / blob::kLeafEntries;
+  const std::uintptr_t at = table->slots[slot].load(std::memory_order_acquire);
+  if (at == 0) {
+    mapping = {};
+    return Lookup::kFound;
+  }
+  if (at == blob::kNotLoaded) return Lookup::kAskHome;
+  mapping.leaf_shared = (at & blob::kSharedTag) != 0;
+  const auto* leaf = reinterpret_cast<const blob::Leaf*>(at & ~blob::kSharedTag);
+  if (leaf->damaged) return Lookup::kDamaged;
+  return leaf->entries[index % blob::kLeafEntries].read(mapping.entry) ? Lookup::kFound : Lookup::kAskHome;
+}
+
+VolumeChannel::Step VolumeChannel::step(IoRequest& request) {
+  Progress& p = progress(request);
+  const std::uint64_t at = request.offset_bytes + p.cursor;
+  Place place;
+  place.index = static_cast<std::uint32_t>(at >> cluster_shift_);
+  place.offset = static_cast<std::uint32_t>(at & (cluster_bytes_ - 1));
+  place.length = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(request.length_bytes - p.cursor, cluster_bytes_ - place.offset));
+
+  // Counted before the map is looked at, so that a grace period covers what follows from it.
+  const unsigned epoch = lane_.begin();
+  const bool frozen = view_.frozen.load(std::memory_order_acquire);
+  Mapping mapping;
+  const Lookup found = look_up(place.index, mapping);
+  if (found == Lookup::kFound && request.op == IoOp::kRead) {
+    return read_step(request, place, mapping.entry, epoch);
+  }
+  if (found == Lookup::kFound && request.op == IoOp::kWrite) {
+    return write_step(request, place, mapping, frozen, epoch);
+  }
+  lane_.end(epoch);
+  switch (found) {
+    case Lookup::kFound:
+      return zero_step(request, place, mapping.entry);
+    case Lookup::kAskHome:
+      return to_home(request, place, blob::HomeIo::Op::kLoad);
+    case Lookup::kDamaged:
+      break;
+  }
+  p.status = IoStatus::kMediumError;
+  return Step::kNext;
+}
+
+// How much of the request, from `place` on, lies in one piece on the device.
+std::uint64_t VolumeChannel::extend(const IoRequest& request, const Place& place, const Mapping& first,
+                                    bool writing) const {
+  const std::uint64_t start = (std::uint64_t{place.index} << cluster_shift_) + place.offset;
+  const std::uint64_t left = request.offset_bytes + request.length_bytes - start;
+  std::uint64_t length = place.length;
+  std::uint32_t index = place.index;
+  blob::ClusterNo next = first.entry.own;
+  while (length < left) {
+    Mapping mapping;
+    ++next;
+    if (look_up(++index, mapping) != Lookup::kFound || !mapping.entry.full() || mapping.entry.own != next) break;
+    if (writing && (mapping.entry.shared || mapping.leaf_shared)) break;
+    length = std::min<std::uint64_t>(left, length + cluster_bytes_);
+  }
+  return length;
+}
+
+VolumeChannel::Step VolumeChannel::read_step(IoRequest& request, const Place& place, const blob::MapEntry& entry,
+                                             unsigned epoch) {
+  blob::ClusterNo from = entry.own;
+  std::uint64_t length = place.length;
+  if (entry.full()) {
+    length = extend(request, place, {.entry = entry, .leaf_shared = false}, /*writing=*/false);
+  } else if (entry.own != 0) {
+    // As far as the sub-blocks lie in the same cluster.
+    const std::uint32_t first = place.offset >> sub_block_shift_;
+    const std::uint64_t bits = entry.bits >> first;
+    const bool written = (bits & 1) != 0;
+    const std::uint64_t run_end =
+        std::uint64_t{first + static_cast<std::uint32_t>(written ? std::countr_one(bits) : std::countr_zero(bits))}
+        << sub_block_shift_;
+    length = std::min<std::uint64_t>(length, run_end - place.offset);
+    if (!written) from = entry.base;
+  }
+  if (from == 0) {
+    lane_.end(epoch);
+    fill_zeros(request, length);
+    return Step::kNext;
+  }
+  return to_device(request, (std::uint64_t{from} << cluster_shift_) + place.offset, length, epoch);
+}
+
+VolumeChannel::Step VolumeChannel::write_step(IoRequest& request, const Place& place, const Mapping& mapping,
+                                              bool frozen, unsigned epoch) {
+  const blob::MapEntry& entry = mapping.entry;
+  if (!frozen && entry.own != 0 && !entry.shared && !mapping.leaf_shared) {
+    std::uint64_t length = 0;
+    if (entry.full()) {
+      length = extend(request, place, mapping, /*writing=*/true);
+    } else {
+      const std::uint64_t touched =
+          blob::Geometry::mask(place.offset >> sub_block_shift_, (place.offset + place.length - 1) >> sub_block_shift_);
+      if ((entry.bits & touched) == touched) length = place.length;
+    }
+    if (length != 0) {
+      return to_device(request, (std::uint64_t{entry.own} << cluster_shift_) + place.offset, length, epoch);
+    }
+  }
+  lane_.end(epoch);
+  return to_home(request, place, blob::HomeIo::Op::kWrite);
+}
+
+VolumeChannel::Step VolumeChannel::zero_step(IoRequest& request, const Place& place, const blob::MapEntry& entry) {
+  if (entry.own == 0) {
+    // Nothing here; nor perhaps for a long way: a whole leaf at a time.
+    std::uint64_t length = place.length;
+    const blob::LeafTable* table = view_.table.load(std::memory_order_acquire);
+    if (table->slots[place.index / blob::kLeafEntries].load(std::memory_order_acquire) == 0) {
+      const std::uint64_t end = (std::uint64_t{place.index / blob::kLeafEntries} + 1) * blob::kLeafEntries;
+      length = (end << cluster_shift_) - ((std::uint64_t{place.index} << cluster_shift_) + place.offset);
+    }
+    Progress& p = progress(request);
+    p.cursor += std::min(length, request.length_bytes - p.cursor);
+    return Step::kNext;
+  }
+  return to_home(request, place, blob::HomeIo::Op::kZero);
+}
+
+// Cuts the next `length` bytes out of the request's iovecs. False: no memory for the slice now.
+bool VolumeChannel::slice(IoRequest& request, std::uint64_t length, IoSlot& slot, const iovec*& iov,
+                          std::uint16_t& iov_count) {
+  Progress& p = progress(request);
+  if (p.cursor == 0 && length == request.length_bytes) {
+    iov = request.iov;
+    iov_count = request.iov_count;
+    return true;
+  }
+  std::size_t needed = 0;
+  std::uint64_t covered = 0;
+  for (std::size_t i = p.iov_index; covered < length; ++i) {
+    covered += request.iov[i].iov_len - (needed == 0 ? p.iov_offset : 0);
+    ++needed;
+  }
+  iovec* out = slot.small.data();
+  if (needed > kSmallSlice) {
+    if (needed > kMaxIovecs) {
+      p.status = IoStatus::kInvalid;
+      return false;
+    }
+    slot.large = slots_.take_large();
+    if (slot.large == nullptr) return false;
+    out = slot.large->iov.data();
+  }
+  iov = out;
+  iov_count = static_cast<std::uint16_t>(needed);
+  std::uint64_t left = length;
+  while (left > 0) {
+    const iovec& from = request.iov[p.iov_index];
+    const std::uint64_t now = std::min<std::uint64_t>(left, from.iov_len - p.iov_offset);
+    *out++ = {.iov_base = static_cast<std::byte*>(from.iov_base) + p.iov_offset, .iov_len = now};
+    left -= now;
+    p.iov_offset += now;
+    if (p.iov_offset == from.iov_len) {
+      ++p.iov_index;
+      p.iov_offset = 0;
+    }
+  }
+  return true;
+}
+
+void VolumeChannel::fill_zeros(IoRequest& request, std::uint64_t length) {
+  Progress& p = progress(request);
+  p.cursor += length;
+  while (length > 0) {
+    const iovec& to = request.iov[p.iov_index];
+    const std::uint64_t now = std::min<std::uint64_t>(length, to.iov_len - p.iov_offset);
+    std::memset(static_cast<std::byte*>(to.iov_base) + p.iov_offset, 0, now);
+    length -= now;
+    p.iov_offset += now;
+    if (p.iov_offset == to.iov_len) {
+      ++p.iov_index;
+      p.iov_offset = 0;
+    }
+  }
+}
+
+VolumeChannel::Step VolumeChannel::to_device(IoRequest& request, std::uint64_t offset, std::uint64_t length,
+                                             unsigned epoch) {
+  Progress& p = progress(request);
+  IoSlot* slot = slots_.take();
+  if (slot == nullptr || !slice(request, length, *slot, slot->device.iov, slot->device.iov_count)) {
+    if (slot != nullptr) slots_.give_back(*slot);
+    lane_.end(epoch);
+    return p.status == IoStatus::kOk ? Step::kWait : Step::kNext;
+  }
+  slot->parent = &request;
+  slot->resumes = false;
+  slot->epoch = epoch;
+  slot->device.op = request.op;
+  slot->device.flags = 0;
+  slot->device.offset_bytes = offset;
+  slot->device.length_bytes = length;
+  slot->device.complete = &VolumeChannel::device_done;
+  p.cursor += length;
+  ++p.outstanding;
+  lane_.device().submit(slot->device);
+  return Step::kNext;
+}
+
+VolumeChannel::Step VolumeChannel::to_home(IoRequest& request, const Place& place, blob::HomeIo::Op op) {
+  Progress& p = progress(request);
+  IoSlot* slot = slots_.take();
+  if (slot == nullptr) return Step::kWait;
+  blob::HomeIo& io = slot->home;
+  if (op == blob::HomeIo::Op::kWrite && !slice(request, place.length, *slot, io.iov, io.iov_count)) {
+    slots_.give_back(*slot);
+    return p.status == IoStatus::kOk ? Step::kWait : Step::kNext;
+  }
+  slot->parent = &request;
+  io.volume = &record_;
+  io.op = op;
+  io.index = place.index;
+  io.offset = place.offset;
+  io.length = place.length;
+  io.done = &VolumeChannel::home_done;
+  // A load brings the map; the request's own count moves to it, and it is cut further afterwards.
+  const bool load = op == blob::HomeIo::Op::kLoad;
+  slot->resumes = load;
+  if (!load) {
+    p.cursor += place.length;
+    ++p.outstanding;
+  }
+  if (at_home_) {
+    store_.writer().start(io);
+  } else {
+    io.run = [](reactor::Message& message) {
+      auto& self = static_cast<IoSlot::Home&>(static_cast<blob::HomeIo&>(message));
+      progress(*self.slot->parent).channel->store_.writer().start(self);
+    };
+    store_.home().post(io);
+  }
+  return load ? Step::kAway : Step::kNext;
+}
+
+void VolumeChannel::device_done(IoRequest& device) {
+  IoSlot& slot = *static_cast<IoSlot::Device&>(device).slot;
+  VolumeChannel& self = *progress(*slot.parent).channel;
+  self.lane_.end(slot.epoch);
+  self.piece_done(slot, device.status);
+}
+
+// On the home reactor: back to where the request came from.
+void VolumeChannel::home_done(blob::HomeIo& io) {
+  VolumeChannel& self = *progress(*static_cast<IoSlot::Home&>(io).slot->parent).channel;
+  const auto back = [](reactor::Message& message) {
+    auto& home = static_cast<IoSlot::Home&>(static_cast<blob::HomeIo&>(message));
+    progress(*home.slot->parent).channel->piece_done(*home.slot, home.status);
+  };
+  if (self.at_home_) {
+    back(io);
+  } else {
+    io.run = back;
+    self.lane_.reactor().post(io);
+  }
+}
+
+void VolumeChannel::piece_done(IoSlot& slot, IoStatus status) {
+  IoRequest& request = *slot.parent;
+  Progress& p = progress(request);
+  if (status != IoStatus::kOk && p.status == IoStatus::kOk) p.status = status;
+  // The request's completion may end this channel, but not its slots.
+  IoSlots& slots = slots_;
+  const bool resumes = slot.resumes;
+  slots.give_back(slot);
+  if (resumes) {
+    cut(request);
+  } else {
+    drop(request);
+  }
+  slots.wake_waiting();
+}
+
+void VolumeChannel::start_flush(IoRequest& request) {
+  IoSlot* slot = slots_.take();
+  if (slot == nullptr) return slots_.wait(request);
+  progress(request).synced = true;
+  slot->parent = &request;
+  slot->resumes = false;
+  slot->flush.done = [](blob::Journal::Waiter& waiter, bool ok) {
+    IoSlot& mine = *static_cast<IoSlot::Flush&>(waiter).slot;
+    mine.home.status = ok ? IoStatus::kOk : IoStatus::kIoError;
+    home_done(mine.home);
+  };
+  const auto sync = [](reactor::Message& message) {
+    IoSlot& mine = *static_cast<IoSlot::Home&>(static_cast<blob::HomeIo&>(message)).slot;
+    progress(*mine.parent).channel->store_.journal().sync(mine.flush);
+  };
+  if (at_home_) {
+    sync(slot->home);
+  } else {
+    slot->home.run = sync;
+    store_.home().post(slot->home);
+  }
+}
+
+void VolumeChannel::drop(IoRequest& request) {
+  Progress& p = progress(request);
+  if (--p.outstanding != 0) return;
+  if (request.op == IoOp::kWrite && (request.flags & IoRequest::kFua) && p.status == IoStatus::kOk && !p.synced) {
+    // The data is there; now it and the map that leads to it become durable.
+    p.outstanding = 1;
+    return start_flush(request);
+  }
+  finish(request);
+}
+
+void VolumeChannel::finish(IoRequest& request) {
+  const Progress p = progress(request);
+  request.status = p.status;
+  count(request, p);
+  request.complete(request);
+}
+
+void VolumeChannel::count(const IoRequest& request, const Progress& p) {
+  if (p.status != IoStatus::kOk) counters_.errors.add(1);
+  std::size_t bucket = 0;
+  if (p.started_ns != 0) {
+    bucket = std::min<std::size_t>(std::bit_width((monotonic_ns() - p.started_ns) / 1000), kLatencyBuckets - 1);
+  }
+  switch (request.op) {
+    case IoOp::kRead:
+      counters_.read_ops.add(1);
+      counters_.read_bytes.add(request.length_bytes);
+      if (p.started_ns != 0) counters_.read_latency[bucket].add(kLatencySample);
+      break;
+    case IoOp::kWrite:
+      counters_.write_ops.add(1);
+      counters_.write_bytes.add(request.length_bytes);
+      if (p.started_ns != 0) counters_.write_latency[bucket].add(kLatencySample);
+      break;
+    case IoOp::kFlush:
+      counters_.flush_ops.add(1);
+      break;
+    case IoOp::kUnmap:
+    case IoOp::kWriteZeroes:
+      counters_.unmap_ops.add(1);
+      break;
+  }
+}
+
+}  // namespace pollux::volume

@@ -1,0 +1,118 @@
+#pragma once
+// VolumeChannel: the data path of one volume on one reactor.
+//
+// A request is cut where the map says so and its pieces go to the pool's device unchanged: one look-up a cluster, no
+// lock, no allocation, no copy. What would change the map (a first write, an unmap) or needs a leaf from the device
+// goes to the pool's home reactor and comes back as a completion. Requests keep their state in their own scratch
+// memory.
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "bdev/bdev.h"
+#include "blob/store.h"
+#include "volume/io_slots.h"
+
+namespace pollux::volume {
+
+class VolumeBdev;
+
+// Written by one reactor, read by anybody.
+class Counter {
+ public:
+  void add(std::uint64_t n) { value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed); }
+  std::uint64_t get() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::uint64_t> value_{0};
+};
+
+inline constexpr std::size_t kLatencyBuckets = 26;
+
+struct ChannelCounters {
+  Counter read_ops, write_ops, flush_ops, unmap_ops;
+  Counter read_bytes, write_bytes;
+  Counter errors;
+  // Bucket i: below 2^i us. One request in kLatencySample is timed and counts for all of them.
+  Counter read_latency[kLatencyBuckets];
+  Counter write_latency[kLatencyBuckets];
+};
+inline constexpr std::uint64_t kLatencySample = 16;
+
+class VolumeChannel : public bdev::Channel {
+ public:
+  VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& store, blob::Volume& record, IoSlots& slots);
+  ~VolumeChannel() override;
+
+  void submit(bdev::IoRequest& request) override;
+
+  // Goes on with a request that waited for a slot.
+  static void drive(bdev::IoRequest& request);
+  const ChannelCounters& counters() const { return counters_; }
+
+ private:
+  // In the request's scratch.
+  struct Progress {
+    VolumeChannel* channel;
+    std::uint64_t cursor;      // bytes handed out so far
+    std::uint64_t started_ns;  // 0: not timed
+    std::uint64_t iov_offset;  // where `cursor` is in the iovecs
+    std::uint32_t iov_index;
+    std::uint32_t outstanding;  // pieces under way, plus one while the request is being cut
+    bdev::IoStatus status;
+    bool synced;  // the flush that a FUA write or a flush asks for was started
+  };
+  static_assert(sizeof(Progress) <= sizeof(bdev::IoRequest::device_scratch));
+  static Progress& progress(bdev::IoRequest& request) { return *reinterpret_cast<Progress*>(request.device_scratch); }
+
+  enum class Step : std::uint8_t { kNext, kWait, kAway };
+  struct Place {
+    std::uint32_t index;
+    std::uint32_t offset;
+    std::uint32_t length;
+  };
+  enum class Lookup : std::uint8_t { kFound, kAskHome, kDamaged };
+  struct Mapping {
+    blob::MapEntry entry;
+    bool leaf_shared = false;
+  };
+
+  bdev::IoStatus validate(const bdev::IoRequest& request) const;
+  void cut(bdev::IoRequest& request);
+  Step step(bdev::IoRequest& request);
+  Step read_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry, unsigned epoch);
+  Step write_step(bdev::IoRequest& request, const Place& place, const Mapping& mapping, bool frozen, unsigned epoch);
+  Step zero_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry);
+  Lookup look_up(std::uint32_t index, Mapping& mapping) const;
+  std::uint64_t extend(const bdev::IoRequest& request, const Place& place, const Mapping& first, bool writing) const;
+  Step to_device(bdev::IoRequest& request, std::uint64_t offset, std::uint64_t length, unsigned epoch);
+  Step to_home(bdev::IoRequest& request, const Place& place, blob::HomeIo::Op op);
+  bool slice(bdev::IoRequest& request, std::uint64_t length, IoSlot& slot, const iovec*& iov, std::uint16_t& count);
+  void fill_zeros(bdev::IoRequest& request, std::uint64_t length);
+  void start_flush(bdev::IoRequest& request);
+
+  static void device_done(bdev::IoRequest& device);
+  static void home_done(blob::HomeIo& io);
+  void piece_done(IoSlot& slot, bdev::IoStatus status);
+  void drop(bdev::IoRequest& request);
+  void finish(bdev::IoRequest& request);
+  void count(const bdev::IoRequest& request, const Progress& p);
+
+  std::shared_ptr<VolumeBdev> volume_;
+  blob::Store& store_;
+  blob::Volume& record_;
+  blob::VolumeView& view_;
+  IoSlots& slots_;
+  blob::Lane& lane_;
+  const bool at_home_;
+  const bool read_only_;
+  const std::uint32_t block_bytes_;
+  const std::uint32_t cluster_bytes_;
+  const std::uint32_t cluster_shift_;
+  const std::uint32_t sub_block_shift_;
+  ChannelCounters counters_;
+  std::uint64_t requests_ = 0;
+};
+
+}  // namespace pollux::volume

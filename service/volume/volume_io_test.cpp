@@ -1,0 +1,203 @@
+// The data path against a model: several reactors, several volumes, snapshots and clones taken under I/O.
+
+#include <boost/test/unit_test.hpp>
+#include <deque>
+#include <map>
+
+#include "volume/test_support.h"
+#include "volume/volume_service.h"
+
+using namespace pollux;
+using namespace pollux::volume;
+using namespace pollux::volume::test;
+using reactor::call;
+
+namespace {
+
+struct Fixture {
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(3);
+  VolumeService service{*reactors};
+
+  template <typename T>
+  T run(reactor::Task<Result<T>> task) {
+    return must(call(reactors->main(), std::move(task)));
+  }
+  void make_pool(std::uint64_t bytes, std::uint32_t cluster_bytes) {
+    run(service.create_pool({.id = Uuid::random(),
+                             .name = "pool",
+                             .bdev = {.kind = bdev::Spec::Kind::kRam, .path = {}, .size_bytes = bytes},
+                             .cluster_bytes = cluster_bytes}));
+  }
+  Uuid make_volume(std::string name, std::uint64_t bytes) {
+    const Uuid id = Uuid::random();
+    run(service.create_volume("pool", {.id = id, .name = std::move(name), .size_bytes = bytes}));
+    return id;
+  }
+  ~Fixture() { run(service.close()); }
+};
+
+// An open volume with a channel on two reactors, and what it should hold.
+struct Open {
+  std::shared_ptr<bdev::Bdev> device;
+  std::deque<RemoteChannel> channels;
+  std::vector<std::byte> model;
+};
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(volume_io, Fixture)
+
+BOOST_AUTO_TEST_CASE(what_was_never_written_reads_as_zeros) {
+  make_pool(128 * kMiB, 0);
+  const Uuid id = make_volume("one", 64 * kMiB);
+  auto device = run(service.open(id));
+  RemoteChannel channel(*device, reactors->at(1));
+  BOOST_REQUIRE((channel.write(kMiB + 512, pattern(512, 1)) == bdev::IoStatus::kOk));
+  std::vector<std::byte> back(2 * kMiB, std::byte{0xee});
+  BOOST_REQUIRE((channel.read(0, back) == bdev::IoStatus::kOk));
+  std::vector<std::byte> expected(2 * kMiB);
+  const auto written = pattern(512, 1);
+  std::copy(written.begin(), written.end(), expected.begin() + kMiB + 512);
+  BOOST_TEST((back == expected));
+}
+
+BOOST_AUTO_TEST_CASE(bad_requests_are_refused) {
+  make_pool(128 * kMiB, 0);
+  const Uuid id = make_volume("one", 8 * kMiB);
+  auto device = run(service.open(id));
+  RemoteChannel channel(*device, reactors->at(1));
+  std::vector<std::byte> bytes(512);
+  BOOST_TEST((channel.read(8 * kMiB, bytes) == bdev::IoStatus::kInvalid));
+  BOOST_TEST((channel.read(UINT64_MAX - 511, bytes) == bdev::IoStatus::kInvalid));
+  BOOST_TEST((channel.read(100, bytes) == bdev::IoStatus::kInvalid));
+  BOOST_TEST((channel.unmap(0, 9 * kMiB) == bdev::IoStatus::kInvalid));
+  const Uuid snapshot = Uuid::random();
+  run(service.create_snapshot(id, snapshot, "snap"));
+  auto frozen = run(service.open(snapshot));
+  RemoteChannel reader(*frozen, reactors->at(2));
+  BOOST_TEST(frozen->read_only());
+  BOOST_TEST((reader.write(0, bytes) == bdev::IoStatus::kReadOnly));
+  BOOST_TEST((reader.read(0, bytes) == bdev::IoStatus::kOk));
+}
+
+BOOST_AUTO_TEST_CASE(many_iovecs_of_odd_lengths_across_clusters) {
+  make_pool(128 * kMiB, 64 * kKiB);
+  const Uuid id = make_volume("one", 8 * kMiB);
+  auto device = run(service.open(id));
+  RemoteChannel channel(*device, reactors->at(1));
+  const auto data = pattern(512 * 512, 5);
+  struct Request : bdev::IoRequest {
+    std::promise<bdev::IoStatus> done;
+  };
+  const auto submit = [&](bdev::IoOp op, std::byte* bytes, std::uint64_t offset) {
+    // 255 pieces of 1000 bytes and the rest.
+    std::vector<iovec> iov;
+    std::size_t at = 0;
+    for (int i = 0; i < 255; ++i, at += 1000) iov.push_back({bytes + at, 1000});
+    iov.push_back({bytes + at, data.size() - at});
+    Request request;
+    request.op = op;
+    request.iov = iov.data();
+    request.iov_count = static_cast<std::uint16_t>(iov.size());
+    request.offset_bytes = offset;
+    request.length_bytes = data.size();
+    request.complete = [](bdev::IoRequest& r) { static_cast<Request&>(r).done.set_value(r.status); };
+    auto future = request.done.get_future();
+    channel.reactor().post([&] { channel.channel().submit(request); });
+    return future.get();
+  };
+  auto source = data;
+  BOOST_REQUIRE((submit(bdev::IoOp::kWrite, source.data(), 61 * kKiB) == bdev::IoStatus::kOk));
+  std::vector<std::byte> back(data.size());
+  BOOST_REQUIRE((submit(bdev::IoOp::kRead, back.data(), 61 * kKiB) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == data));
+  BOOST_REQUIRE((submit(bdev::IoOp::kWrite, source.data(), 61 * kKiB + 512) == bdev::IoStatus::kOk));
+  BOOST_REQUIRE((channel.read(61 * kKiB + 512, back) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == data));
+}
+
+BOOST_AUTO_TEST_CASE(random_operations_match_the_model_on_every_reactor) {
+  const std::uint64_t seed = test_seed();
+  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
+  const char* wanted = std::getenv("POLLUX_TEST_OPERATIONS");
+  const int operations = wanted ? std::atoi(wanted) : 3000;
+  std::mt19937_64 random(seed);
+  const auto below = [&](std::uint64_t n) { return random() % n; };
+  make_pool(512 * kMiB, 64 * kKiB);
+  constexpr std::uint64_t kBytes = 2 * kMiB;
+
+  std::map<Uuid, Open> volumes;
+  std::map<Uuid, std::vector<std::byte>> snapshots;
+  int names = 0;
+  const auto add = [&](const Uuid& id, std::vector<std::byte> model) {
+    Open& open = volumes[id];
+    open.device = run(service.open(id));
+    open.channels.emplace_back(*open.device, reactors->at(below(2)));
+    open.channels.emplace_back(*open.device, reactors->at(2));
+    open.model = std::move(model);
+  };
+  add(make_volume("v0", kBytes), std::vector<std::byte>(kBytes));
+  const auto pick = [&](auto& from) { return std::next(from.begin(), static_cast<long>(below(from.size()))); };
+
+  for (int i = 0; i < operations; ++i) {
+    Open& open = pick(volumes)->second;
+    RemoteChannel& channel = open.channels[below(2)];
+    const std::uint64_t unit = below(3) == 0 ? 512 : 4096;
+    const std::uint64_t longest = below(10) == 0 ? kBytes / unit : 16;
+    const std::uint64_t offset = below(kBytes / unit) * unit;
+    const std::uint64_t length = std::min((1 + below(longest)) * unit, kBytes - offset);
+    const auto begin = open.model.begin() + static_cast<long>(offset);
+    const std::uint64_t what = below(100);
+    if (what < 45) {
+      const auto bytes = pattern(length, random());
+      BOOST_REQUIRE((channel.write(offset, bytes) == bdev::IoStatus::kOk));
+      std::copy(bytes.begin(), bytes.end(), begin);
+    } else if (what < 75) {
+      std::vector<std::byte> back(length);
+      BOOST_REQUIRE((channel.read(offset, back) == bdev::IoStatus::kOk));
+      BOOST_REQUIRE_MESSAGE(std::equal(back.begin(), back.end(), begin), "read differs, operation " << i);
+    } else if (what < 83) {
+      BOOST_REQUIRE((channel.unmap(offset, length) == bdev::IoStatus::kOk));
+      std::fill_n(begin, length, std::byte{0});
+    } else if (what < 88) {
+      BOOST_REQUIRE((channel.write_zeroes(offset, length) == bdev::IoStatus::kOk));
+      std::fill_n(begin, length, std::byte{0});
+    } else if (what < 91) {
+      BOOST_REQUIRE((channel.flush() == bdev::IoStatus::kOk));
+    } else if (what < 94 && snapshots.size() < 6) {
+      const auto source = pick(volumes);
+      const Uuid id = Uuid::random();
+      run(service.create_snapshot(source->first, id, "s" + std::to_string(++names)));
+      snapshots[id] = source->second.model;
+    } else if (what < 96 && !snapshots.empty() && volumes.size() < 5) {
+      const auto source = pick(snapshots);
+      const Uuid id = Uuid::random();
+      run(service.clone(source->first, {.id = id, .name = "c" + std::to_string(++names), .size_bytes = kBytes}));
+      add(id, source->second);
+    } else if (what < 98 && !snapshots.empty()) {
+      const auto gone = pick(snapshots);
+      auto device = run(service.open(gone->first));
+      {
+        RemoteChannel reader(*device, reactors->at(1));
+        std::vector<std::byte> back(kBytes);
+        BOOST_REQUIRE((reader.read(0, back) == bdev::IoStatus::kOk));
+        BOOST_REQUIRE_MESSAGE((back == gone->second), "snapshot differs, operation " << i);
+      }
+      device.reset();
+      run(service.delete_volume(gone->first));
+      snapshots.erase(gone);
+    } else if (what == 99 && volumes.size() > 1) {
+      const auto gone = pick(volumes);
+      const Uuid id = gone->first;
+      volumes.erase(gone);
+      run(service.delete_volume(id));
+    }
+  }
+  for (auto& [id, open] : volumes) {
+    std::vector<std::byte> back(kBytes);
+    BOOST_REQUIRE((open.channels[0].read(0, back) == bdev::IoStatus::kOk));
+    BOOST_TEST((back == open.model));
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()

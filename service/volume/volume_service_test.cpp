@@ -1,0 +1,253 @@
+#include "volume/volume_service.h"
+
+#include <boost/test/unit_test.hpp>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "volume/test_support.h"
+
+using namespace pollux;
+using namespace pollux::volume;
+using namespace pollux::volume::test;
+using reactor::call;
+
+namespace {
+
+struct Fixture {
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(2);
+  std::unique_ptr<VolumeService> service = std::make_unique<VolumeService>(*reactors);
+  Uuid pool_id = Uuid::random();
+
+  PoolSpec ram_pool(std::uint64_t bytes = 256 * kMiB) {
+    return {.id = pool_id, .name = "pool", .bdev = {.kind = bdev::Spec::Kind::kRam, .path = {}, .size_bytes = bytes}};
+  }
+  template <typename T>
+  Result<T> run(reactor::Task<Result<T>> task) {
+    return call(reactors->main(), std::move(task));
+  }
+  VolumeSpec spec(std::string name, std::uint64_t bytes = 16 * kMiB, Provisioning p = Provisioning::kThin) {
+    return {.id = Uuid::random(), .name = std::move(name), .size_bytes = bytes, .provisioning = p};
+  }
+  // The delete's background work is over.
+  void wait_for_jobs() {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!must(run(service->list_jobs())).empty()) {
+      BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
+      std::this_thread::yield();
+    }
+  }
+  ~Fixture() {
+    if (service) BOOST_CHECK(run(service->close()).has_value());
+  }
+};
+
+template <typename T>
+ErrorCode code(const Result<T>& result) {
+  BOOST_REQUIRE(!result.has_value());
+  return result.error().code;
+}
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(volume_service, Fixture)
+
+BOOST_AUTO_TEST_CASE(pool_creation_may_be_repeated_but_not_contradicted) {
+  const auto spec = ram_pool();
+  const auto info = must(run(service->create_pool(spec)));
+  BOOST_TEST(info.cluster_bytes == 256 * kKiB);
+  BOOST_TEST(info.free_bytes > 200 * kMiB);
+  BOOST_TEST(info.allocated_bytes == 0U);
+  BOOST_TEST(must(run(service->create_pool(spec))).id.to_string() == info.id.to_string());
+  auto other = spec;
+  other.name = "another";
+  BOOST_TEST((code(run(service->create_pool(other))) == ErrorCode::kExists));
+  BOOST_TEST(must(run(service->list_pools())).size() == 1U);
+  BOOST_TEST(must(run(service->describe_pool("pool"))).id.to_string() == pool_id.to_string());
+  BOOST_TEST(must(run(service->describe_pool(pool_id.to_string()))).name == "pool");
+}
+
+BOOST_AUTO_TEST_CASE(volume_creation_may_be_repeated_but_not_contradicted) {
+  must(run(service->create_pool(ram_pool())));
+  auto first = spec("one");
+  const auto info = must(run(service->create_volume("pool", first)));
+  BOOST_TEST(info.size_bytes == 16 * kMiB);
+  BOOST_TEST(info.mapped_bytes == 0U);
+  BOOST_TEST(must(run(service->create_volume("pool", first))).name == "one");
+  auto larger = first;
+  larger.size_bytes *= 2;
+  BOOST_TEST((code(run(service->create_volume("pool", larger))) == ErrorCode::kExists));
+  BOOST_TEST((code(run(service->create_volume("pool", spec("one")))) == ErrorCode::kExists));
+  BOOST_TEST((code(run(service->create_volume("none", spec("two")))) == ErrorCode::kNotFound));
+  BOOST_TEST((code(run(service->create_volume("pool", spec("odd", 1000)))) == ErrorCode::kInvalid));
+  BOOST_TEST((code(run(service->create_volume("pool", spec("", 4096)))) == ErrorCode::kInvalid));
+}
+
+BOOST_AUTO_TEST_CASE(volumes_are_listed_in_pages_in_order_of_id) {
+  must(run(service->create_pool(ram_pool())));
+  for (int i = 0; i < 7; ++i) must(run(service->create_volume("pool", spec("v" + std::to_string(i)))));
+  std::vector<Uuid> seen;
+  std::optional<Uuid> after;
+  while (true) {
+    const auto page = must(run(service->list_volumes("pool", after, 3)));
+    if (page.empty()) break;
+    for (const auto& each : page) seen.push_back(each.id);
+    after = seen.back();
+  }
+  BOOST_TEST(seen.size() == 7U);
+  BOOST_TEST(std::is_sorted(seen.begin(), seen.end()));
+}
+
+BOOST_AUTO_TEST_CASE(deleting_everything_gives_all_space_back) {
+  const auto before = must(run(service->create_pool(ram_pool())));
+  const auto one = must(run(service->create_volume("pool", spec("one"))));
+  {
+    auto device = must(run(service->open(one.id)));
+    RemoteChannel channel(*device, reactors->at(1));
+    BOOST_REQUIRE((channel.write(0, pattern(4 * kMiB, 1)) == bdev::IoStatus::kOk));
+    BOOST_TEST((code(run(service->delete_volume(one.id))) == ErrorCode::kBusy));
+  }
+  const auto used = must(run(service->describe_pool("pool")));
+  BOOST_TEST(used.allocated_bytes == 4 * kMiB);
+  const Uuid snapshot = Uuid::random();
+  must(run(service->create_snapshot(one.id, snapshot, "snap")));
+  auto clone = spec("clone");
+  must(run(service->clone(snapshot, clone)));
+  BOOST_TEST(must(run(service->describe_pool("pool"))).snapshots == 1U);
+  // A snapshot with clones goes without complaint.
+  must(run(service->delete_volume(snapshot)));
+  must(run(service->delete_volume(one.id)));
+  wait_for_jobs();
+  BOOST_TEST(must(run(service->describe_pool("pool"))).allocated_bytes == 4 * kMiB);
+  must(run(service->delete_volume(clone.id)));
+  wait_for_jobs();
+  const auto after = must(run(service->describe_pool("pool")));
+  BOOST_TEST(after.allocated_bytes == 0U);
+  BOOST_TEST(after.free_bytes == before.free_bytes);
+  BOOST_TEST(after.volumes + after.snapshots == 0U);
+  BOOST_TEST((code(run(service->describe_volume(clone.id))) == ErrorCode::kNotFound));
+}
+
+BOOST_AUTO_TEST_CASE(thick_volumes_have_their_space_promised) {
+  const auto pool = must(run(service->create_pool(ram_pool(64 * kMiB))));
+  const std::uint64_t half = align_down<std::uint64_t>(pool.free_bytes / 2, kMiB);
+  const auto thick = must(run(service->create_volume("pool", spec("thick", half, Provisioning::kThick))));
+  BOOST_TEST(must(run(service->describe_pool("pool"))).reserved_bytes == half);
+  const auto too_much = spec("more", half + 2 * kMiB, Provisioning::kThick);
+  BOOST_TEST((code(run(service->create_volume("pool", too_much))) == ErrorCode::kNoSpace));
+  // A thin volume takes what is left, and the thick one can still be filled.
+  const auto thin = must(run(service->create_volume("pool", spec("thin", 64 * kMiB))));
+  auto thin_device = must(run(service->open(thin.id)));
+  auto thick_device = must(run(service->open(thick.id)));
+  RemoteChannel greedy(*thin_device, reactors->at(0));
+  RemoteChannel calm(*thick_device, reactors->at(1));
+  std::uint64_t at = 0;
+  while (greedy.write(at, pattern(kMiB, at)) == bdev::IoStatus::kOk) at += kMiB;
+  BOOST_TEST(at >= half - 4 * kMiB);
+  std::vector<std::byte> back(kMiB);
+  BOOST_TEST((greedy.read(0, back) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == pattern(kMiB, 0)));
+  for (std::uint64_t offset = 0; offset < half; offset += kMiB) {
+    BOOST_REQUIRE((calm.write(offset, pattern(kMiB, offset)) == bdev::IoStatus::kOk));
+  }
+  BOOST_TEST((code(run(service->create_snapshot(thick.id, Uuid::random(), "snap"))) == ErrorCode::kNoSpace));
+  // Room made by one is there for the other.
+  BOOST_TEST((greedy.write(at, pattern(kMiB, at)) == bdev::IoStatus::kNoSpace));
+  BOOST_TEST((greedy.unmap(0, 2 * kMiB) == bdev::IoStatus::kOk));
+  BOOST_TEST((greedy.write(at, pattern(kMiB, at)) == bdev::IoStatus::kOk));
+}
+
+BOOST_AUTO_TEST_CASE(extend_reaches_who_has_it_open) {
+  must(run(service->create_pool(ram_pool())));
+  const auto made = must(run(service->create_volume("pool", spec("one"))));
+  auto device = must(run(service->open(made.id)));
+  std::atomic<std::uint64_t> told{0};
+  auto token = device->on_resize([&told](std::uint64_t size) { told = size; });
+  BOOST_TEST(must(run(service->extend_volume(made.id, 20 * kGiB))).size_bytes == 20 * kGiB);
+  BOOST_TEST(told.load() == 20 * kGiB);
+  BOOST_TEST(device->size_bytes() == 20 * kGiB);
+  BOOST_TEST((code(run(service->extend_volume(made.id, kMiB))) == ErrorCode::kInvalid));
+  RemoteChannel channel(*device, reactors->at(1));
+  BOOST_TEST((channel.write(20 * kGiB - 4096, pattern(4096, 7)) == bdev::IoStatus::kOk));
+  std::vector<std::byte> back(4096);
+  BOOST_TEST((channel.read(20 * kGiB - 4096, back) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == pattern(4096, 7)));
+}
+
+BOOST_AUTO_TEST_CASE(revert_brings_the_snapshot_back) {
+  must(run(service->create_pool(ram_pool())));
+  const auto made = must(run(service->create_volume("pool", spec("one"))));
+  const Uuid snapshot = Uuid::random();
+  {
+    auto device = must(run(service->open(made.id)));
+    RemoteChannel channel(*device, reactors->at(1));
+    BOOST_REQUIRE((channel.write(0, pattern(kMiB, 1)) == bdev::IoStatus::kOk));
+    must(run(service->create_snapshot(made.id, snapshot, "snap")));
+    BOOST_REQUIRE((channel.write(4096, pattern(kMiB, 2)) == bdev::IoStatus::kOk));
+    BOOST_TEST((code(run(service->revert(made.id, snapshot))) == ErrorCode::kBusy));
+  }
+  must(run(service->revert(made.id, snapshot)));
+  auto device = must(run(service->open(made.id)));
+  RemoteChannel channel(*device, reactors->at(0));
+  std::vector<std::byte> back(kMiB);
+  BOOST_REQUIRE((channel.read(0, back) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == pattern(kMiB, 1)));
+  wait_for_jobs();
+  BOOST_TEST(must(run(service->describe_pool("pool"))).allocated_bytes == kMiB);
+}
+
+BOOST_AUTO_TEST_CASE(limits_are_kept_with_the_volume_and_io_is_counted) {
+  must(run(service->create_pool(ram_pool())));
+  const auto made = must(run(service->create_volume("pool", spec("one"))));
+  const QosLimits limits{.read_iops = 100, .total_bytes_per_s = 5 * kMiB};
+  BOOST_TEST((must(run(service->set_qos(made.id, limits))).qos == limits));
+  auto device = must(run(service->open(made.id)));
+  BOOST_TEST(must(run(service->describe_volume(made.id))).open_count == 1U);
+  {
+    RemoteChannel channel(*device, reactors->at(1));
+    channel.write(0, pattern(8192, 1));
+    channel.flush();
+    std::vector<std::byte> back(4096);
+    channel.read(0, back);
+  }
+  const auto stats = must(run(service->stats(made.id)));
+  BOOST_TEST(stats.write_ops == 1U);
+  BOOST_TEST(stats.write_bytes == 8192U);
+  BOOST_TEST(stats.read_ops == 1U);
+  BOOST_TEST(stats.flush_ops == 1U);
+  BOOST_TEST(stats.errors == 0U);
+}
+
+BOOST_AUTO_TEST_CASE(a_file_pool_comes_back_after_export_and_after_a_growth_of_its_file) {
+  const auto path = std::filesystem::temp_directory_path() / ("pollux-" + Uuid::random().to_string());
+  const bdev::Spec file{.kind = bdev::Spec::Kind::kUring, .path = path.string(), .size_bytes = 64 * kMiB};
+  const auto made = must(run(service->create_pool({.id = pool_id, .name = "file", .bdev = file})));
+  const auto one = must(run(service->create_volume("file", spec("one"))));
+  {
+    auto device = must(run(service->open(one.id)));
+    RemoteChannel channel(*device, reactors->at(1));
+    BOOST_REQUIRE((channel.write(512, pattern(70000 / 512 * 512, 3)) == bdev::IoStatus::kOk));
+    BOOST_TEST((code(run(service->export_pool("file"))) == ErrorCode::kBusy));
+  }
+  must(run(service->export_pool("file")));
+  BOOST_TEST((code(run(service->describe_volume(one.id))) == ErrorCode::kNotFound));
+  std::filesystem::resize_file(path, 128 * kMiB);
+  const auto grown = must(run(service->import_pool(file)));
+  BOOST_TEST(grown.capacity_bytes >= made.capacity_bytes + 63 * kMiB);
+  BOOST_TEST(grown.id.to_string() == pool_id.to_string());
+  {
+    auto device = must(run(service->open(one.id)));
+    RemoteChannel channel(*device, reactors->at(1));
+    std::vector<std::byte> back(70000 / 512 * 512);
+    BOOST_REQUIRE((channel.read(512, back) == bdev::IoStatus::kOk));
+    BOOST_TEST((back == pattern(70000 / 512 * 512, 3)));
+  }
+  BOOST_TEST(
+      (code(run(service->create_pool({.id = Uuid::random(), .name = "other", .bdev = file}))) == ErrorCode::kBusy));
+  must(run(service->export_pool("file")));
+  BOOST_TEST(
+      (code(run(service->create_pool({.id = Uuid::random(), .name = "other", .bdev = file}))) == ErrorCode::kExists));
+  std::filesystem::remove(path);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

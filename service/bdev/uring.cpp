@@ -49,7 +49,11 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
         size_bytes_(size_bytes),
         alignment_(alignment),
         is_block_device_(is_block_device) {}
-  ~UringBdev() override { close(fd_); }
+  ~UringBdev() override {
+    // Explicitly: the kernel takes rings down later, and until then they hold the open file, and so its lock.
+    flock(fd_, LOCK_UN);
+    close(fd_);
+  }
 
   const std::string& name() const override { return path_; }
   std::uint64_t size_bytes() const override { return size_bytes_.load(std::memory_order_relaxed); }

@@ -1,8 +1,10 @@
 #pragma once
-// The vhost-user front ends' side of Pollux: sockets, controllers, targets. One per process, because DPDK's vhost library is.
+// The vhost-user front ends' side of Pollux: sockets, controllers, targets. One per process, because DPDK's vhost
+// library is.
 //
-// Calls come from control threads (never from a reactor), may block until reactors have let go of what is removed, and are serialised inside.
-// Idempotent: asking for what is there already succeeds when it is the same, and is kExists when it differs.
+// Calls come from control threads (never from a reactor), may block until reactors have let go of what is removed, and
+// are serialised inside. Idempotent: asking for what is there already succeeds when it is the same, and is kExists when
+// it differs.
 
 #include <cstdint>
 #include <functional>
@@ -54,7 +56,8 @@ class VhostService {
   // Disconnects every front end and waits until no request is in flight.
   ~VhostService();
 
-  // A scsi controller; its socket is <socket_dir>/scsi-<name>.sock and is there when this returns. `name`: [A-Za-z0-9-]{1,64}.
+  // A scsi controller; its socket is <socket_dir>/scsi-<name>.sock and is there when this returns. `name`:
+  // [A-Za-z0-9-]{1,64}.
   Result<std::string> ensure_scsi_controller(const std::string& name, std::uint32_t queues);
   // kBusy while it has targets.
   Status remove_scsi_controller(const std::string& name);

@@ -1,0 +1,227 @@
+#include "vhost/blk_queue.h"
+
+#include <algorithm>
+
+#include "base/units.h"
+
+namespace pollux::vhost {
+namespace {
+
+// VIRTIO 1.2 5.2.6.
+constexpr std::uint32_t kTypeIn = 0;
+constexpr std::uint32_t kTypeOut = 1;
+constexpr std::uint32_t kTypeFlush = 4;
+constexpr std::uint32_t kTypeGetId = 8;
+constexpr std::uint32_t kTypeDiscard = 11;
+constexpr std::uint32_t kTypeWriteZeroes = 13;
+
+constexpr std::uint8_t kStatusOk = 0;
+constexpr std::uint8_t kStatusIoError = 1;
+constexpr std::uint8_t kStatusUnsupported = 2;
+
+struct RequestHeader {
+  std::uint32_t type;
+  std::uint32_t reserved;
+  std::uint64_t sector;
+};
+static_assert(sizeof(RequestHeader) == 16);
+
+struct RangeSegment {
+  static constexpr std::uint32_t kUnmap = 1;
+  std::uint64_t sector;
+  std::uint32_t sectors;
+  std::uint32_t flags;
+};
+static_assert(sizeof(RangeSegment) == 16);
+
+}  // namespace
+
+BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, const BlkShared& shared,
+                   bdev::Channel& channel, bool may_cache)
+    : VhostQueue(std::move(ring_to_own), std::move(fds)),
+      shared_(shared),
+      channel_(channel),
+      may_cache_(may_cache),
+      block_bytes_(shared.bdev->block_bytes()),
+      requests_(new Request[ring().size()]) {
+  for (std::uint16_t i = 0; i < ring().size(); ++i) {
+    requests_[i].queue = this;
+    requests_[i].id = i;
+    requests_[i].complete = on_complete;
+  }
+}
+
+void BlkQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
+  Request& request = requests_[chain.id];
+  if (request.busy) {
+    break_queue("a request id that is in flight already");
+    return;
+  }
+  begin();
+  request.busy = true;
+  request.entries = chain.entries;
+  request.written = 0;
+  request.data = {};
+  Pieces readable{pieces.items, chain.readable};
+  Pieces writable{pieces.items + chain.readable, chain.writable};
+  const bool status_mapped = chain.writable != 0 && pieces.items[pieces.count - 1].iov_base != nullptr;
+  request.status_byte = status_mapped ? writable.take_last_byte() : nullptr;
+  if (!request.status_byte || chain.faulty) {
+    answer(request, kStatusIoError);
+    return;
+  }
+  dispatch(request, readable, writable);
+}
+
+void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
+  RequestHeader header{};
+  if (!readable.take_front(&header, sizeof(header))) {
+    answer(request, kStatusIoError);
+    return;
+  }
+  switch (header.type) {
+    case kTypeIn:
+      transfer(request, bdev::IoOp::kRead, header.sector, writable);
+      return;
+    case kTypeOut:
+      transfer(request, bdev::IoOp::kWrite, header.sector, readable);
+      return;
+    case kTypeFlush:
+      request.op = bdev::IoOp::kFlush;
+      request.flags = 0;
+      request.offset_bytes = request.length_bytes = 0;
+      request.iov = nullptr;
+      request.iov_count = 0;
+      submit(request);
+      return;
+    case kTypeGetId:
+      get_id(request, writable);
+      return;
+    case kTypeDiscard:
+    case kTypeWriteZeroes:
+      clear_range(request, header.type, readable);
+      return;
+    default:
+      answer(request, kStatusUnsupported);
+  }
+}
+
+void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data) {
+  const std::uint64_t length = data.bytes();
+  const std::uint64_t size = shared_.bdev->size_bytes();
+  if (sector > size / kSectorBytes || !range_fits(sector * kSectorBytes, length, size) ||
+      !is_aligned<std::uint64_t>(length, block_bytes_) ||
+      !is_aligned<std::uint64_t>(sector * kSectorBytes, block_bytes_) ||
+      (op == bdev::IoOp::kWrite && shared_.read_only)) {
+    answer(request, kStatusIoError);
+    return;
+  }
+  if (length == 0) {
+    answer(request, kStatusOk);
+    return;
+  }
+  if (!keep(request, data)) {
+    answer(request, kStatusIoError);
+    return;
+  }
+  request.op = op;
+  request.flags = 0;
+  if (op == bdev::IoOp::kWrite && (!may_cache_ || !shared_.writeback.load(std::memory_order_relaxed)))
+    request.flags = bdev::IoRequest::kFua;
+  if (op == bdev::IoOp::kRead) request.written = static_cast<std::uint32_t>(length);
+  request.offset_bytes = sector * kSectorBytes;
+  request.length_bytes = length;
+  request.iov = request.data.items;
+  request.iov_count = static_cast<std::uint16_t>(request.data.count);
+  submit(request);
+}
+
+void BlkQueue::get_id(Request& request, const Pieces& data) {
+  request.written = static_cast<std::uint32_t>(data.put(shared_.id, sizeof(shared_.id)));
+  if (ring().logging()) ring().log_writes(data.items, data.count);
+  answer(request, kStatusOk);
+}
+
+void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
+  const bool discard = type == kTypeDiscard;
+  if (discard && !shared_.discard) {
+    answer(request, kStatusUnsupported);
+    return;
+  }
+  RangeSegment segment{};
+  // 5.2.6.2: more segments than announced (one), or a part of one.
+  if (shared_.read_only || data.bytes() != sizeof(segment) || !data.take_front(&segment, sizeof(segment))) {
+    answer(request, kStatusIoError);
+    return;
+  }
+  // 5.2.6.2: unknown flags, and unmap with a discard, are unsupported.
+  if ((segment.flags & ~RangeSegment::kUnmap) != 0 || (discard && segment.flags != 0)) {
+    answer(request, kStatusUnsupported);
+    return;
+  }
+  const std::uint64_t size = shared_.bdev->size_bytes();
+  const std::uint64_t length = std::uint64_t{segment.sectors} * kSectorBytes;
+  if (segment.sectors > (discard ? kBlkMaxDiscardSectors : kBlkMaxWriteZeroesSectors) ||
+      segment.sector > size / kSectorBytes || !range_fits(segment.sector * kSectorBytes, length, size) ||
+      !is_aligned<std::uint64_t>(length, block_bytes_) ||
+      !is_aligned<std::uint64_t>(segment.sector * kSectorBytes, block_bytes_)) {
+    answer(request, kStatusIoError);
+    return;
+  }
+  if (length == 0) {
+    answer(request, kStatusOk);
+    return;
+  }
+  request.op = discard ? bdev::IoOp::kUnmap : bdev::IoOp::kWriteZeroes;
+  request.flags = segment.flags & RangeSegment::kUnmap ? bdev::IoRequest::kMayUnmap : 0;
+  if (!discard && (!may_cache_ || !shared_.writeback.load(std::memory_order_relaxed)))
+    request.flags |= bdev::IoRequest::kFua;
+  request.offset_bytes = segment.sector * kSectorBytes;
+  request.length_bytes = length;
+  request.iov = nullptr;
+  request.iov_count = 0;
+  submit(request);
+}
+
+bool BlkQueue::keep(Request& request, const Pieces& data) {
+  iovec* room = request.own;
+  if (data.count > kInlinePieces) {
+    request.pooled = pool().take();
+    if (!request.pooled) return false;
+    room = request.pooled;
+  }
+  std::copy_n(data.items, data.count, room);
+  request.data = {room, data.count};
+  return true;
+}
+
+void BlkQueue::submit(Request& request) {
+  request.status = bdev::IoStatus::kOk;
+  channel_.submit(request);
+}
+
+void BlkQueue::on_complete(bdev::IoRequest& io) {
+  auto& request = static_cast<Request&>(io);
+  BlkQueue& queue = *request.queue;
+  if (request.op == bdev::IoOp::kRead && queue.ring().logging())
+    queue.ring().log_writes(request.data.items, request.data.count);
+  queue.answer(request, request.status == bdev::IoStatus::kOk ? kStatusOk : kStatusIoError);
+}
+
+void BlkQueue::answer(Request& request, std::uint8_t status) {
+  std::uint32_t written = 0;
+  if (request.status_byte) {
+    *request.status_byte = std::byte{status};
+    written = request.written + 1;
+    if (ring().logging()) {
+      const iovec piece{request.status_byte, 1};
+      ring().log_writes(&piece, 1);
+    }
+  }
+  if (status != kStatusOk) QueueCounters::add(counters_.errors);
+  if (request.pooled) pool().give(std::exchange(request.pooled, nullptr));
+  request.busy = false;
+  finish(request.id, request.entries, written);
+}
+
+}  // namespace pollux::vhost

@@ -1,0 +1,52 @@
+#pragma once
+// BlkQueue: a virtio-blk request queue (VIRTIO 1.2 5.2.6): from a chain to a block device request and back.
+
+#include <memory>
+
+#include "bdev/bdev.h"
+#include "vhost/blk_device.h"
+#include "vhost/limits.h"
+#include "vhost/pieces.h"
+#include "vhost/vhost_queue.h"
+
+namespace pollux::vhost {
+
+class BlkQueue final : public VhostQueue {
+ public:
+  BlkQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, const BlkShared& shared, bdev::Channel& channel,
+           bool may_cache);
+
+ private:
+  // One for each ring slot, made when the queue is.
+  struct Request : bdev::IoRequest {
+    BlkQueue* queue = nullptr;
+    std::uint16_t id = 0;
+    std::uint16_t entries = 0;
+    bool busy = false;
+    std::byte* status_byte = nullptr;
+    // Bytes written to the guest, the status byte aside.
+    std::uint32_t written = 0;
+    iovec* pooled = nullptr;
+    Pieces data;
+    iovec own[kInlinePieces];
+  };
+
+  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  // Each hands the request to the device or answers it at once.
+  void dispatch(Request& request, Pieces readable, Pieces writable);
+  void transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data);
+  void get_id(Request& request, const Pieces& data);
+  void clear_range(Request& request, std::uint32_t type, Pieces& data);
+  bool keep(Request& request, const Pieces& data);
+  void submit(Request& request);
+  void answer(Request& request, std::uint8_t status);
+  static void on_complete(bdev::IoRequest& io);
+
+  const BlkShared& shared_;
+  bdev::Channel& channel_;
+  const bool may_cache_;
+  const std::uint32_t block_bytes_;
+  std::unique_ptr<Request[]> requests_;
+};
+
+}  // namespace pollux::vhost

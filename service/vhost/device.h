@@ -1,0 +1,32 @@
+#pragma once
+// Device: what one socket offers, a blk disk or a scsi controller. Sessions speak vhost-user and bring queues; a device
+// knows what its queues mean.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "reactor/reactor.h"
+#include "vhost/vhost_queue.h"
+
+namespace pollux::vhost {
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // The device's own feature bits (below 24), beside the common ones that every session offers.
+  virtual std::uint64_t features() const = 0;
+  // Virtqueues in all: for scsi with control and event queue.
+  virtual std::uint16_t virtqueues() const = 0;
+  // The whole configuration space, little-endian.
+  virtual std::vector<std::byte> config() const = 0;
+  // What a guest writes there. False: the field is not writable.
+  virtual bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) = 0;
+  // A queue of this device for a session, about to be started on the reactor. `features` are those negotiated.
+  virtual std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring,
+                                                 QueueFds fds, std::uint64_t features, reactor::Reactor& reactor) = 0;
+};
+
+}  // namespace pollux::vhost

@@ -1,0 +1,43 @@
+#include "vhost/endpoint.h"
+
+#include <algorithm>
+
+#include "base/log.h"
+
+namespace pollux::vhost {
+
+std::shared_ptr<Connection> Endpoint::on_connect() {
+  std::lock_guard lock(mutex_);
+  std::erase_if(sessions_, [](const auto& session) { return session->closed(); });
+  if (sessions_.size() >= kMaxSessions) {
+    log::warn("{}: refused a front end, {} are connected", path_, sessions_.size());
+    return nullptr;
+  }
+  auto session = std::make_shared<Session>(path_, *device_, placement_);
+  sessions_.push_back(session);
+  return session;
+}
+
+std::vector<std::shared_ptr<Session>> Endpoint::living() const {
+  std::lock_guard lock(mutex_);
+  return sessions_;
+}
+
+void Endpoint::config_changed() {
+  for (const auto& session : living()) session->config_changed();
+}
+
+SessionInfo Endpoint::info() const {
+  SessionInfo info;
+  info.socket_path = path_;
+  for (const auto& session : living()) {
+    const Session::Totals totals = session->totals();
+    info.connected = info.connected || !session->closed();
+    info.active_queues += totals.active_queues;
+    info.requests += totals.requests;
+    info.errors += totals.errors;
+  }
+  return info;
+}
+
+}  // namespace pollux::vhost

@@ -1,0 +1,45 @@
+#pragma once
+// Endpoint: one socket, the device behind it and the sessions of the front ends that are connected to it.
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "vhost/device.h"
+#include "vhost/queue_poller.h"
+#include "vhost/session.h"
+#include "vhost/transport.h"
+#include "vhost/vhost_service.h"
+
+namespace pollux::vhost {
+
+class Endpoint final : public Acceptor {
+ public:
+  // A front end that reconnects may be there before its old connection is known to be dead; more than a few at once is
+  // an attack.
+  static constexpr std::size_t kMaxSessions = 4;
+
+  Endpoint(std::string path, std::unique_ptr<Device> device, Placement& placement)
+      : path_(std::move(path)), device_(std::move(device)), placement_(placement) {}
+
+  std::shared_ptr<Connection> on_connect() override;
+
+  // Any thread but a reactor or the transport's.
+  void config_changed();
+  SessionInfo info() const;
+
+  const std::string& path() const { return path_; }
+  Device& device() const { return *device_; }
+
+ private:
+  std::vector<std::shared_ptr<Session>> living() const;
+
+  const std::string path_;
+  const std::unique_ptr<Device> device_;
+  Placement& placement_;
+  mutable std::mutex mutex_;
+  std::vector<std::shared_ptr<Session>> sessions_;
+};
+
+}  // namespace pollux::vhost

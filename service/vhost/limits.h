@@ -1,0 +1,13 @@
+#pragma once
+// Bounds that both devices announce to their guests.
+
+#include <cstdint>
+
+namespace pollux::vhost {
+
+// Data segments of one request: with header and status it fits a chain of 128.
+inline constexpr std::uint32_t kMaxSegments = 126;
+// Data pieces that a request keeps in its own slot; more take an array of the reactor's pool.
+inline constexpr std::uint32_t kInlinePieces = 8;
+
+}  // namespace pollux::vhost

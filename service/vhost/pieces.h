@@ -1,0 +1,84 @@
+#pragma once
+// Headers, answers and data share a chain's pieces without regard to their borders (VIRTIO 1.2 2.7.4): taking bytes off
+// either end of a list of iovecs, and copying into and out of one.
+
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace pollux::vhost {
+
+struct Pieces {
+  iovec* items = nullptr;
+  std::uint32_t count = 0;
+
+  // Takes `length` bytes off the front and copies them. False, having copied what there was, when there are fewer.
+  bool take_front(void* to, std::size_t length) {
+    auto* out = static_cast<std::byte*>(to);
+    while (length > 0) {
+      if (count == 0) return false;
+      const std::size_t part = std::min(length, items->iov_len);
+      std::memcpy(out, items->iov_base, part);
+      out += part;
+      length -= part;
+      advance(part);
+    }
+    return true;
+  }
+
+  // Takes the last byte off; nullptr when there is none.
+  std::byte* take_last_byte() {
+    while (count > 0 && items[count - 1].iov_len == 0) --count;
+    if (count == 0) return nullptr;
+    iovec& last = items[count - 1];
+    --last.iov_len;
+    auto* byte = static_cast<std::byte*>(last.iov_base) + last.iov_len;
+    if (last.iov_len == 0) --count;
+    return byte;
+  }
+
+  // Copies to the front, without taking it off; returns the bytes that found room.
+  std::size_t put(const void* from, std::size_t length) const {
+    const auto* in = static_cast<const std::byte*>(from);
+    std::size_t done = 0;
+    for (std::uint32_t i = 0; i < count && done < length; ++i) {
+      const std::size_t part = std::min(length - done, items[i].iov_len);
+      std::memcpy(items[i].iov_base, in + done, part);
+      done += part;
+    }
+    return done;
+  }
+
+  // Takes `length` bytes off the front into another list; false when there are fewer or `to` has no room.
+  bool split_front(std::size_t length, Pieces& to, std::uint32_t capacity) {
+    while (length > 0) {
+      if (count == 0 || to.count == capacity) return false;
+      const std::size_t part = std::min(length, items->iov_len);
+      to.items[to.count++] = iovec{items->iov_base, part};
+      length -= part;
+      advance(part);
+    }
+    return true;
+  }
+
+  std::uint64_t bytes() const {
+    std::uint64_t sum = 0;
+    for (std::uint32_t i = 0; i < count; ++i) sum += items[i].iov_len;
+    return sum;
+  }
+
+ private:
+  void advance(std::size_t part) {
+    items->iov_base = static_cast<std::byte*>(items->iov_base) + part;
+    items->iov_len -= part;
+    if (items->iov_len == 0) {
+      ++items;
+      --count;
+    }
+  }
+};
+
+}  // namespace pollux::vhost

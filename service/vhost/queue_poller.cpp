@@ -1,0 +1,84 @@
+#include "vhost/queue_poller.h"
+
+#include <algorithm>
+
+#include "vhost/hop.h"
+
+namespace pollux::vhost {
+
+namespace {
+// 8 KiB each. Only requests of more than a few pieces hold one.
+constexpr std::size_t kIovecArraysPerReactor = 256;
+}  // namespace
+
+Status QueuePoller::add(VhostQueue& queue) {
+  POLLUX_TRY(queue.start(reactor_, pool_));
+  queues_.push_back(&queue);
+  return {};
+}
+
+void QueuePoller::remove(VhostQueue& queue) {
+  for (auto& entry : queues_) {
+    if (entry == &queue) entry = nullptr;
+  }
+  holes_ = true;
+}
+
+unsigned QueuePoller::poll() {
+  if (holes_) [[unlikely]] {
+    std::erase(queues_, nullptr);
+    holes_ = false;
+  }
+  unsigned done = 0;
+  for (std::size_t i = 0; i < queues_.size(); ++i) {
+    if (VhostQueue* queue = queues_[i]) done += queue->poll();
+  }
+  return done;
+}
+
+bool QueuePoller::arm() {
+  for (std::size_t i = 0; i < queues_.size(); ++i) {
+    if (!queues_[i] || queues_[i]->arm()) continue;
+    for (std::size_t armed = 0; armed < i; ++armed) {
+      if (queues_[armed]) queues_[armed]->disarm();
+    }
+    return false;
+  }
+  return true;
+}
+
+void QueuePoller::disarm() {
+  for (VhostQueue* queue : queues_) {
+    if (queue) queue->disarm();
+  }
+}
+
+Placement::Placement(reactor::ReactorGroup& reactors) : loads_(reactors.size(), 0) {
+  for (std::size_t i = 0; i < reactors.size(); ++i) {
+    auto poller = std::make_unique<QueuePoller>(reactors.at(i), kIovecArraysPerReactor);
+    run_on(reactors.at(i), [&] { reactors.at(i).add_poller(*poller); });
+    pollers_.push_back(std::move(poller));
+  }
+}
+
+Placement::~Placement() {
+  for (auto& poller : pollers_) {
+    run_on(poller->reactor(), [&] { poller->reactor().remove_poller(*poller); });
+  }
+}
+
+QueuePoller& Placement::enter() {
+  std::lock_guard lock(mutex_);
+  const auto least = std::min_element(loads_.begin(), loads_.end());
+  ++*least;
+  return *pollers_[static_cast<std::size_t>(least - loads_.begin())];
+}
+
+void Placement::leave(QueuePoller& poller) {
+  std::lock_guard lock(mutex_);
+  for (std::size_t i = 0; i < pollers_.size(); ++i) {
+    if (pollers_[i].get() == &poller) --loads_[i];
+  }
+}
+
+}  // namespace pollux::vhost

@@ -1,0 +1,58 @@
+#pragma once
+// QueuePoller: all virtqueues that one reactor serves, of all guests. Placement spreads the queues over the reactors.
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "reactor/reactor.h"
+#include "vhost/vhost_queue.h"
+
+namespace pollux::vhost {
+
+// On its reactor, but for construction and destruction.
+class QueuePoller final : public reactor::Poller {
+ public:
+  QueuePoller(reactor::Reactor& reactor, std::size_t iovec_arrays) : reactor_(reactor), pool_(iovec_arrays) {}
+
+  Status add(VhostQueue& queue);
+  // The queue must have stopped.
+  void remove(VhostQueue& queue);
+
+  unsigned poll() override;
+  bool arm() override;
+  void disarm() override;
+
+  reactor::Reactor& reactor() { return reactor_; }
+  IovecPool& pool() { return pool_; }
+
+ private:
+  reactor::Reactor& reactor_;
+  IovecPool pool_;
+  std::vector<VhostQueue*> queues_;
+  // A removal from within poll() leaves a hole, closed at the next turn.
+  bool holes_ = false;
+};
+
+// Which reactor serves which queue: always the one with the fewest. Any thread but a reactor.
+class Placement {
+ public:
+  explicit Placement(reactor::ReactorGroup& reactors);
+  ~Placement();
+  Placement(const Placement&) = delete;
+  Placement& operator=(const Placement&) = delete;
+
+  // Reserves a place; give it back with leave().
+  QueuePoller& enter();
+  void leave(QueuePoller& poller);
+  std::size_t size() const { return pollers_.size(); }
+  QueuePoller& at(std::size_t index) { return *pollers_.at(index); }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<QueuePoller>> pollers_;
+  std::vector<unsigned> loads_;
+};
+
+}  // namespace pollux::vhost

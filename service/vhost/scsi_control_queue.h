@@ -1,0 +1,35 @@
+#pragma once
+// ScsiControlQueue: task management and asynchronous notification requests of a virtio-scsi guest (VIRTIO 1.2 5.6.6.2).
+
+#include <memory>
+
+#include "scsi/task.h"
+#include "vhost/pieces.h"
+#include "vhost/scsi_controller.h"
+#include "vhost/vhost_queue.h"
+
+namespace pollux::vhost {
+
+class ScsiControlQueue final : public VhostQueue {
+ public:
+  ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ScsiLane& lane);
+
+ private:
+  struct Request : scsi::TaskManagement {
+    ScsiControlQueue* queue = nullptr;
+    std::uint16_t id = 0;
+    std::uint16_t entries = 0;
+    bool busy = false;
+    std::byte* response_byte = nullptr;
+  };
+
+  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void manage(Request& request, const ScsiTmfRequest& tmf);
+  void answer(Request& request, ScsiResponseCode code);
+  static void on_complete(scsi::TaskManagement& management);
+
+  ScsiLane& lane_;
+  std::unique_ptr<Request[]> requests_;
+};
+
+}  // namespace pollux::vhost

@@ -1,0 +1,76 @@
+#pragma once
+// ScsiController: a virtio-scsi controller (VIRTIO 1.2 5.6), one a guest, and the volumes that are its targets' logical
+// units.
+//
+// Each reactor has a lane: the targets as that reactor's queues see them, touched nowhere else. Adding and removing go
+// through all lanes, from a control thread, while the guest's I/O to other logical units goes on.
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "scsi/logical_unit.h"
+#include "scsi/lun_channel.h"
+#include "scsi/target.h"
+#include "vhost/device.h"
+#include "vhost/queue_poller.h"
+#include "vhost/scsi_events.h"
+#include "vhost/scsi_protocol.h"
+#include "vhost/vhost_service.h"
+
+namespace pollux::vhost {
+
+struct ScsiLane {
+  reactor::Reactor* reactor = nullptr;
+  std::array<std::unique_ptr<scsi::TargetChannel>, 256> targets;
+  // Task management functions that have not been answered.
+  std::uint32_t managing = 0;
+};
+
+class ScsiController final : public Device {
+ public:
+  // `name` is the guest's: it names the initiator to persistent reservations.
+  ScsiController(std::string name, std::uint16_t request_queues, Placement& placement, scsi::LogicalUnits& units);
+  ~ScsiController() override;
+
+  // On control threads, one at a time.
+  // kExists when something else is there; `added` stays false when the very disk is. Errors of LogicalUnit and its
+  // channels.
+  Status add(ScsiTarget where, const DiskSpec& disk, bool& added);
+  // Returns when no request of it is left. Nothing to do when it is not there.
+  void remove(ScsiTarget where);
+  void capacity_changed(ScsiTarget where);
+  bool empty() const;
+
+  std::uint64_t features() const override;
+  std::uint16_t virtqueues() const override { return kScsiFirstRequestQueue + request_queues_; }
+  std::vector<std::byte> config() const override;
+  bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;
+  std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds,
+                                         std::uint64_t features, reactor::Reactor& reactor) override;
+
+ private:
+  struct Unit {
+    DiskSpec disk;
+    std::shared_ptr<scsi::LogicalUnit> unit;
+    std::shared_ptr<scsi::Nexus> nexus;
+  };
+  using Key = std::pair<std::uint16_t, std::uint16_t>;
+
+  ScsiLane& lane_of(const reactor::Reactor& reactor);
+  void take_out(ScsiTarget where);
+
+  const std::string name_;
+  const std::uint16_t request_queues_;
+  scsi::LogicalUnits& logical_units_;
+  std::vector<std::unique_ptr<ScsiLane>> lanes_;
+  ScsiEventInboxes inboxes_;
+  mutable std::mutex mutex_;
+  std::map<Key, Unit> units_;
+};
+
+}  // namespace pollux::vhost

@@ -1,0 +1,133 @@
+#pragma once
+// virtio-scsi as bytes: VIRTIO 1.2 5.6.
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+namespace pollux::vhost {
+
+inline constexpr std::uint16_t kScsiControlQueue = 0;
+inline constexpr std::uint16_t kScsiEventQueue = 1;
+inline constexpr std::uint16_t kScsiFirstRequestQueue = 2;
+
+// Feature bits (5.6.3).
+inline constexpr unsigned kScsiHotplug = 1;
+inline constexpr unsigned kScsiChange = 2;
+
+inline constexpr std::uint32_t kScsiCdbBytes = 32;
+inline constexpr std::uint32_t kScsiSenseBytes = 96;
+
+// 5.6.4.
+struct __attribute__((packed)) ScsiConfig {
+  std::uint32_t num_queues;
+  std::uint32_t seg_max;
+  std::uint32_t max_sectors;
+  std::uint32_t cmd_per_lun;
+  std::uint32_t event_info_size;
+  std::uint32_t sense_size;
+  std::uint32_t cdb_size;
+  std::uint16_t max_channel;
+  std::uint16_t max_target;
+  std::uint32_t max_lun;
+};
+static_assert(sizeof(ScsiConfig) == 36);
+
+using ScsiLunField = std::array<std::uint8_t, 8>;
+
+// 5.6.6.1.
+struct __attribute__((packed)) ScsiRequestHeader {
+  ScsiLunField lun;
+  std::uint64_t id;
+  std::uint8_t task_attr;
+  std::uint8_t prio;
+  std::uint8_t crn;
+  std::array<std::uint8_t, kScsiCdbBytes> cdb;
+};
+static_assert(sizeof(ScsiRequestHeader) == 51);
+
+struct __attribute__((packed)) ScsiResponse {
+  std::uint32_t sense_len;
+  std::uint32_t residual;
+  std::uint16_t status_qualifier;
+  std::uint8_t status;
+  std::uint8_t response;
+  std::array<std::uint8_t, kScsiSenseBytes> sense;
+};
+static_assert(sizeof(ScsiResponse) == 108);
+
+enum class ScsiResponseCode : std::uint8_t {
+  kOk = 0,
+  kOverrun = 1,
+  kAborted = 2,
+  kBadTarget = 3,
+  kReset = 4,
+  kFailure = 9,
+  kFunctionSucceeded = 10,
+  kFunctionRejected = 11,
+  kIncorrectLun = 12,
+};
+
+// 5.6.6.2.
+inline constexpr std::uint32_t kScsiControlTmf = 0;
+inline constexpr std::uint32_t kScsiControlAnQuery = 1;
+inline constexpr std::uint32_t kScsiControlAnSubscribe = 2;
+
+struct __attribute__((packed)) ScsiTmfRequest {
+  std::uint32_t subtype;
+  ScsiLunField lun;
+  std::uint64_t id;
+};
+static_assert(sizeof(ScsiTmfRequest) == 20);
+
+struct __attribute__((packed)) ScsiAnRequest {
+  ScsiLunField lun;
+  std::uint32_t event_requested;
+};
+static_assert(sizeof(ScsiAnRequest) == 12);
+
+struct __attribute__((packed)) ScsiAnResponse {
+  std::uint32_t event_actual;
+  std::uint8_t response;
+};
+static_assert(sizeof(ScsiAnResponse) == 5);
+
+// 5.6.6.3.
+struct __attribute__((packed)) ScsiEvent {
+  static constexpr std::uint32_t kMissed = 0x80000000;
+  static constexpr std::uint32_t kNone = 0;
+  static constexpr std::uint32_t kTransportReset = 1;
+  static constexpr std::uint32_t kParamChange = 3;
+  static constexpr std::uint32_t kReasonRescan = 1;
+  static constexpr std::uint32_t kReasonRemoved = 2;
+
+  std::uint32_t event;
+  ScsiLunField lun;
+  std::uint32_t reason;
+};
+static_assert(sizeof(ScsiEvent) == 16);
+
+// 5.6.6.1: the first byte is 1, the second the target, and two bytes of a single level LUN follow.
+struct ScsiAddress {
+  std::uint8_t target = 0;
+  std::uint16_t lun = 0;
+  // The REPORT LUNS well-known logical unit of the target.
+  bool well_known = false;
+};
+
+// Nothing for an address that no logical unit can have.
+inline std::optional<ScsiAddress> decode_lun(const ScsiLunField& field) {
+  if (field[0] != 1 || field[4] != 0 || field[5] != 0 || field[6] != 0 || field[7] != 0) return std::nullopt;
+  if (field[2] == 0xc1) return field[3] == 0x01 ? std::optional(ScsiAddress{field[1], 0, true}) : std::nullopt;
+  // SAM-5 4.7.7: peripheral device addressing on bus 0, or flat space addressing.
+  const unsigned method = field[2] >> 6;
+  if (method == 0 && field[2] == 0) return ScsiAddress{field[1], field[3], false};
+  if (method == 1) return ScsiAddress{field[1], static_cast<std::uint16_t>((field[2] & 0x3f) << 8 | field[3]), false};
+  return std::nullopt;
+}
+
+inline ScsiLunField encode_lun(std::uint8_t target, std::uint16_t lun) {
+  return {1, target, static_cast<std::uint8_t>(0x40 | lun >> 8), static_cast<std::uint8_t>(lun & 0xff), 0, 0, 0, 0};
+}
+
+}  // namespace pollux::vhost

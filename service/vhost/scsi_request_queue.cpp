@@ -1,0 +1,155 @@
+#include "vhost/scsi_request_queue.h"
+
+#include <algorithm>
+
+namespace pollux::vhost {
+namespace {
+
+// VIRTIO 1.2 5.6.6.1: task_attr.
+constexpr std::uint8_t kAttrOrdered = 1;
+constexpr std::uint8_t kAttrHead = 2;
+
+scsi::TaskAttribute to_attribute(std::uint8_t attr) {
+  switch (attr) {
+    case kAttrOrdered:
+      return scsi::TaskAttribute::kOrdered;
+    case kAttrHead:
+      return scsi::TaskAttribute::kHeadOfQueue;
+    default:
+      // ACA among them: there is no auto contingent allegiance to be in.
+      return scsi::TaskAttribute::kSimple;
+  }
+}
+
+ScsiResponseCode to_code(scsi::Outcome outcome) {
+  switch (outcome) {
+    case scsi::Outcome::kCompleted:
+      return ScsiResponseCode::kOk;
+    case scsi::Outcome::kOverrun:
+      return ScsiResponseCode::kOverrun;
+    case scsi::Outcome::kAborted:
+      return ScsiResponseCode::kAborted;
+    case scsi::Outcome::kReset:
+      return ScsiResponseCode::kReset;
+  }
+  return ScsiResponseCode::kFailure;
+}
+
+}  // namespace
+
+ScsiRequestQueue::ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
+    : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(new Request[ring().size()]) {
+  for (std::uint16_t i = 0; i < ring().size(); ++i) {
+    requests_[i].queue = this;
+    requests_[i].id = i;
+    requests_[i].complete = on_complete;
+  }
+}
+
+void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
+  Request& request = requests_[chain.id];
+  if (request.busy) {
+    break_queue("a request id that is in flight already");
+    return;
+  }
+  begin();
+  request.busy = true;
+  request.entries = chain.entries;
+  Pieces readable{pieces.items, chain.readable};
+  Pieces writable{pieces.items + chain.readable, chain.writable};
+  Pieces response{request.response, 0};
+  ScsiRequestHeader header;
+  // Without room for a response all that is left is to give the chain back.
+  const bool answerable = !chain.faulty && writable.split_front(sizeof(ScsiResponse), response, kResponsePieces);
+  request.response_count = response.count;
+  if (!answerable || !readable.take_front(&header, sizeof(header))) {
+    request.busy = false;
+    QueueCounters::add(counters_.errors);
+    finish(request.id, request.entries, 0);
+    return;
+  }
+  dispatch(request, header, readable, writable);
+}
+
+void ScsiRequestQueue::dispatch(Request& request, const ScsiRequestHeader& header, Pieces data_out, Pieces data_in) {
+  const auto address = decode_lun(header.lun);
+  scsi::TargetChannel* target = address ? lane_.targets[address->target].get() : nullptr;
+  if (!target) {
+    refuse(request, ScsiResponseCode::kBadTarget);
+    return;
+  }
+  iovec* room = request.own;
+  const bool logging = ring().logging();
+  if (data_out.count + data_in.count > kInlinePieces || logging) {
+    request.pooled = pool().take();
+    if (!request.pooled) {
+      refuse(request, ScsiResponseCode::kFailure);
+      return;
+    }
+    room = request.pooled;
+  }
+  std::copy_n(data_out.items, data_out.count, room);
+  std::copy_n(data_in.items, data_in.count, room + data_out.count);
+  if (logging) [[unlikely]] {
+    // The task may shorten its own list; what it may have written is logged when it has.
+    request.log_count = data_in.count;
+    std::copy_n(data_in.items, data_in.count, room + IovecPool::kMaxPieces);
+  }
+  request.cdb = header.cdb;
+  request.cdb_length = kScsiCdbBytes;
+  request.attribute = to_attribute(header.task_attr);
+  request.tag = header.id;
+  request.data_out = room;
+  request.data_out_count = data_out.count;
+  request.data_out_bytes = data_out.bytes();
+  request.data_in = room + data_out.count;
+  request.data_in_count = data_in.count;
+  request.data_in_bytes = data_in.bytes();
+  request.outcome = scsi::Outcome::kCompleted;
+  request.status = scsi::ScsiStatus::kGood;
+  request.sense_length = 0;
+  request.transferred_bytes = 0;
+  if (address->well_known) {
+    target->submit_to_well_known(request);
+  } else {
+    target->submit(address->lun, request);
+  }
+}
+
+void ScsiRequestQueue::on_complete(scsi::Task& task) {
+  auto& request = static_cast<Request&>(task);
+  ScsiResponse response{};
+  response.response = static_cast<std::uint8_t>(to_code(request.outcome));
+  response.status = static_cast<std::uint8_t>(request.status);
+  response.sense_len = std::min<std::uint32_t>(request.sense_length, kScsiSenseBytes);
+  std::copy_n(request.sense.begin(), std::min<std::size_t>(response.sense_len, request.sense.size()),
+              response.sense.begin());
+  const std::uint64_t room = request.data_in_bytes + request.data_out_bytes;
+  response.residual = static_cast<std::uint32_t>(room - std::min(room, request.transferred_bytes));
+  const std::uint64_t data_written =
+      request.data_in_bytes == 0 ? 0 : std::min(request.transferred_bytes, request.data_in_bytes);
+  request.queue->answer(request, response, static_cast<std::uint32_t>(data_written));
+}
+
+void ScsiRequestQueue::refuse(Request& request, ScsiResponseCode code) {
+  ScsiResponse response{};
+  response.response = static_cast<std::uint8_t>(code);
+  answer(request, response, 0);
+}
+
+void ScsiRequestQueue::answer(Request& request, ScsiResponse& response, std::uint32_t data_written) {
+  const Pieces out{request.response, request.response_count};
+  // The sense buffer beyond what is valid is the guest's to ignore.
+  out.put(&response, offsetof(ScsiResponse, sense) + response.sense_len);
+  if (response.response != static_cast<std::uint8_t>(ScsiResponseCode::kOk)) QueueCounters::add(counters_.errors);
+  if (ring().logging()) [[unlikely]] {
+    ring().log_writes(request.response, request.response_count);
+    if (request.log_count != 0)
+      ring().log_writes(request.pooled + IovecPool::kMaxPieces, std::exchange(request.log_count, 0));
+  }
+  if (request.pooled) pool().give(std::exchange(request.pooled, nullptr));
+  request.busy = false;
+  finish(request.id, request.entries, static_cast<std::uint32_t>(sizeof(response)) + data_written);
+}
+
+}  // namespace pollux::vhost

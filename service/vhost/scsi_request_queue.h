@@ -1,0 +1,46 @@
+#pragma once
+// ScsiRequestQueue: a virtio-scsi request queue (VIRTIO 1.2 5.6.6.1): from a chain to a SCSI task and back.
+
+#include <memory>
+
+#include "scsi/task.h"
+#include "vhost/limits.h"
+#include "vhost/pieces.h"
+#include "vhost/scsi_controller.h"
+#include "vhost/scsi_protocol.h"
+#include "vhost/vhost_queue.h"
+
+namespace pollux::vhost {
+
+class ScsiRequestQueue final : public VhostQueue {
+ public:
+  ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ScsiLane& lane);
+
+ private:
+  // A response may be scattered over so many pieces; drivers use one.
+  static constexpr std::uint32_t kResponsePieces = 4;
+
+  // One for each ring slot, made when the queue is.
+  struct Request : scsi::Task {
+    ScsiRequestQueue* queue = nullptr;
+    std::uint16_t id = 0;
+    std::uint16_t entries = 0;
+    bool busy = false;
+    iovec* pooled = nullptr;
+    std::uint32_t log_count = 0;
+    std::uint32_t response_count = 0;
+    iovec response[kResponsePieces];
+    iovec own[kInlinePieces];
+  };
+
+  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void dispatch(Request& request, const ScsiRequestHeader& header, Pieces data_out, Pieces data_in);
+  void answer(Request& request, ScsiResponse& response, std::uint32_t data_written);
+  void refuse(Request& request, ScsiResponseCode code);
+  static void on_complete(scsi::Task& task);
+
+  ScsiLane& lane_;
+  std::unique_ptr<Request[]> requests_;
+};
+
+}  // namespace pollux::vhost

@@ -1,0 +1,242 @@
+#include "vhost/session.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/log.h"
+#include "base/units.h"
+
+namespace pollux::vhost {
+namespace {
+
+constexpr std::uint64_t kCommonFeatures = kFeatureLogAll | kFeatureIndirectDesc | kFeatureEventIdx |
+                                          kFeatureProtocolFeatures | kFeatureVersion1 | kFeatureRingPacked;
+constexpr std::uint64_t kProtocolFeatures = kProtocolMq | kProtocolLogShmfd | kProtocolReplyAck | kProtocolBackendReq |
+                                            kProtocolConfig | kProtocolInflightShmfd | kProtocolConfigureMemSlots;
+
+// How many descriptors may come with a request.
+std::pair<std::size_t, std::size_t> expected_fds(const Message& message) {
+  switch (static_cast<Request>(message.request)) {
+    case Request::kSetMemTable: {
+      MemTableHeader header{};
+      if (message.size_bytes >= sizeof(header)) std::memcpy(&header, message.payload.data(), sizeof(header));
+      const std::size_t count = std::min(header.count, kMaxMemTableRegions + 1);
+      return {count, count};
+    }
+    case Request::kAddMemReg:
+    case Request::kSetLogBase:
+    case Request::kSetLogFd:
+    case Request::kSetBackendReqFd:
+    case Request::kSetInflightFd:
+      return {1, 1};
+    case Request::kSetVringKick:
+    case Request::kSetVringCall:
+    case Request::kSetVringErr: {
+      std::uint64_t value = kVringNoFd;
+      message.read(value);
+      const std::size_t count = value & kVringNoFd ? 0 : 1;
+      return {count, count};
+    }
+    case Request::kRemMemReg:
+      // The specification tells back ends to tolerate one.
+      return {0, 1};
+    default:
+      return {0, 0};
+  }
+}
+
+}  // namespace
+
+Session::Session(std::string name, Device& device, Placement& placement)
+    : name_(std::move(name)), device_(device), placement_(placement), vrings_(device.virtqueues()) {}
+
+Session::~Session() = default;
+
+Verdict Session::on_message(Message& message) {
+  std::lock_guard lock(mutex_);
+  if (closed_) return Verdict::kDrop;
+  auto verdict = handle(message);
+  if (verdict) return *verdict;
+  log::warn("{}: front end disconnected after request {}: {}", name_, message.request, verdict.error().message);
+  return Verdict::kDrop;
+}
+
+Result<Verdict> Session::handle(Message& message) {
+  if ((message.flags & kVersionMask) != kVersion || (message.flags & kFlagReply)) {
+    return fail(ErrorCode::kInvalid, "not a vhost-user request of version 1");
+  }
+  const auto [least_fds, most_fds] = expected_fds(message);
+  if (message.fd_count < least_fds || message.fd_count > most_fds) {
+    return fail(ErrorCode::kInvalid, "wrong number of descriptors");
+  }
+  switch (static_cast<Request>(message.request)) {
+    case Request::kGetFeatures:
+      return get_features(message);
+    case Request::kSetFeatures:
+      return set_features(message);
+    case Request::kGetProtocolFeatures:
+      return get_protocol_features(message);
+    case Request::kSetProtocolFeatures:
+      return set_protocol_features(message);
+    case Request::kSetOwner:
+    case Request::kResetOwner:
+    case Request::kSetLogFd:
+      // Nothing to do: a connection has one owner, and the log needs no signal.
+      return Verdict::kDone;
+    case Request::kGetQueueNum:
+      return get_queue_num(message);
+    case Request::kSetBackendReqFd:
+      return set_backend_req_fd(message);
+    case Request::kGetConfig:
+      return get_config(message);
+    case Request::kSetConfig:
+      return set_config(message);
+    case Request::kSetMemTable:
+      return set_mem_table(message);
+    case Request::kGetMaxMemSlots:
+      return get_max_mem_slots(message);
+    case Request::kAddMemReg:
+      return add_mem_reg(message);
+    case Request::kRemMemReg:
+      return rem_mem_reg(message);
+    case Request::kSetLogBase:
+      return set_log_base(message);
+    case Request::kGetInflightFd:
+      return get_inflight_fd(message);
+    case Request::kSetInflightFd:
+      return set_inflight_fd(message);
+    case Request::kSetVringNum:
+      return set_vring_num(message);
+    case Request::kSetVringAddr:
+      return set_vring_addr(message);
+    case Request::kSetVringBase:
+      return set_vring_base(message);
+    case Request::kGetVringBase:
+      return get_vring_base(message);
+    case Request::kSetVringEnable:
+      return set_vring_enable(message);
+    case Request::kSetVringKick:
+    case Request::kSetVringCall:
+    case Request::kSetVringErr:
+      return set_vring_fd(message);
+  }
+  return fail(ErrorCode::kUnsupported, "unknown request");
+}
+
+Result<Verdict> Session::get_features(Message& message) {
+  message.write(kCommonFeatures | device_.features());
+  return Verdict::kReply;
+}
+
+Result<Verdict> Session::set_features(Message& message) {
+  std::uint64_t features = 0;
+  if (!message.read(features)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  if (features & ~(kCommonFeatures | device_.features()))
+    return fail(ErrorCode::kInvalid, "features that were not offered");
+  if (features == features_) return Verdict::kDone;
+  POLLUX_TRY(change_at_rest([&]() -> Status {
+    // Rings start enabled unless the front end can say so itself.
+    if (!(features & kFeatureProtocolFeatures)) {
+      for (Vring& vring : vrings_) vring.enabled = true;
+    }
+    features_ = features;
+    return {};
+  }));
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::get_protocol_features(Message& message) {
+  message.write(kProtocolFeatures);
+  return Verdict::kReply;
+}
+
+Result<Verdict> Session::set_protocol_features(Message& message) {
+  std::uint64_t features = 0;
+  if (!message.read(features)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  if (features & ~kProtocolFeatures) return fail(ErrorCode::kInvalid, "protocol features that were not offered");
+  protocol_features_ = features;
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::get_queue_num(Message& message) {
+  message.write(std::uint64_t{device_.virtqueues()});
+  return Verdict::kReply;
+}
+
+Result<Verdict> Session::set_backend_req_fd(Message& message) {
+  backend_req_ = std::move(message.fds[0]);
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::get_config(Message& message) {
+  ConfigHeader header{};
+  if (message.size_bytes < sizeof(header)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  std::memcpy(&header, message.payload.data(), sizeof(header));
+  if (header.size > kMaxConfigBytes || !range_fits(header.offset, header.size, kMaxConfigBytes) ||
+      message.size_bytes != sizeof(header) + header.size) {
+    return fail(ErrorCode::kInvalid, "configuration space is not that large");
+  }
+  // Front ends ask for the configuration space as they know it, which may end later than ours: those fields are zero.
+  std::vector<std::byte> config = device_.config();
+  config.resize(kMaxConfigBytes);
+  std::memcpy(message.payload.data() + sizeof(header), config.data() + header.offset, header.size);
+  return Verdict::kReply;
+}
+
+Result<Verdict> Session::set_config(Message& message) {
+  ConfigHeader header{};
+  if (message.size_bytes < sizeof(header)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  std::memcpy(&header, message.payload.data(), sizeof(header));
+  if (header.size > kMaxConfigBytes || !range_fits(header.offset, header.size, kMaxConfigBytes) ||
+      message.size_bytes != sizeof(header) + header.size) {
+    return fail(ErrorCode::kInvalid, "configuration space is not that large");
+  }
+  const std::span<const std::byte> bytes(message.payload.data() + sizeof(header), header.size);
+  if (!device_.write_config(header.offset, bytes))
+    return fail(ErrorCode::kInvalid, "a configuration field that is not writable");
+  return Verdict::kDone;
+}
+
+void Session::on_close() {
+  std::lock_guard lock(mutex_);
+  if (closed_) return;
+  closed_ = true;
+  for (Vring& vring : vrings_) stop(vring);
+  vrings_.clear();
+  memory_.reset();
+  log_.reset();
+  inflight_.reset();
+  inflight_fd_.reset();
+  backend_req_.reset();
+}
+
+void Session::config_changed() {
+  std::lock_guard lock(mutex_);
+  if (!backend_req_ || !(protocol_features_ & kProtocolConfig)) return;
+  const std::uint32_t header[3] = {kBackendConfigChange, kVersion, 0};
+  // Never waits: a front end that does not read its channel misses the message.
+  if (::send(backend_req_.get(), header, sizeof(header), MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof(header)) {
+    log::warn("{}: the front end does not take a configuration change: {}", name_, std::strerror(errno));
+  }
+}
+
+Session::Totals Session::totals() const {
+  std::lock_guard lock(mutex_);
+  Totals totals{0, past_requests_, past_errors_};
+  for (const Vring& vring : vrings_) {
+    if (!vring.queue) continue;
+    ++totals.active_queues;
+    totals.requests += vring.queue->counters().requests.load(std::memory_order_relaxed);
+    totals.errors += vring.queue->counters().errors.load(std::memory_order_relaxed);
+  }
+  return totals;
+}
+
+bool Session::closed() const {
+  std::lock_guard lock(mutex_);
+  return closed_;
+}
+
+}  // namespace pollux::vhost

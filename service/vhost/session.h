@@ -1,0 +1,111 @@
+#pragma once
+// Session: one front end's conversation with one device: features, memory, rings, and the queues that come out of it.
+//
+// Messages are handled on the transport's thread, completely: when a message is answered, the reactors have done their
+// part. Every field is checked here; whatever does not make sense ends the connection, and changes nothing before it
+// does. A queue runs while its ring is described, its kick descriptor is there and it is enabled, whatever the order in
+// which the front end said so: firmware that uses one queue alone gets that one.
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "vhost/device.h"
+#include "vhost/queue_poller.h"
+#include "vhost/transport.h"
+#include "vhost/vhost_user.h"
+#include "virtio/dirty_log.h"
+#include "virtio/guest_memory.h"
+#include "virtio/inflight.h"
+
+namespace pollux::vhost {
+
+class Session final : public Connection {
+ public:
+  // `name` is the socket's, for the log. Device and placement must outlive the session's on_close().
+  Session(std::string name, Device& device, Placement& placement);
+  ~Session() override;
+
+  Verdict on_message(Message& message) override;
+  void on_close() override;
+
+  // Any thread but a reactor or the transport's.
+  void config_changed();
+  struct Totals {
+    std::uint32_t active_queues = 0;
+    std::uint64_t requests = 0;
+    std::uint64_t errors = 0;
+  };
+  Totals totals() const;
+  bool closed() const;
+
+ private:
+  struct Vring {
+    std::uint16_t size = 0;
+    VringAddr addr{};
+    bool has_addr = false;
+    std::uint32_t base = 0;
+    bool enabled = false;
+    // With the queue while that runs.
+    QueueFds fds;
+    std::unique_ptr<VhostQueue> queue;
+    QueuePoller* poller = nullptr;
+  };
+
+  // Each: what becomes of the message, or why the connection ends.
+  Result<Verdict> handle(Message& message);
+  Result<Verdict> get_features(Message& message);
+  Result<Verdict> set_features(Message& message);
+  Result<Verdict> get_protocol_features(Message& message);
+  Result<Verdict> set_protocol_features(Message& message);
+  Result<Verdict> get_queue_num(Message& message);
+  Result<Verdict> set_backend_req_fd(Message& message);
+  Result<Verdict> get_config(Message& message);
+  Result<Verdict> set_config(Message& message);
+  // session_memory.cpp
+  Result<Verdict> set_mem_table(Message& message);
+  Result<Verdict> get_max_mem_slots(Message& message);
+  Result<Verdict> add_mem_reg(Message& message);
+  Result<Verdict> rem_mem_reg(Message& message);
+  Result<Verdict> set_log_base(Message& message);
+  Result<Verdict> get_inflight_fd(Message& message);
+  Result<Verdict> set_inflight_fd(Message& message);
+  Status use_memory(std::vector<std::shared_ptr<const virtio::Region>> regions);
+  // session_vrings.cpp
+  Result<Verdict> set_vring_num(Message& message);
+  Result<Verdict> set_vring_addr(Message& message);
+  Result<Verdict> set_vring_base(Message& message);
+  Result<Verdict> get_vring_base(Message& message);
+  Result<Verdict> set_vring_enable(Message& message);
+  Result<Verdict> set_vring_fd(Message& message);
+  Result<Vring*> vring_at(std::uint64_t index);
+  bool ready(const Vring& vring) const;
+  Status start_if_ready(std::uint16_t index);
+  void stop(Vring& vring);
+  // Stops the running queues, lets `change` happen, and starts them again.
+  Status change_at_rest(const std::function<Status()>& change);
+
+  bool negotiated(std::uint64_t feature) const { return (features_ & feature) != 0; }
+
+  const std::string name_;
+  Device& device_;
+  Placement& placement_;
+
+  mutable std::mutex mutex_;
+  bool closed_ = false;
+  std::uint64_t features_ = 0;
+  std::uint64_t protocol_features_ = 0;
+  std::vector<Vring> vrings_;
+  std::shared_ptr<const virtio::GuestMemory> memory_;
+  std::shared_ptr<virtio::DirtyLog> log_;
+  std::shared_ptr<virtio::InflightRegion> inflight_;
+  virtio::UniqueFd inflight_fd_;
+  virtio::UniqueFd backend_req_;
+  // Of queues that have ended.
+  std::uint64_t past_requests_ = 0;
+  std::uint64_t past_errors_ = 0;
+};
+
+}  // namespace pollux::vhost

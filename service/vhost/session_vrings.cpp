@@ -1,0 +1,186 @@
+// The session's rings: what the front end says about them, and starting and stopping the queues that serve them.
+
+#include <fcntl.h>
+
+#include "base/log.h"
+#include "vhost/hop.h"
+#include "vhost/session.h"
+
+namespace pollux::vhost {
+
+Result<Session::Vring*> Session::vring_at(std::uint64_t index) {
+  if (index >= vrings_.size()) return fail(ErrorCode::kInvalid, "queue " + std::to_string(index) + " is not there");
+  return &vrings_[index];
+}
+
+Result<Verdict> Session::set_vring_num(Message& message) {
+  VringState state{};
+  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto vring = vring_at(state.index);
+  if (!vring) return fail(std::move(vring.error()));
+  if (state.num == 0 || state.num > virtio::kMaxQueueSize) return fail(ErrorCode::kInvalid, "impossible queue size");
+  if ((*vring)->queue) return fail(ErrorCode::kInvalid, "a running queue cannot change its size");
+  (*vring)->size = static_cast<std::uint16_t>(state.num);
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::set_vring_base(Message& message) {
+  VringState state{};
+  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto vring = vring_at(state.index);
+  if (!vring) return fail(std::move(vring.error()));
+  if ((*vring)->queue) return fail(ErrorCode::kInvalid, "a running queue cannot change its position");
+  (*vring)->base = state.num;
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::set_vring_addr(Message& message) {
+  VringAddr addr{};
+  if (!message.read(addr)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto found = vring_at(addr.index);
+  if (!found) return fail(std::move(found.error()));
+  Vring& vring = **found;
+  // A migrating front end repeats it for running queues, to turn the log of the used ring on and off.
+  stop(vring);
+  vring.addr = addr;
+  vring.has_addr = true;
+  POLLUX_TRY(start_if_ready(static_cast<std::uint16_t>(addr.index)));
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::get_vring_base(Message& message) {
+  VringState state{};
+  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto found = vring_at(state.index);
+  if (!found) return fail(std::move(found.error()));
+  Vring& vring = **found;
+  stop(vring);
+  vring.fds = {};
+  state.num = vring.base;
+  message.write(state);
+  return Verdict::kReply;
+}
+
+Result<Verdict> Session::set_vring_enable(Message& message) {
+  VringState state{};
+  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto found = vring_at(state.index);
+  if (!found) return fail(std::move(found.error()));
+  if (state.num > 1) return fail(ErrorCode::kInvalid, "a queue is enabled or not");
+  Vring& vring = **found;
+  vring.enabled = state.num == 1;
+  if (!vring.enabled) stop(vring);
+  POLLUX_TRY(start_if_ready(static_cast<std::uint16_t>(state.index)));
+  return Verdict::kDone;
+}
+
+Result<Verdict> Session::set_vring_fd(Message& message) {
+  std::uint64_t value = 0;
+  if (!message.read(value)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  if (value & ~(kVringIndexMask | kVringNoFd)) return fail(ErrorCode::kInvalid, "unknown flags");
+  auto found = vring_at(value & kVringIndexMask);
+  if (!found) return fail(std::move(found.error()));
+  Vring& vring = **found;
+  virtio::UniqueFd fd = std::move(message.fds[0]);
+  if (fd) {
+    // Signalling must not wait, whatever the front end has done to the descriptor's counter.
+    const int flags = ::fcntl(fd.get(), F_GETFL);
+    if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) < 0)
+      return fail(ErrorCode::kInvalid, "an unusable descriptor");
+  }
+  switch (static_cast<Request>(message.request)) {
+    case Request::kSetVringKick:
+      // A ring without it would have to be polled for ever, and would keep its reactor from sleeping.
+      if (!fd) return fail(ErrorCode::kUnsupported, "a queue without a kick descriptor");
+      stop(vring);
+      vring.fds.kick = std::move(fd);
+      POLLUX_TRY(start_if_ready(static_cast<std::uint16_t>(value & kVringIndexMask)));
+      break;
+    case Request::kSetVringCall:
+      if (vring.queue) {
+        run_on(vring.poller->reactor(), [&] { vring.queue->set_call(std::move(fd)); });
+      } else {
+        vring.fds.call = std::move(fd);
+      }
+      break;
+    default:
+      if (vring.queue) {
+        run_on(vring.poller->reactor(), [&] { vring.queue->set_error(std::move(fd)); });
+      } else {
+        vring.fds.error = std::move(fd);
+      }
+      break;
+  }
+  return Verdict::kDone;
+}
+
+bool Session::ready(const Vring& vring) const {
+  return !vring.queue && vring.size != 0 && vring.has_addr && vring.enabled && vring.fds.kick && memory_;
+}
+
+Status Session::start_if_ready(std::uint16_t index) {
+  Vring& vring = vrings_[index];
+  if (!ready(vring)) return {};
+  virtio::QueueSetup setup{
+      .size = vring.size,
+      .packed = negotiated(kFeatureRingPacked),
+      .event_idx = negotiated(kFeatureEventIdx),
+      .indirect = negotiated(kFeatureIndirectDesc),
+      .desc_user_addr = vring.addr.desc_user_addr,
+      .driver_user_addr = vring.addr.avail_user_addr,
+      .device_user_addr = vring.addr.used_user_addr,
+      .base = vring.base,
+      .memory = memory_,
+      .inflight = index < (inflight_ ? inflight_->queues() : 0) ? inflight_ : nullptr,
+      .index = index,
+  };
+  if (negotiated(kFeatureLogAll) && log_) {
+    setup.log = log_;
+    if (vring.addr.flags & VringAddr::kFlagLog) setup.device_log_addr = vring.addr.log_guest_addr;
+  }
+  auto ring = virtio::Virtqueue::create(std::move(setup));
+  if (!ring) return fail(std::move(ring.error()));
+  QueuePoller& poller = placement_.enter();
+  vring.queue = device_.make_queue(index, std::move(*ring), std::move(vring.fds), features_, poller.reactor());
+  vring.poller = &poller;
+  Status started = run_on(poller.reactor(), [&] { return poller.add(*vring.queue); });
+  if (!started) {
+    vring.queue.reset();
+    vring.poller = nullptr;
+    placement_.leave(poller);
+  }
+  return started;
+}
+
+void Session::stop(Vring& vring) {
+  if (!vring.queue) return;
+  QueuePoller& poller = *vring.poller;
+  VhostQueue& queue = *vring.queue;
+  run_until_done(poller.reactor(), [&](std::function<void()> done) {
+    queue.stop([&poller, &queue, done = std::move(done)] {
+      poller.remove(queue);
+      done();
+    });
+  });
+  vring.base = queue.base();
+  vring.fds = queue.take_fds();
+  past_requests_ += queue.counters().requests.load(std::memory_order_relaxed);
+  past_errors_ += queue.counters().errors.load(std::memory_order_relaxed);
+  if (const char* reason = queue.broken_reason()) log::warn("{}: a queue was given up: {}", name_, reason);
+  vring.queue.reset();
+  vring.poller = nullptr;
+  placement_.leave(poller);
+}
+
+Status Session::change_at_rest(const std::function<Status()>& change) {
+  std::vector<std::uint16_t> running;
+  for (std::uint16_t i = 0; i < vrings_.size(); ++i) {
+    if (vrings_[i].queue) running.push_back(i);
+  }
+  for (const std::uint16_t i : running) stop(vrings_[i]);
+  POLLUX_TRY(change());
+  for (std::uint16_t i = 0; i < vrings_.size(); ++i) POLLUX_TRY(start_if_ready(i));
+  return {};
+}
+
+}  // namespace pollux::vhost

@@ -1,0 +1,83 @@
+#pragma once
+// Transport: whatever listens on the sockets and moves vhost-user messages. What a message means is not its business.
+//
+// All callbacks come from the transport's own thread, one at a time.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "virtio/unique_fd.h"
+
+namespace pollux::vhost {
+
+struct Message {
+  static constexpr std::size_t kMaxPayloadBytes = 632;
+  static constexpr std::size_t kMaxFds = 8;
+
+  std::uint32_t request = 0;
+  std::uint32_t flags = 0;
+  std::uint32_t size_bytes = 0;
+  alignas(8) std::array<std::byte, kMaxPayloadBytes> payload{};
+  std::array<virtio::UniqueFd, kMaxFds> fds;
+  std::size_t fd_count = 0;
+  // A descriptor to send along with a reply; stays the connection's, which keeps it open until its next message.
+  int reply_fd = -1;
+
+  // The payload as T; false unless it is exactly that large.
+  template <typename T>
+  bool read(T& value) const {
+    if (size_bytes != sizeof(T)) return false;
+    std::memcpy(&value, payload.data(), sizeof(T));
+    return true;
+  }
+  template <typename T>
+  void write(const T& value) {
+    static_assert(sizeof(T) <= kMaxPayloadBytes);
+    std::memcpy(payload.data(), &value, sizeof(T));
+    size_bytes = sizeof(T);
+  }
+};
+
+// What becomes of a message.
+enum class Verdict : std::uint8_t {
+  kDone,   // acknowledge if the front end asked for it
+  kReply,  // send the message back as the answer
+  kDrop,   // end the connection
+};
+
+// One connected front end.
+class Connection {
+ public:
+  virtual ~Connection() = default;
+  virtual Verdict on_message(Message& message) = 0;
+  // The front end is gone, or the socket is being closed. Last call.
+  virtual void on_close() = 0;
+};
+
+class Acceptor {
+ public:
+  virtual ~Acceptor() = default;
+  // nullptr refuses the front end.
+  virtual std::shared_ptr<Connection> on_connect() = 0;
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  // Listens on the path, replacing a socket that a dead process left there. The acceptor must live until close(path)
+  // has returned. kInvalid: path too long; kExists: already open; kBusy: too many sockets; kInternal: the kernel
+  // refuses.
+  virtual Status open(const std::string& path, Acceptor& acceptor) = 0;
+  // Disconnects the path's front ends, calling on_close() for each, and removes the socket. Not from a callback.
+  virtual void close(const std::string& path) = 0;
+};
+
+// DPDK's vhost library. One per process: it starts the EAL. kInternal when that fails.
+Result<std::unique_ptr<Transport>> make_rte_transport();
+
+}  // namespace pollux::vhost

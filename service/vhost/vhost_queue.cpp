@@ -1,0 +1,92 @@
+#include "vhost/vhost_queue.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/log.h"
+
+namespace pollux::vhost {
+
+IovecPool::IovecPool(std::size_t arrays) : memory_(new iovec[arrays * kArrayPieces]), scratch_(new iovec[kMaxPieces]) {
+  free_.reserve(arrays);
+  for (std::size_t i = 0; i < arrays; ++i) free_.push_back(memory_.get() + i * kArrayPieces);
+}
+
+Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool) {
+  reactor_ = &reactor;
+  pool_ = &pool;
+  if (fds_.kick) POLLUX_TRY(reactor.watch(fds_.kick.get()));
+  ring_->disable_kicks();
+  return {};
+}
+
+unsigned VhostQueue::poll() {
+  unsigned done = work();
+  if (!stopping() && wants_chain()) {
+    const unsigned ready = ring_->look();
+    for (unsigned i = 0; i < ready; ++i) {
+      if (pool_->empty() || !wants_chain()) break;
+      virtio::Chain chain;
+      virtio::IovecList pieces = pool_->scratch();
+      if (!pop(chain, pieces)) break;
+      take(chain, pieces);
+      ++done;
+    }
+  }
+  if (ring_->has_staged()) {
+    if (ring_->publish()) ring_bell(fds_.call);
+    ++done;
+  }
+  if (ring_->broken() && !broken()) [[unlikely]] {
+    report_broken();
+    ++done;
+  }
+  if (stopping() && in_flight_ == 0) [[unlikely]] {
+    if (fds_.kick) reactor_->unwatch(fds_.kick.get());
+    // The callback may destroy this queue.
+    auto stopped = std::exchange(stopped_, nullptr);
+    stopped();
+    ++done;
+  }
+  return done;
+}
+
+bool VhostQueue::pop(virtio::Chain& chain, virtio::IovecList& pieces) {
+  if (!ring_->pop(chain, pieces)) return false;
+  QueueCounters::add(counters_.requests);
+  return true;
+}
+
+bool VhostQueue::arm() {
+  if (ring_->has_staged() || stopping()) return in_flight_ != 0 && !ring_->has_staged();
+  if (!wants_chain()) return true;
+  // With the pool empty something is in flight, and its completion wakes the reactor.
+  if (pool_->empty()) return true;
+  return ring_->enable_kicks();
+}
+
+void VhostQueue::stop(std::function<void()> stopped) {
+  stopped_ = std::move(stopped);
+}
+
+void VhostQueue::set_call(virtio::UniqueFd call) {
+  fds_.call = std::move(call);
+  // Whatever was signalled on the old descriptor may have been missed: one interrupt too many is harmless.
+  ring_bell(fds_.call);
+}
+
+void VhostQueue::ring_bell(const virtio::UniqueFd& fd) {
+  if (!fd) return;
+  const std::uint64_t one = 1;
+  // EAGAIN: the guest has not looked at the earlier ones yet. Anything else is a descriptor that the front end has
+  // spoilt for itself.
+  [[maybe_unused]] const ssize_t written = ::write(fd.get(), &one, sizeof(one));
+}
+
+void VhostQueue::report_broken() {
+  broken_.store(true, std::memory_order_relaxed);
+  QueueCounters::add(counters_.errors);
+  ring_bell(fds_.error);
+}
+
+}  // namespace pollux::vhost

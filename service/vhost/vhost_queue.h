@@ -1,0 +1,132 @@
+#pragma once
+// VhostQueue: one virtqueue at work on one reactor: it takes chains, hands them to the device behind it and answers
+// them in any order.
+//
+// Made by a session on its own thread, then attached to a reactor's QueuePoller; from there until stop() has called
+// back it belongs to that reactor. Devices derive from it. At most one interrupt a turn, whatever completes.
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "reactor/reactor.h"
+#include "virtio/unique_fd.h"
+#include "virtio/virtqueue.h"
+
+namespace pollux::vhost {
+
+// The arrays that requests of many pieces need, shared by the queues of one reactor and made when the service starts. A
+// queue that finds it empty leaves its chains in the ring until something completes.
+class IovecPool {
+ public:
+  // A request of more pieces breaks its queue. The segments that devices announce (kMaxSegments), header and status,
+  // and room for ranges that cross memory regions.
+  static constexpr std::uint32_t kMaxPieces = 256;
+  // Room for a list and a second copy of it, which dirty logging needs.
+  static constexpr std::uint32_t kArrayPieces = 2 * kMaxPieces;
+
+  explicit IovecPool(std::size_t arrays);
+  iovec* take() {
+    if (free_.empty()) return nullptr;
+    iovec* array = free_.back();
+    free_.pop_back();
+    return array;
+  }
+  void give(iovec* array) { free_.push_back(array); }
+  bool empty() const { return free_.empty(); }
+  // Where a chain is gathered before it is known how much of it has to be kept.
+  virtio::IovecList scratch() { return {scratch_.get(), kMaxPieces, 0}; }
+
+ private:
+  std::unique_ptr<iovec[]> memory_;
+  std::unique_ptr<iovec[]> scratch_;
+  std::vector<iovec*> free_;
+};
+
+struct QueueCounters {
+  std::atomic<std::uint64_t> requests{0};
+  std::atomic<std::uint64_t> errors{0};
+
+  // One writer, the reactor.
+  static void add(std::atomic<std::uint64_t>& counter) {
+    counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
+};
+
+// The descriptors through which guest and device wake each other. Call and error may be absent.
+struct QueueFds {
+  virtio::UniqueFd kick;
+  virtio::UniqueFd call;
+  virtio::UniqueFd error;
+};
+
+class VhostQueue {
+ public:
+  VhostQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds) : ring_(std::move(ring)), fds_(std::move(fds)) {}
+  virtual ~VhostQueue() = default;
+  VhostQueue(const VhostQueue&) = delete;
+  VhostQueue& operator=(const VhostQueue&) = delete;
+
+  // All on the reactor.
+  // Begins to take chains. kInternal or kInvalid: the kick descriptor cannot be watched.
+  Status start(reactor::Reactor& reactor, IovecPool& pool);
+  unsigned poll();
+  bool arm();
+  void disarm() { ring_->disable_kicks(); }
+  // Takes nothing more; `stopped` is called from a later poll() once nothing is in flight and every answer is shown.
+  void stop(std::function<void()> stopped);
+  void set_call(virtio::UniqueFd call);
+  void set_error(virtio::UniqueFd error) { fds_.error = std::move(error); }
+  QueueFds take_fds() { return std::move(fds_); }
+
+  // After stop() has called back.
+  std::uint32_t base() const { return ring_->base(); }
+  const char* broken_reason() const { return ring_->broken_reason(); }
+  // Any thread.
+  const QueueCounters& counters() const { return counters_; }
+  bool broken() const { return broken_.load(std::memory_order_relaxed); }
+
+ protected:
+  // A chain was popped. The pieces are in the reactor's scratch: keep what is needed. Answer with finish(), now or
+  // later.
+  virtual void take(const virtio::Chain& chain, virtio::IovecList& pieces) = 0;
+  // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
+  virtual bool wants_chain() const { return true; }
+  // Called at every turn before chains are taken.
+  virtual unsigned work() { return 0; }
+
+  void begin() { ++in_flight_; }
+  // Answers a chain whose request began. Its data must be in place.
+  void finish(std::uint16_t id, std::uint16_t entries, std::uint32_t written) {
+    ring_->push(id, entries, written);
+    --in_flight_;
+  }
+  void break_queue(const char* reason) { ring_->break_queue(reason); }
+
+  virtio::Virtqueue& ring() { return *ring_; }
+  IovecPool& pool() { return *pool_; }
+  reactor::Reactor& reactor() { return *reactor_; }
+  std::uint32_t in_flight() const { return in_flight_; }
+  bool stopping() const { return static_cast<bool>(stopped_); }
+  bool pop(virtio::Chain& chain, virtio::IovecList& pieces);
+
+  QueueCounters counters_;
+
+ private:
+  void ring_bell(const virtio::UniqueFd& fd);
+  void report_broken();
+
+  std::unique_ptr<virtio::Virtqueue> ring_;
+  QueueFds fds_;
+  IovecPool* pool_ = nullptr;
+  reactor::Reactor* reactor_ = nullptr;
+  std::uint32_t in_flight_ = 0;
+  bool want_call_ = false;
+  std::function<void()> stopped_;
+  std::atomic<bool> broken_{false};
+};
+
+}  // namespace pollux::vhost

@@ -1,0 +1,124 @@
+// pollux-initiator: puts load on a vhost-user-blk or -scsi socket and says what came of it.
+//
+//   pollux-initiator --socket S --blk --queues 2 --depth 32 --seconds 5
+//   pollux-initiator --socket S --scsi --target 0 --verify --packed --indirect --requests 100000
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstring>
+#include <iostream>
+
+#include "initiator/load.h"
+
+namespace {
+
+using namespace pollux::initiator;
+
+std::uint64_t big_endian(const std::byte* bytes, unsigned count) {
+  std::uint64_t value = 0;
+  for (unsigned i = 0; i < count; ++i) value = value << 8 | std::to_integer<std::uint64_t>(bytes[i]);
+  return value;
+}
+
+// READ CAPACITY(16), after the unit attentions of a new connection.
+std::pair<std::uint64_t, std::uint32_t> scsi_capacity(FrontEnd& front_end, unsigned target) {
+  const ScsiDisk disk(static_cast<std::uint8_t>(target), 0, 512);
+  IoSlot slot(front_end.ram(), 4096);
+  std::uint8_t cdb[16] = {0x9e, 0x10};
+  cdb[13] = 32;
+  std::string verdict;
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    const auto segments = disk.command(front_end.ram(), slot, cdb, 0, 32);
+    run_request(front_end, disk.first_queue(), segments);
+    verdict = disk.verdict(slot);
+    if (verdict.empty()) {
+      const auto block = static_cast<std::uint32_t>(big_endian(slot.data + 8, 4));
+      return {(big_endian(slot.data, 8) + 1) * block, block};
+    }
+  }
+  throw std::runtime_error("READ CAPACITY(16): " + verdict);
+}
+
+std::uint64_t blk_capacity(FrontEnd& front_end) {
+  std::uint64_t sectors = 0;
+  const auto bytes = front_end.config(0, sizeof(sectors));
+  std::memcpy(&sectors, bytes.data(), sizeof(sectors));
+  return sectors * 512;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("a vhost-user front end that reads and writes");
+  FrontEndOptions front;
+  LoadOptions load;
+  bool blk = false, scsi = false, json = false, poll = false, measure = true;
+  unsigned target = 0, queues = 1;
+  app.add_option("--socket", front.socket_path)->required();
+  auto* kind = app.add_option_group("transport");
+  kind->add_flag("--blk", blk);
+  kind->add_flag("--scsi", scsi);
+  kind->require_option(1);
+  app.add_option("--target", target, "scsi target; LUN 0 of it");
+  app.add_option("--queues", queues, "request queues, one thread each");
+  app.add_option("--ring", front.ring.size, "entries of a queue");
+  app.add_flag("--packed", front.ring.packed);
+  app.add_flag("--indirect", front.ring.indirect);
+  app.add_flag("--event-idx", front.ring.event_idx);
+  app.add_flag("--inflight", front.inflight);
+  app.add_option("--depth", load.queue_depth, "requests in flight on each queue");
+  app.add_option("--io", load.io_bytes, "bytes of a request");
+  app.add_option("--piece", load.piece_bytes, "bytes of a segment; 0: one segment");
+  app.add_option("--reads", load.read_percent, "percent");
+  app.add_option("--flush-every", load.flush_every, "one flush in so many requests");
+  app.add_flag("--sequential", load.sequential);
+  app.add_flag("--verify{true},!--no-verify", load.verify, "check what is read against what was written");
+  app.add_option("--requests", load.requests, "of each queue");
+  app.add_option("--seconds", load.seconds);
+  app.add_option("--seed", load.seed);
+  app.add_flag("--poll", poll, "never sleep");
+  app.add_flag("--json", json);
+  load.verify = false;
+  CLI11_PARSE(app, argc, argv);
+  measure = !load.verify;
+  load.use_calls = !poll;
+  if (load.requests == 0 && load.seconds == 0) load.seconds = 5;
+  try {
+    front.queues = static_cast<std::uint16_t>(queues + (scsi ? 2 : 0));
+    const std::uint64_t buffers = std::uint64_t{queues} * load.queue_depth * (std::max(load.io_bytes, 4096U) + 8192);
+    const std::uint64_t rings =
+        std::uint64_t{front.queues} * front.ring.size * (front.ring.indirect ? 136 * 16 + 64 : 64);
+    front.ram_bytes = (buffers + rings + (4 << 20) + 4095) / 4096 * 4096;
+    FrontEnd front_end(front);
+    front_end.start();
+    std::unique_ptr<Disk> disk;
+    if (scsi) {
+      const auto [capacity, block] = scsi_capacity(front_end, target);
+      disk = std::make_unique<ScsiDisk>(static_cast<std::uint8_t>(target), 0, block);
+      load.length_bytes = capacity;
+    } else {
+      disk = std::make_unique<BlkDisk>();
+      load.length_bytes = blk_capacity(front_end);
+    }
+    const LoadResult result = run_load(front_end, *disk, queues, load, load.verify);
+    front_end.stop();
+    const double iops = result.seconds > 0 ? static_cast<double>(result.requests) / result.seconds : 0;
+    if (json) {
+      std::printf(
+          "{\"requests\": %lu, \"iops\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": "
+          "%.1f, \"errors\": %lu}\n",
+          result.requests, iops, result.p50_us, result.p99_us, result.p999_us, result.max_us, result.errors);
+    } else {
+      std::printf(
+          "%lu requests (%lu reads, %lu writes) in %.2f s: %.0f IOPS; latency p50 %.1f p99 %.1f p99.9 %.1f max %.1f "
+          "us; %lu errors%s\n",
+          result.requests, result.reads, result.writes, result.seconds, iops, result.p50_us, result.p99_us,
+          result.p999_us, result.max_us, result.errors, measure ? "" : "; verified");
+    }
+    for (const auto& text : result.what) std::fprintf(stderr, "%s\n", text.c_str());
+    return result.errors == 0 ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "pollux-initiator: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,63 @@
+#include "initiator/service_fixture.h"
+
+#include <stdlib.h>
+
+#include <filesystem>
+#include <stdexcept>
+
+#include "base/log.h"
+
+namespace pollux::initiator {
+namespace {
+
+template <typename T>
+T must(Result<T> result) {
+  if (!result) throw std::runtime_error(result.error().message);
+  if constexpr (!std::is_void_v<T>) return std::move(*result);
+}
+
+}  // namespace
+
+ServiceFixture::ServiceFixture() {
+  // Hostile front ends are reported as they should be, and would drown the test's own output.
+  must(log::init("error", ""));
+  char name[] = "/tmp/pollux-initiator-XXXXXX";
+  if (!::mkdtemp(name)) throw std::runtime_error("mkdtemp");
+  directory_ = name;
+  reactors_ = must(reactor::ReactorGroup::start({{.id = 0}, {.id = 1}}));
+  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_}));
+}
+
+ServiceFixture::~ServiceFixture() {
+  service_.reset();
+  reactors_.reset();
+  std::error_code ignored;
+  std::filesystem::remove_all(directory_, ignored);
+}
+
+std::string ServiceFixture::blk(const std::string& name, std::shared_ptr<bdev::Bdev> disk, std::uint32_t queues,
+                                bool read_only) {
+  return must(service_->create_blk(name, queues, {std::move(disk), uuid(1), read_only}));
+}
+
+std::string ServiceFixture::scsi(const std::string& name, std::uint32_t queues) {
+  return must(service_->ensure_scsi_controller(name, queues));
+}
+
+void ServiceFixture::add(const std::string& name, std::uint16_t target, std::shared_ptr<bdev::Bdev> disk,
+                         bool read_only) {
+  must(service_->add_scsi_target(name, {target, 0},
+                                 {std::move(disk), uuid(static_cast<std::uint8_t>(target)), read_only}));
+}
+
+std::shared_ptr<bdev::Bdev> ServiceFixture::ram(std::uint64_t bytes, std::uint32_t block_bytes) {
+  return must(bdev::make_ram_bdev("ram", bytes, block_bytes));
+}
+
+Uuid ServiceFixture::uuid(std::uint8_t number) {
+  Uuid uuid;
+  uuid.bytes.fill(number);
+  return uuid;
+}
+
+}  // namespace pollux::initiator

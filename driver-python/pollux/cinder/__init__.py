@@ -1,1 +1,1 @@
-
+"""The Cinder side: the volume driver `pollux.cinder.driver.PolluxDriver`."""

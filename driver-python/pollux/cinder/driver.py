@@ -1,0 +1,323 @@
+"""The Cinder volume driver. Configure a back end with
+
+    volume_driver = pollux.cinder.driver.PolluxDriver
+    pollux_address = storage-host:9640
+    pollux_ca = /etc/pollux/certs/ca.pem
+    pollux_certificate = /etc/pollux/certs/cinder.pem
+    pollux_key = /etc/pollux/certs/cinder-key.pem
+
+Every pool of the service is a pool of the back end. A volume has the same UUID here and there, so every call may be
+repeated. Extra specs of a type: `pollux:transport` (scsi, the default, or blk) and `pollux:provisioning` (thin, the
+default, or thick).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from cinder import exception, interface
+from cinder.message import api as message_api
+from cinder.message import message_field
+from cinder.objects import fields
+from cinder.volume import configuration as config
+from cinder.volume import driver, volume_utils
+from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_log import log as logging
+from oslo_utils import units
+
+from pollux import __version__, brick, connection, errors, nbd
+from pollux import options as client_options
+from pollux.brick import connector as brick_connector
+from pollux.cinder import images, types
+from pollux.cinder.errors import mapped
+from pollux.client import Client
+from pollux.rpc import ttypes as rpc
+
+LOG = logging.getLogger(__name__)
+
+#: Names what is made on the way to something else, so that a repetition finds it.
+_NAMESPACE = uuid.UUID('0a4c2f86-90a5-5dc5-9d8e-0f6b4a2b7c11')
+_API_VERSION = 1
+
+cfg.CONF.register_opts(client_options.client_opts, group=config.SHARED_CONF_GROUP)
+
+
+def list_opts() -> list[tuple[str, list[Any]]]:
+    return [(config.SHARED_CONF_GROUP, client_options.client_opts)]
+
+
+@interface.volumedriver
+class PolluxDriver(driver.VolumeDriver):
+    """Volumes on the Pollux storage service.
+
+    Version history:
+        0.1.0 - first version
+    """
+
+    VERSION = __version__
+    CI_WIKI_NAME = 'Pollux_CI'
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.configuration.append_config_values(client_options.client_opts)
+        self._client: Client | None = None
+        self._messages = message_api.API()
+
+    @staticmethod
+    def get_driver_options() -> list[Any]:
+        return client_options.client_opts
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            raise errors.Misconfigured('do_setup has not been called, or has failed')
+        return self._client
+
+    # ------------------------------------------------------------------ start
+
+    @mapped
+    def do_setup(self, context: Any) -> None:
+        given = client_options.given(self.configuration)
+        self._client = Client.load(given)
+        # cinder-volume asks os-brick for the properties of this host.
+        brick.register()
+        brick_connector.configure(given)
+
+    @mapped
+    def check_for_setup_error(self) -> None:
+        service = self.client.describe()
+        if service.api_version < _API_VERSION:
+            raise errors.Unsupported(f'polluxd {service.version} at {self.client.settings.address} speaks version '
+                                     f'{service.api_version} of the contract, and {_API_VERSION} is needed: upgrade it')
+        if not self.client.pool_list():
+            LOG.warning('polluxd at %s has no pool: there is nowhere to create volumes until it has one '
+                        '(polluxctl pool create)', self.client.settings.address)
+        LOG.info('polluxd %s, host %s, at %s', service.version, service.host_id, self.client.settings.address)
+
+    # ------------------------------------------------------------------ volumes
+
+    def _pool(self, volume: Any) -> str:
+        pool = volume_utils.extract_host(volume.host, level='pool')
+        if not pool:
+            raise errors.Invalid(f"'{volume.host}' names no pool")
+        return str(pool)
+
+    def _spec(self, volume: Any) -> rpc.VolumeSpec:
+        return rpc.VolumeSpec(volume_id=volume.name_id, name=volume.name, size_bytes=volume.size * units.Gi,
+                              provisioning=types.provisioning(types.extra_specs(volume)))
+
+    @contextlib.contextmanager
+    def _new_volume(self, volume: Any) -> Iterator[contextlib.ExitStack]:
+        """Inside, a volume is made; it gets its limits at the end, and is deleted again if anything fails."""
+        types.refuse_encryption(volume)
+        types.transport(types.extra_specs(volume))
+        limits = types.limits(volume.volume_type if volume.volume_type_id else None)
+        with contextlib.ExitStack() as undo:
+            yield undo
+            undo.callback(self._undo_delete, volume.name_id)
+            if limits is not None:
+                self.client.volume_set_qos(volume.name_id, limits)
+            undo.pop_all()
+
+    def _undo_delete(self, volume_id: str) -> None:
+        try:
+            self.client.volume_delete(volume_id)
+        except errors.PolluxError as error:
+            LOG.warning('%s stays on the service until its volume is deleted: %s', volume_id, error)
+
+    @mapped
+    def create_volume(self, volume: Any) -> None:
+        with self._new_volume(volume):
+            self.client.volume_create(self._pool(volume), self._spec(volume))
+
+    @mapped
+    def delete_volume(self, volume: Any) -> None:
+        self.client.volume_delete(volume.name_id)
+
+    @mapped
+    def extend_volume(self, volume: Any, new_size: int) -> None:
+        self.client.volume_extend(volume.name_id, new_size * units.Gi)
+
+    @mapped
+    def create_snapshot(self, snapshot: Any) -> None:
+        self.client.snapshot_create(snapshot.volume.name_id, snapshot.id, snapshot.name)
+
+    @mapped
+    def delete_snapshot(self, snapshot: Any) -> None:
+        try:
+            self.client.volume_delete(snapshot.id)
+        except errors.Busy as error:
+            LOG.warning('Snapshot %s is not deleted: %s', snapshot.id, error)
+            raise exception.SnapshotIsBusy(snapshot_name=snapshot.name) from error
+
+    @mapped
+    def create_volume_from_snapshot(self, volume: Any, snapshot: Any) -> None:
+        with self._new_volume(volume) as undo:
+            self._from_snapshot(volume, snapshot.id, undo)
+
+    @mapped
+    def create_cloned_volume(self, volume: Any, src_vref: Any) -> None:
+        with (self._new_volume(volume) as undo,
+              self._momentary_snapshot(src_vref.name_id, f'clone/{volume.name_id}') as snapshot):
+            self._from_snapshot(volume, snapshot, undo)
+
+    @mapped
+    def revert_to_snapshot(self, context: Any, volume: Any, snapshot: Any) -> None:
+        self.client.volume_revert(volume.name_id, snapshot.id)
+
+    @contextlib.contextmanager
+    def _momentary_snapshot(self, volume_id: str, purpose: str) -> Iterator[str]:
+        snapshot_id = str(uuid.uuid5(_NAMESPACE, f'{volume_id}/{purpose}'))
+        self.client.snapshot_create(volume_id, snapshot_id, f'tmp-{snapshot_id}')
+        try:
+            yield snapshot_id
+        finally:
+            self._undo_delete(snapshot_id)
+
+    def _from_snapshot(self, volume: Any, snapshot_id: str, undo: contextlib.ExitStack) -> None:
+        """Share the snapshot's clusters within its pool, copy them into another."""
+        pool, source = self._pool(volume), self.client.volume_describe(snapshot_id)
+        if pool in (source.pool, self.client.pool_describe(source.pool).pool_id):
+            self.client.volume_clone(snapshot_id, self._spec(volume))
+            return
+        self.client.volume_create(pool, self._spec(volume))
+        undo.callback(self._undo_delete, volume.name_id)
+        with (nbd.open_volume(self.client, snapshot_id, read_only=True) as origin,
+              nbd.open_volume(self.client, volume.name_id, read_only=False) as target):
+            try:
+                images.convert(origin, 'raw', target, 'raw', into_volume=True, zeroed=True)
+            except processutils.ProcessExecutionError as error:
+                raise errors.Internal(f'the copy from pool {source.pool} to {pool} failed: {error.stderr}') from error
+
+    # ------------------------------------------------------------------ images
+
+    @mapped
+    def copy_image_to_volume(self, context: Any, volume: Any, image_service: Any, image_id: str,
+                             disable_sparse: bool = False) -> None:
+        try:
+            with nbd.open_volume(self.client, volume.name_id, read_only=False, request_id=context.request_id) as target:
+                # Cinder sets disable_sparse for a volume that has been used.
+                images.image_to_volume(context, image_service, image_id, target, volume.size,
+                                       zeroed=not disable_sparse)
+        except (exception.ImageUnacceptable, exception.ImageTooBig, exception.ImageConversionNotAllowed):
+            # Cinder has messages of its own for these.
+            raise
+        except Exception:
+            self._tell_user(context, volume, message_field.Action.COPY_IMAGE_TO_VOLUME,
+                            message_field.Detail.DRIVER_FAILED_CREATE)
+            raise
+
+    def copy_image_to_encrypted_volume(self, context: Any, volume: Any, image_service: Any, image_id: str,
+                                       disable_sparse: bool = False) -> None:
+        raise exception.NotSupportedOperation(operation='copy an image to an encrypted volume')
+
+    @mapped
+    def copy_volume_to_image(self, context: Any, volume: Any, image_service: Any, image_meta: dict[str, Any]) -> None:
+        # From a snapshot: a guest may be writing.
+        with (self._momentary_snapshot(volume.name_id, f'image/{image_meta["id"]}') as snapshot,
+              nbd.open_volume(self.client, snapshot, read_only=True, request_id=context.request_id) as source):
+            images.volume_to_image(context, source, volume, image_service, image_meta)
+
+    def _tell_user(self, context: Any, volume: Any, action: Any, detail: Any) -> None:
+        try:
+            self._messages.create(context, action, resource_uuid=volume.id, detail=detail)
+        except Exception:
+            # The failure that the message is about must come out, not this one.
+            LOG.exception('The user is not told of the failure of volume %s', volume.id)
+
+    # ------------------------------------------------------------------ attachments
+
+    def validate_connector(self, connector: dict[str, Any]) -> None:
+        if not _host(connector):
+            raise exception.InvalidConnectorException(missing='host')
+
+    @mapped
+    def initialize_connection(self, volume: Any, connector: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        types.refuse_encryption(volume)
+        transport = types.transport(types.extra_specs(volume))
+        home = self.client.describe().host_id
+        self.client.authorise(rpc.Authorisation(volume_id=volume.name_id, host=_host(connector), read_only=False))
+        made = connection.Connection(volume_id=volume.name_id, transport=transport, home=home,
+                                     serial=connection.serial_of(volume.name_id, transport))
+        return {'driver_volume_type': connection.PROTOCOL, 'data': {**made.as_data(), 'discard': True}}
+
+    @mapped
+    def terminate_connection(self, volume: Any, connector: dict[str, Any] | None, **kwargs: Any) -> bool:
+        """Whether other attachments go on. Those on the same host keep the host's permission."""
+        attached = [one for one in volume.volume_attachment
+                    if one.attach_status != fields.VolumeAttachStatus.DETACHED]
+        host = _host(connector) if connector else ''
+        if host:
+            on_host = [one for one in attached if one.connector and _host(one.connector) == host]
+            if len(on_host) > 1:
+                LOG.info('Host %s keeps volume %s: %s guests use it there', host, volume.id, len(on_host) - 1)
+                return True
+        with contextlib.suppress(errors.NotFound):
+            self.client.unauthorise(volume.name_id, host)
+        return len(attached) > 1
+
+    def create_export(self, context: Any, volume: Any, connector: dict[str, Any]) -> None:
+        """A volume is reachable by who is authorised; nothing has to be exported."""
+
+    def ensure_export(self, context: Any, volume: Any) -> None:
+        """The service puts attachments back by itself when it starts."""
+
+    def remove_export(self, context: Any, volume: Any) -> None:
+        """See create_export."""
+
+    # ------------------------------------------------------------------ types and statistics
+
+    @mapped
+    def retype(self, context: Any, volume: Any, new_type: Any, diff: dict[str, Any], host: dict[str, Any]) -> Any:
+        """Transport and QoS change in place; the transport counts from the next attachment on."""
+        specs = new_type.extra_specs or {}
+        types.transport(specs)
+        if (diff.get('encryption') or host['host'] != volume.host
+                or types.provisioning(specs) != types.provisioning(types.extra_specs(volume))):
+            return False, None
+        limits = types.limits(new_type)
+        if limits is not None or types.limits(volume.volume_type) is not None:
+            self.client.volume_set_qos(volume.name_id, limits or rpc.QosLimits())
+        return True, None
+
+    @mapped
+    def _update_volume_stats(self) -> None:
+        service = self.client.describe()
+        shared = {
+            'thin_provisioning_support': True,
+            'thick_provisioning_support': True,
+            'online_extend_support': True,
+            'multiattach': True,
+            'QoS_support': 'qos' in service.capabilities,
+            'reserved_percentage': self.configuration.safe_get('reserved_percentage') or 0,
+            'max_over_subscription_ratio': volume_utils.get_max_over_subscription_ratio(
+                self.configuration.safe_get('max_over_subscription_ratio'), supports_auto=True),
+            'filter_function': self.get_filter_function(),
+            'goodness_function': self.get_goodness_function(),
+        }
+        self._stats = {
+            'volume_backend_name': self.configuration.safe_get('volume_backend_name') or 'pollux',
+            'vendor_name': 'Pollux',
+            'driver_version': self.VERSION,
+            'storage_protocol': connection.PROTOCOL,
+            'shared_targets': False,
+            'sparse_copy_volume': True,
+            'clone_across_pools': True,
+            'pools': [{
+                'pool_name': pool.name,
+                'total_capacity_gb': pool.capacity_bytes / units.Gi,
+                'free_capacity_gb': pool.free_bytes / units.Gi,
+                'provisioned_capacity_gb': pool.provisioned_bytes / units.Gi,
+                'total_volumes': pool.volumes,
+                **shared,
+            } for pool in self.client.pool_list()],
+        }
+
+
+def _host(connector: dict[str, Any]) -> str:
+    """The name in the host's certificate where our connector gave it, else Nova's name of the host."""
+    return str(connector.get(brick_connector.HOST_PROPERTY) or connector.get('host') or '')

@@ -1,0 +1,34 @@
+"""Section [pollux] of nova.conf."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oslo_config import cfg
+
+from pollux.options import client_opts
+
+GROUP = cfg.OptGroup('pollux', title='Volumes of the Pollux storage service')
+
+compute_opts = [
+    cfg.BoolOpt('scsi_controller_always', default=True,
+                help='Give every guest a scsi controller of the service when it starts, so that volumes with transport '
+                     'scsi can be attached while it runs. When false, only guests that start with such a volume have '
+                     'one, and attaching to others is refused until they are stopped and started.'),
+    cfg.IntOpt('scsi_pci_slot', default=0x1d, min=1, max=0x1f,
+               help="The PCI slot of that controller on the guest's root bus. libvirt does not know of the device, so "
+                    'this must be a slot that it gives to nothing else.'),
+    cfg.IntOpt('max_queues', default=4, min=1, max=128,
+               help='Request queues of a controller or blk disk: as many as the guest has virtual CPUs, and no more '
+                    "than this. The service's own limit is max_queues in polluxd.toml."),
+]
+
+
+def register(conf: Any) -> None:
+    """May be called again."""
+    conf.register_group(GROUP)
+    conf.register_opts(client_opts + compute_opts, group=GROUP)
+
+
+def list_opts() -> list[tuple[Any, list[Any]]]:
+    return [(GROUP, client_opts + compute_opts)]

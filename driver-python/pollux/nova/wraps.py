@@ -1,0 +1,227 @@
+"""The methods of Nova's LibvirtDriver that Pollux wraps. Each calls the original for everything that is not ours.
+
+| method | what is added |
+| --- | --- |
+| `_get_guest_memory_backing_config` | memory that the service can map, when Nova asks for none that is |
+| `_get_guest_config` | the scsi controller; volumes on it leave the list of devices |
+| `attach_volume`, `detach_volume` | scsi volumes come and go on the controller, without libvirt |
+| `extend_volume` | no block resize: the service has told the guest |
+| `swap_volume` | refused: QEMU has no block layer beneath such a disk to copy with |
+| `_should_disconnect_target` | always: each guest has an attachment of its own |
+| `cleanup` | the controller goes when the guest leaves the host |
+
+`install` checks the names of all parameters first, and changes nothing when one differs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import nova.conf
+from nova import exception
+from nova.compute import power_state
+from nova.virt import driver as virt_driver
+from nova.virt.libvirt import config as vconfig
+from oslo_log import log as logging
+
+from pollux import errors
+from pollux.nova import guests, volume, xml
+
+CONF = nova.conf.CONF
+LOG = logging.getLogger(__name__)
+
+_RESTART = 'Stop and start the server, or reboot it hard, and attach again'
+
+
+class SharedMemory(vconfig.LibvirtConfigGuestMemoryBacking):
+    """Memory in a file descriptor that QEMU can hand to the service."""
+
+    def format_dom(self) -> Any:
+        root = super().format_dom()
+        root.append(vconfig.etree.Element('source', type='memfd'))
+        root.append(vconfig.etree.Element('access', mode='shared'))
+        return root
+
+
+def _get_guest_memory_backing_config(original: Callable[..., Any], driver: Any, *arguments: Any,
+                                     **options: Any) -> Any:
+    backing = original(driver, *arguments, **options)
+    if CONF.libvirt.virt_type not in ('qemu', 'kvm') or (backing and (backing.hugepages or backing.filesource)):
+        # Huge pages and file-backed memory are shared already.
+        return backing
+    shared = SharedMemory()
+    if backing:
+        shared.__dict__.update(vars(backing))
+    return shared
+
+
+def _get_guest_config(original: Callable[..., Any], driver: Any, instance: Any, network_info: Any, image_meta: Any,
+                      disk_info: Any, rescue: Any = None, block_device_info: Any = None, *arguments: Any,
+                      **options: Any) -> Any:
+    mapping = virt_driver.block_device_info_get_mapping(block_device_info)
+    needed = any(volume.is_scsi(device['connection_info']) for device in mapping)
+    # Before the volumes are connected: the first of them would make a controller with the service's number of queues.
+    queues = volume.queue_count(instance.flavor.vcpus)
+    socket = _controller_socket(instance, queues, needed)
+    guest = original(driver, instance, network_info, image_meta, disk_info, rescue, block_device_info, *arguments,
+                     **options)
+    on_controller = [device for device in guest.devices if isinstance(device, volume.ScsiVolume)]
+    guest.devices = [device for device in guest.devices if not isinstance(device, volume.ScsiVolume)]
+    if socket:
+        version = driver._host.get_version()
+        if not xml.can_reconnect(version):
+            LOG.warning('QEMU is older than 8.2: when polluxd restarts, this guest loses its scsi volumes until it is '
+                        'started again. Use transport blk, or a newer QEMU', instance=instance)
+        root_device = None if rescue else disk_info['mapping'].get('root', {}).get('dev')
+        boot_target = next((one.target for one in on_controller if one.target_dev == root_device), None)
+        _add_controller(guest, xml.Controller(socket=socket, queues=queues, bus=xml.root_bus(guest.os_mach_type),
+                                              slot=CONF.pollux.scsi_pci_slot, boot_target=boot_target), version)
+    return guest
+
+
+def _controller_socket(instance: Any, queues: int, needed: bool) -> str | None:
+    if CONF.libvirt.virt_type not in ('qemu', 'kvm') or not (needed or CONF.pollux.scsi_controller_always):
+        return None
+    try:
+        return guests.ensure_controller(instance, queues)
+    except errors.PolluxError as error:
+        if needed:
+            raise exception.NovaException(f'The guest gets no scsi controller: {error}') from error
+        LOG.warning('The guest starts without a scsi controller, and no scsi volume can be attached to it until it is '
+                    'started again: %s', error, instance=instance)
+        return None
+
+
+def _add_controller(guest: Any, controller: xml.Controller, qemu_version: int) -> None:
+    """Have the guest's XML end with the controller. Nova's class has no place for elements of other name spaces."""
+    plain = guest.format_dom
+
+    def format_dom() -> Any:
+        root = plain()
+        root.append(xml.controller_commandline(controller, qemu_version))
+        return root
+    guest.format_dom = format_dom
+
+
+def _running_xml(driver: Any, instance: Any) -> str | None:
+    """The XML of the guest while it runs."""
+    guest = driver._host.get_guest(instance)
+    if guest.get_power_state(driver._host) not in (power_state.RUNNING, power_state.PAUSED):
+        return None
+    text: str = guest.get_xml_desc()
+    return text
+
+
+def attach_volume(original: Callable[..., Any], driver: Any, context: Any, connection_info: Any, instance: Any,
+                  mountpoint: Any, disk_bus: Any = None, device_type: Any = None, encryption: Any = None) -> Any:
+    if not volume.is_pollux(connection_info):
+        return original(driver, context, connection_info, instance, mountpoint, disk_bus=disk_bus,
+                        device_type=device_type, encryption=encryption)
+    volume_id = connection_info['data'].get('volume_id')
+    domain = _running_xml(driver, instance)
+    if domain is not None and not xml.has_shared_memory(domain):
+        raise exception.VolumeAttachFailed(volume_id=volume_id, reason=(
+            f'the server was started without memory that the Pollux service can reach. {_RESTART}'))
+    if not volume.is_scsi(connection_info):
+        return original(driver, context, connection_info, instance, mountpoint, disk_bus='virtio',
+                        device_type=device_type, encryption=encryption)
+    if domain is not None and not xml.has_controller(domain):
+        raise exception.VolumeAttachFailed(volume_id=volume_id, reason=(
+            f'the server was started without a scsi controller of Pollux. {_RESTART}; or use a volume type with '
+            'pollux:transport=blk'))
+    # A guest that does not run finds the volume on its controller when it starts.
+    driver._connect_volume(context, connection_info, instance, encryption=encryption)
+    return None
+
+
+def detach_volume(original: Callable[..., Any], driver: Any, context: Any, connection_info: Any, instance: Any,
+                  mountpoint: Any, encryption: Any = None) -> Any:
+    if not volume.is_scsi(connection_info):
+        return original(driver, context, connection_info, instance, mountpoint, encryption=encryption)
+    driver._disconnect_volume(context, connection_info, instance, encryption=encryption)
+    return None
+
+
+def extend_volume(original: Callable[..., Any], driver: Any, context: Any, connection_info: Any, instance: Any,
+                  requested_size: Any) -> Any:
+    if not volume.is_pollux(connection_info):
+        return original(driver, context, connection_info, instance, requested_size)
+    driver._extend_volume(connection_info, instance, requested_size)
+    return None
+
+
+def swap_volume(original: Callable[..., Any], driver: Any, context: Any, old_connection_info: Any,
+                new_connection_info: Any, instance: Any, mountpoint: Any, resize_to: Any) -> Any:
+    if not (volume.is_pollux(old_connection_info) or volume.is_pollux(new_connection_info)):
+        return original(driver, context, old_connection_info, new_connection_info, instance, mountpoint, resize_to)
+    raise exception.VolumeRebaseFailed(reason='a volume of Pollux cannot be exchanged while a server uses it. Detach '
+                                              'it from the server, change it, and attach it again')
+
+
+def _should_disconnect_target(original: Callable[..., Any], driver: Any, context: Any, instance: Any,
+                              multiattach: Any, vol_driver: Any, volume_id: Any) -> Any:
+    if isinstance(vol_driver, volume.LibvirtPolluxVolumeDriver):
+        return True
+    return original(driver, context, instance, multiattach, vol_driver, volume_id)
+
+
+def cleanup(original: Callable[..., Any], driver: Any, context: Any, instance: Any, *arguments: Any,
+            **options: Any) -> Any:
+    result = original(driver, context, instance, *arguments, **options)
+    try:
+        guests.release(instance)
+    except errors.PolluxError as error:
+        # A guest must be deletable without the service; the next start or deletion of it tries again.
+        LOG.warning('What the guest had on the Pollux service stays there for now: %s', error, instance=instance)
+    return result
+
+
+#: Wrap and the parameters, after self, that the original must have at least, in this order.
+_WRAPS: dict[Callable[..., Any], tuple[str, ...]] = {
+    _get_guest_memory_backing_config: ('inst_topology', 'numatune', 'flavor', 'image_meta'),
+    _get_guest_config: ('instance', 'network_info', 'image_meta', 'disk_info', 'rescue', 'block_device_info'),
+    attach_volume: ('context', 'connection_info', 'instance', 'mountpoint', 'disk_bus', 'device_type', 'encryption'),
+    detach_volume: ('context', 'connection_info', 'instance', 'mountpoint', 'encryption'),
+    extend_volume: ('context', 'connection_info', 'instance', 'requested_size'),
+    swap_volume: ('context', 'old_connection_info', 'new_connection_info', 'instance', 'mountpoint', 'resize_to'),
+    _should_disconnect_target: ('context', 'instance', 'multiattach', 'vol_driver', 'volume_id'),
+    cleanup: ('context', 'instance'),
+}
+#: Used by the wraps, and so required as well.
+_USED: dict[str, tuple[str, ...]] = {
+    '_connect_volume': ('context', 'connection_info', 'instance', 'encryption'),
+    '_disconnect_volume': ('context', 'connection_info', 'instance', 'encryption'),
+    '_extend_volume': ('connection_info', 'instance', 'requested_size'),
+}
+
+
+def check(driver_class: type) -> None:
+    """Raises Unsupported, naming the first method that is not as expected."""
+    expected = {wrap.__name__: names for wrap, names in _WRAPS.items()} | _USED
+    for name, names in expected.items():
+        method = getattr(driver_class, name, None)
+        if method is None:
+            raise errors.Unsupported(f'{driver_class.__name__} has no method {name}')
+        found = tuple(inspect.signature(method).parameters)[1:]
+        if found[:len(names)] != names:
+            raise errors.Unsupported(f'{driver_class.__name__}.{name} takes {", ".join(found)}; '
+                                     f'expected is {", ".join(names)}')
+
+
+def install(driver_class: type) -> None:
+    """Wrap the methods of `driver_class`. A method that is wrapped already stays as it is."""
+    for wrap in _WRAPS:
+        original = getattr(driver_class, wrap.__name__)
+        if not hasattr(original, 'pollux_original'):
+            setattr(driver_class, wrap.__name__, _bind(wrap, original))
+
+
+def _bind(wrap: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapped(driver: Any, *arguments: Any, **options: Any) -> Any:
+        return wrap(original, driver, *arguments, **options)
+    wrapped.pollux_original = original  # type: ignore[attr-defined]
+    return wrapped

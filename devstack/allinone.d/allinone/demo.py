@@ -73,7 +73,7 @@ class Demo:
         with self._progress.step('image create'):
             path = guest_image.path(self._cloud.settings)
             image = openstack.create('image', 'create', '--disk-format', 'raw', '--container-format', 'bare',
-                                     '--property', 'hw_disk_bus=virtio', '--file', str(path), IMAGE)
+                                     '--file', str(path), IMAGE)
             expect('image status', openstack.show('image', 'show', str(image['id']))['status'], 'active')
             openstack.create('flavor', 'create', '--ram', '256', '--disk', '0', '--vcpus', '1', FLAVOR)
 

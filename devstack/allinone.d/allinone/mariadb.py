@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 
 from . import files, wait
 from .process import Processes
@@ -29,16 +28,15 @@ def start(settings: Settings, processes: Processes, password: str) -> None:
     if processes.running(NAME):
         return
     folder = settings.folder('data', 'mariadb', mode=0o700)
-    runtime = settings.folder('run', 'mariadb')
-    for path in (folder, runtime):
-        shutil.chown(path, 'mysql', 'mysql')
+    runtime = settings.folder('run', 'mariadb', mode=0o700)
     config = settings.etc / 'mariadb.cnf'
     files.write_ini(config, {'mariadbd': {
         'datadir': folder,
         'socket': socket_path(settings),
         'pid_file': runtime / 'mariadb.pid',
         'skip_networking': True,
-        'user': 'mysql',
+        # The package without unit files makes no user of its own; only root can reach the socket's folder.
+        'user': 'root',
         'innodb_buffer_pool_size': '64M',
         'innodb_log_file_size': '32M',
         # A demonstration may lose its last second at a power cut, and needs no more.
@@ -49,7 +47,7 @@ def start(settings: Settings, processes: Processes, password: str) -> None:
     }}, mode=0o644)
     if not (folder / 'mysql').exists():
         processes.run('mariadb-install', ['mariadb-install-db', f'--defaults-file={config}', f'--datadir={folder}',
-                                          '--user=mysql', '--skip-test-db',
+                                          '--user=root', '--skip-test-db', '--skip-name-resolve',
                                           '--auth-root-authentication-method=socket'])
     processes.start(NAME, ['mariadbd', f'--defaults-file={config}'])
 

@@ -214,6 +214,7 @@ class Processes:
             if time.monotonic() > deadline:
                 raise AllInOneError('cannot make a private mount namespace')
             time.sleep(0.01)
+        self.must_run(HOLDER)
         for target, source in binds.items():
             source.mkdir(parents=True, exist_ok=True)
             self.run(HOLDER, ['mount', '--bind', str(source), str(target)])

@@ -45,6 +45,13 @@ def port_taken(port: int) -> bool:
         return False
 
 
+def localhost_is_loopback() -> bool:
+    try:
+        return socket.gethostbyname('localhost') == LOOPBACK
+    except OSError:
+        return False
+
+
 def missing(settings: Settings, ports: bool = True) -> list[str]:
     """One sentence for each requirement that is not met. `ports` only matter when nothing of ours runs yet."""
     lacks: list[str] = []
@@ -67,6 +74,8 @@ def missing(settings: Settings, ports: bool = True) -> list[str]:
     if free < needed:
         lacks.append(f'it needs {needed / GIB:.0f} GiB of free disk space at {settings.state}; '
                      f'there are {free / GIB:.1f} GiB')
+    if not localhost_is_loopback():
+        lacks.append(f'the name localhost must stand for {LOOPBACK}; see /etc/hosts')
     if ports:
         lacks += [f'port {port} ({name}) on {LOOPBACK} is taken by another program'
                   for name, port in settings.ports.items() if port_taken(port)]

@@ -67,7 +67,8 @@ reactor::Task<void> Lanes::close() {
     lanes.swap(lanes_);
   }
   for (auto& lane : lanes) {
-    co_await lane->reactor_.enter();
+    // By a message, not from within a completion of the channel that goes.
+    co_await lane->reactor_.yield();
     lane.reset();
   }
   co_await home_.enter();

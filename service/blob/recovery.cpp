@@ -32,9 +32,6 @@ class Recovery {
     const JournalPosition tail{super_.replay_offset, super_.replay_sequence, super_.replay_previous_crc};
     head_ = tail;
     POLLUX_CO_TRY(co_await replay());
-    // Nobody holds an old map, and what the journal freed is durably free.
-    state_->refcounts.make_free(state_->refcounts.collect_released());
-    state_->collect_retired();
     co_return Recovered{super_, std::move(state_), tail, head_, records_};
   }
 
@@ -237,6 +234,9 @@ class Recovery {
       }
       POLLUX_CO_TRY(co_await prepare(record));
       POLLUX_CO_TRY(state_->apply(record));
+      // Nobody holds an old map, and what the journal freed is durably free; a later record may take it again.
+      state_->refcounts.make_free(state_->refcounts.collect_released());
+      state_->collect_retired();
       at += record.bytes;
       if (++records_ % 64 == 0) co_await home_.yield();
     }

@@ -113,6 +113,8 @@ class Store {
 
  private:
   Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+  static reactor::Task<Status> format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
+                                            FormatOptions options);
   void start(Recovered recovered);
   Status change(const RecordHeader& record);
   Result<Volume*> live(const Uuid& id) const;

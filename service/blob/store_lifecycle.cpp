@@ -25,6 +25,16 @@ std::uint64_t journal_bytes_for(std::uint64_t device_bytes, std::uint64_t cluste
 
 reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, FormatOptions options) {
   co_await home.enter();
+  auto channel = device->open_channel(home);
+  if (!channel) co_return fail(std::move(channel.error()));
+  Status done = co_await format_steps(*device, **channel, home, std::move(options));
+  // This may run in a completion of the channel, which ends with this scope.
+  co_await home.yield();
+  co_return done;
+}
+
+reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
+                                          FormatOptions options) {
   const std::uint32_t cluster_bytes = options.cluster_bytes == 0 ? kDefaultClusterBytes : options.cluster_bytes;
   if (!std::has_single_bit(cluster_bytes) || cluster_bytes < kMinClusterBytes || cluster_bytes > kMaxClusterBytes) {
     co_return fail(ErrorCode::kInvalid, "the cluster size must be a power of two from 64 KiB to 4 MiB");
@@ -32,32 +42,30 @@ reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor:
   if (options.name.empty() || options.name.size() > kMaxNameBytes || options.id.is_nil()) {
     co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name of 1 to 255 bytes");
   }
-  const std::uint64_t journal_bytes = journal_bytes_for(device->size_bytes(), cluster_bytes);
-  const auto clusters = static_cast<std::uint32_t>(usable_clusters(device->size_bytes(), cluster_bytes));
+  const std::uint64_t journal_bytes = journal_bytes_for(device.size_bytes(), cluster_bytes);
+  const auto clusters = static_cast<std::uint32_t>(usable_clusters(device.size_bytes(), cluster_bytes));
   const Geometry geometry = Geometry::from(cluster_bytes, clusters, journal_bytes);
   const std::uint32_t fixed = 1 + geometry.journal_clusters + geometry.zone_head_clusters;
-  if (device->size_bytes() < kMinPoolBytes || clusters < fixed + 8) {
+  if (device.size_bytes() < kMinPoolBytes || clusters < fixed + 8) {
     co_return fail(
         ErrorCode::kInvalid,
-        "the device is too small for a pool: " + std::to_string(device->size_bytes()) + " bytes, at least " +
+        "the device is too small for a pool: " + std::to_string(device.size_bytes()) + " bytes, at least " +
             std::to_string(std::max<std::uint64_t>(kMinPoolBytes, std::uint64_t{fixed + 8} * cluster_bytes)) +
             " are needed with this cluster size");
   }
 
-  auto channel = device->open_channel(home);
-  if (!channel) co_return fail(std::move(channel.error()));
   // From here to the last step the device holds no pool, neither the old nor the new.
   POLLUX_CO_TRY(
-      bdev::to_status(co_await bdev::write_zeroes(**channel, 0, 2 * kSuperSlotStride), "erasing the superblock"));
-  POLLUX_CO_TRY(bdev::to_status(co_await bdev::flush(**channel), "flush"));
+      bdev::to_status(co_await bdev::write_zeroes(channel, 0, 2 * kSuperSlotStride), "erasing the superblock"));
+  POLLUX_CO_TRY(bdev::to_status(co_await bdev::flush(channel), "flush"));
   for (std::uint32_t zone = 0; zone < geometry.zones(); ++zone) {
     POLLUX_CO_TRY(bdev::to_status(
-        co_await bdev::write_zeroes(**channel, geometry.cluster_offset(geometry.zone_head(zone)), kZoneRefcountBytes),
+        co_await bdev::write_zeroes(channel, geometry.cluster_offset(geometry.zone_head(zone)), kZoneRefcountBytes),
         "erasing the reference counts"));
   }
   // An older pool's commits cannot pass (other id), but a ring that starts with zeros is easier on the eye.
   POLLUX_CO_TRY(
-      bdev::to_status(co_await bdev::write_zeroes(**channel, cluster_bytes, kMinClusterBytes), "erasing the journal"));
+      bdev::to_status(co_await bdev::write_zeroes(channel, cluster_bytes, kMinClusterBytes), "erasing the journal"));
 
   State state(geometry);
   state.refcounts.grow(clusters);
@@ -83,7 +91,7 @@ reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor:
   super.name_bytes = static_cast<std::uint32_t>(options.name.size());
   std::memcpy(super.name, options.name.data(), options.name.size());
   const JournalPosition start;
-  Journal journal(**channel,
+  Journal journal(channel,
                   {.ring_offset = super.journal_offset,
                    .ring_bytes = journal_bytes,
                    .pool_id = options.id,
@@ -91,7 +99,7 @@ reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor:
                    .on_half_full = {},
                    .on_committed = {}},
                   start, start);
-  Checkpointer first(state, journal, **channel, home, super);
+  Checkpointer first(state, journal, channel, home, super);
   co_return co_await first.run();
 }
 
@@ -99,7 +107,9 @@ reactor::Task<Result<Superblock>> Store::probe(std::shared_ptr<bdev::Bdev> devic
   co_await home.enter();
   auto channel = device->open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
-  co_return co_await read_super(**channel, device->size_bytes());
+  auto super = co_await read_super(**channel, device->size_bytes());
+  co_await home.yield();
+  co_return super;
 }
 
 reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
@@ -109,9 +119,15 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
   if (!lane) co_return fail(std::move(lane.error()));
   store->lane_ = *lane;
   auto super = co_await read_super((*lane)->device(), device->size_bytes());
-  if (!super) co_return fail(std::move(super.error()));
+  if (!super) {
+    co_await store->lanes_.close();
+    co_return fail(std::move(super.error()));
+  }
   auto recovered = co_await recover((*lane)->device(), home, *super);
-  if (!recovered) co_return fail(std::move(recovered.error()));
+  if (!recovered) {
+    co_await store->lanes_.close();
+    co_return fail(std::move(recovered.error()));
+  }
   store->start(std::move(*recovered));
   co_return store;
 }

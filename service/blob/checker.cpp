@@ -1,0 +1,151 @@
+#include "blob/checker.h"
+
+#include <unordered_map>
+
+#include "blob/loader.h"
+#include "blob/page_codec.h"
+#include "blob/recovery.h"
+
+namespace pollux::blob {
+
+namespace {
+
+class Checker {
+ public:
+  Checker(bdev::Channel& channel, reactor::Reactor& home, Recovered recovered)
+      : home_(home),
+        super_(recovered.super),
+        state_(std::move(recovered.state)),
+        loader_(*state_, channel, home, checksum_seed(super_.pool_id), super_.checkpoint) {
+    report_.checkpoint = super_.checkpoint;
+    report_.replayed_records = recovered.replayed_records;
+  }
+
+  reactor::Task<CheckReport> run() {
+    clusters_.assign(state_->refcounts.cluster_count(), 0);
+    for (const auto& [number, volume] : state_->volumes()) {
+      ++report_.volumes;
+      ++pages_[number / kRecordsPerPage];
+      co_await walk(*volume);
+    }
+    compare_pages();
+    compare_clusters();
+    co_return std::move(report_);
+  }
+
+ private:
+  void found(std::uint64_t& counter, std::string what) {
+    ++counter;
+    if (report_.findings.size() < kMaxFindings) report_.findings.push_back(std::move(what));
+  }
+
+  reactor::Task<void> walk(Volume& volume) {
+    if (auto loaded = co_await loader_.index(volume); !loaded) {
+      found(report_.damaged, "volume " + volume.id.to_string() + ": " + loaded.error().message);
+      co_return;
+    }
+    for (PageNo page : volume.index_pages) {
+      if (page != 0) ++pages_[page];
+    }
+    std::uint64_t mapped = 0;
+    for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
+      const PageNo page = volume.leaves[slot];
+      if (page == 0) continue;
+      co_await loader_.leaf_of(volume, slot);
+      const Leaf& leaf = *state_->leaf(page);
+      // What a shared leaf names is counted once: one leaf, one reference.
+      const bool first_time = ++pages_[page] == 1;
+      if (leaf.damaged) {
+        if (first_time) found(report_.damaged, "leaf in page " + std::to_string(page) + " is damaged");
+        continue;
+      }
+      for (std::uint32_t i = 0; i < kLeafEntries; ++i) {
+        const MapEntry entry = leaf.entries[i].get();
+        if (entry.own == 0) continue;
+        ++mapped;
+        if (!first_time) continue;
+        ++clusters_[entry.own];
+        if (entry.base != 0) ++clusters_[entry.base];
+      }
+      if (slot % 64 == 63) co_await home_.yield();
+    }
+    if (!volume.deleting() && mapped != volume.mapped) {
+      found(report_.leaked, "volume " + volume.id.to_string() + " says it maps " + std::to_string(volume.mapped) +
+                                " clusters and maps " + std::to_string(mapped));
+    }
+  }
+
+  void compare_pages() {
+    for (PageNo page = 0; page < state_->pages.page_limit(); ++page) {
+      const PageType type = state_->pages.type(page);
+      if (type == PageType::kFree || type == PageType::kDirectory) continue;
+      ++report_.metadata_pages;
+      const auto at = pages_.find(page);
+      const std::uint32_t uses = at == pages_.end() ? 0 : at->second;
+      // A page of volume records counts once however many of them live.
+      const std::uint32_t expected = type == PageType::kVolumes ? std::min(uses, 1U) : uses;
+      const std::uint32_t refs = state_->pages.refs(page);
+      const std::string name = "metadata page " + std::to_string(page);
+      if (type == PageType::kIndex && uses > 1) {
+        found(report_.doubly_used, name + ", an index, has " + std::to_string(uses) + " owners");
+      } else if (refs > expected) {
+        found(report_.leaked,
+              name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
+      } else if (refs < expected) {
+        found(report_.lost,
+              name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
+      }
+    }
+  }
+
+  void compare_clusters() {
+    for (ClusterNo cluster = 0; cluster < clusters_.size(); ++cluster) {
+      const std::uint32_t uses = clusters_[cluster];
+      const std::string name = "cluster " + std::to_string(cluster);
+      if (!state_->refcounts.is_data(cluster)) {
+        if (uses != 0) found(report_.doubly_used, name + " holds metadata and is data of a volume");
+        continue;
+      }
+      const std::uint32_t counted = state_->refcounts.word(cluster);
+      if (counted != 0 || uses != 0) ++report_.data_clusters;
+      if (counted > uses) {
+        found(report_.leaked,
+              name + " counts " + std::to_string(counted) + " references and has " + std::to_string(uses));
+      } else if (counted < uses) {
+        found(report_.lost,
+              name + " counts " + std::to_string(counted) + " references and has " + std::to_string(uses));
+      }
+    }
+  }
+
+  reactor::Reactor& home_;
+  const Superblock super_;
+  std::unique_ptr<State> state_;
+  Loader loader_;
+  CheckReport report_;
+  std::unordered_map<PageNo, std::uint32_t> pages_;
+  std::vector<std::uint32_t> clusters_;
+};
+
+reactor::Task<Result<CheckReport>> check_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home) {
+  auto super = co_await read_super(channel, device.size_bytes());
+  if (!super) co_return fail(std::move(super.error()));
+  auto recovered = co_await recover(channel, home, *super);
+  if (!recovered) co_return fail(std::move(recovered.error()));
+  Checker checker(channel, home, std::move(*recovered));
+  co_return co_await checker.run();
+}
+
+}  // namespace
+
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
+  co_await home.enter();
+  auto channel = device->open_channel(home);
+  if (!channel) co_return fail(std::move(channel.error()));
+  auto report = co_await check_steps(*device, **channel, home);
+  // This runs in a completion of the channel, which ends with this scope.
+  co_await home.yield();
+  co_return report;
+}
+
+}  // namespace pollux::blob

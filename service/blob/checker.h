@@ -1,0 +1,46 @@
+#pragma once
+// Checker: reads a pool that nobody has open and says whether its metadata agrees with itself. What `polluxd --fsck`
+// does.
+//
+// It recovers the state as the next start would (the device is not written), then counts, by walking every volume, who
+// names each metadata page and cluster, and compares with the counts on disk. It never asserts on what it reads.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "bdev/bdev.h"
+#include "blob/state.h"
+#include "reactor/reactor.h"
+#include "reactor/task.h"
+
+namespace pollux::blob {
+
+struct CheckReport {
+  std::uint64_t checkpoint = 0;
+  std::uint64_t replayed_records = 0;
+  std::uint64_t volumes = 0;
+  std::uint64_t metadata_pages = 0;
+  std::uint64_t data_clusters = 0;
+  // Clusters or pages in use whose count is too low, so that they could be given away: data at risk.
+  std::uint64_t lost = 0;
+  // Clusters that a volume uses as data while they are something else, or pages with two owners.
+  std::uint64_t doubly_used = 0;
+  // Counted as used, or more often than they are: space that is not coming back.
+  std::uint64_t leaked = 0;
+  // Pages that cannot be read or make no sense.
+  std::uint64_t damaged = 0;
+  // A line for each finding, up to kMaxFindings.
+  std::vector<std::string> findings;
+
+  bool clean() const { return lost + doubly_used + leaked + damaged == 0; }
+};
+
+inline constexpr std::size_t kMaxFindings = 1000;
+
+// Errors of read_super() and recover(): the pool cannot be loaded at all.
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+
+}  // namespace pollux::blob

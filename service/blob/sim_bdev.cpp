@@ -1,0 +1,216 @@
+#include "blob/sim_bdev.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cassert>
+#include <cstring>
+#include <random>
+
+#include "base/units.h"
+#include "reactor/reactor.h"
+
+namespace pollux::blob {
+
+using bdev::IoOp;
+using bdev::IoRequest;
+using bdev::IoStatus;
+
+SimDisk::SimDisk(std::uint64_t size_bytes) : durable_(size_bytes) {}
+SimDisk::SimDisk(std::vector<std::byte> image) : durable_(std::move(image)) {}
+
+void SimDisk::cut_power_at_write(std::uint64_t nth) {
+  std::lock_guard lock(mutex_);
+  cut_at_ = writes_ + nth;
+}
+
+void SimDisk::fail_operation(std::uint64_t nth) {
+  std::lock_guard lock(mutex_);
+  fail_at_ = operations_ + nth;
+}
+
+bool SimDisk::power_is_off() const {
+  std::lock_guard lock(mutex_);
+  return off_;
+}
+
+std::uint64_t SimDisk::writes() const {
+  std::lock_guard lock(mutex_);
+  return writes_;
+}
+
+std::uint64_t SimDisk::operations() const {
+  std::lock_guard lock(mutex_);
+  return operations_;
+}
+
+std::vector<std::byte> SimDisk::image_after_power_cut(std::uint64_t seed) const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::byte> image = durable_;
+  std::mt19937_64 random(seed);
+  // In order of the sectors, so that the seed alone decides.
+  std::vector<std::uint64_t> sectors;
+  for (const auto& [sector, versions] : cached_) sectors.push_back(sector);
+  std::sort(sectors.begin(), sectors.end());
+  // Some cuts lose almost everything, some almost nothing: both are good at finding faults.
+  const std::uint64_t mood = random() % 4;
+  for (std::uint64_t sector : sectors) {
+    const auto& versions = cached_.at(sector);
+    std::uint64_t pick = random() % (versions.size() + 1);
+    if (mood == 0 && random() % 16 != 0) pick = 0;
+    if (mood == 1 && random() % 16 != 0) pick = versions.size();
+    if (pick != 0) std::memcpy(image.data() + sector * kSectorBytes, versions[pick - 1].bytes.data(), kSectorBytes);
+  }
+  return image;
+}
+
+std::vector<std::byte> SimDisk::image() const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::byte> image = durable_;
+  for (const auto& [sector, versions] : cached_) {
+    std::memcpy(image.data() + sector * kSectorBytes, versions.back().bytes.data(), kSectorBytes);
+  }
+  return image;
+}
+
+void SimDisk::rot(std::uint64_t byte, unsigned bit) {
+  std::lock_guard lock(mutex_);
+  durable_.at(byte) ^= static_cast<std::byte>(1U << bit);
+}
+
+void SimDisk::keep(std::uint64_t sector, const std::byte* bytes, bool durable) {
+  if (durable) {
+    std::memcpy(durable_.data() + sector * kSectorBytes, bytes, kSectorBytes);
+    cached_.erase(sector);
+  } else {
+    cached_[sector].push_back({writes_, std::vector<std::byte>(bytes, bytes + kSectorBytes)});
+  }
+}
+
+void SimDisk::write_sectors(const IoRequest& request) {
+  const bool durable = (request.flags & IoRequest::kFua) != 0 && !off_;
+  std::vector<std::byte> bytes(request.length_bytes);
+  if (request.op == IoOp::kWrite) {
+    std::size_t at = 0;
+    for (std::uint16_t i = 0; i < request.iov_count; ++i) {
+      std::memcpy(bytes.data() + at, request.iov[i].iov_base, request.iov[i].iov_len);
+      at += request.iov[i].iov_len;
+    }
+    assert(at == request.length_bytes);
+  }
+  for (std::uint64_t done = 0; done < request.length_bytes; done += kSectorBytes) {
+    keep((request.offset_bytes + done) / kSectorBytes, bytes.data() + done, durable);
+  }
+}
+
+void SimDisk::flush(std::uint64_t writes_before) {
+  for (auto at = cached_.begin(); at != cached_.end();) {
+    auto& versions = at->second;
+    std::size_t covered = 0;
+    while (covered < versions.size() && versions[covered].write <= writes_before) ++covered;
+    if (covered != 0) {
+      std::memcpy(durable_.data() + at->first * kSectorBytes, versions[covered - 1].bytes.data(), kSectorBytes);
+      versions.erase(versions.begin(), versions.begin() + static_cast<std::ptrdiff_t>(covered));
+    }
+    at = versions.empty() ? cached_.erase(at) : std::next(at);
+  }
+}
+
+IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
+  std::lock_guard lock(mutex_);
+  if (off_) return IoStatus::kIoError;
+  if (operations_++ == fail_at_) return IoStatus::kIoError;
+  if (request.op == IoOp::kFlush) {
+    flush(writes_before);
+    return IoStatus::kOk;
+  }
+  if (!is_aligned<std::uint64_t>(request.offset_bytes, kSectorBytes) ||
+      !is_aligned<std::uint64_t>(request.length_bytes, kSectorBytes) ||
+      !range_fits(request.offset_bytes, request.length_bytes, durable_.size())) {
+    return IoStatus::kInvalid;
+  }
+  if (request.op == IoOp::kRead) {
+    std::uint64_t at = request.offset_bytes;
+    std::vector<std::byte> bytes(request.length_bytes);
+    std::memcpy(bytes.data(), durable_.data() + at, bytes.size());
+    for (std::uint64_t done = 0; done < bytes.size(); done += kSectorBytes) {
+      if (auto found = cached_.find((at + done) / kSectorBytes); found != cached_.end()) {
+        std::memcpy(bytes.data() + done, found->second.back().bytes.data(), kSectorBytes);
+      }
+    }
+    std::size_t from = 0;
+    for (std::uint16_t i = 0; i < request.iov_count; ++i) {
+      std::memcpy(request.iov[i].iov_base, bytes.data() + from, request.iov[i].iov_len);
+      from += request.iov[i].iov_len;
+    }
+    return IoStatus::kOk;
+  }
+  if (writes_++ == cut_at_) off_ = true;
+  write_sectors(request);
+  return off_ ? IoStatus::kIoError : IoStatus::kOk;
+}
+
+class SimChannel : public bdev::Channel, public reactor::Poller {
+ public:
+  SimChannel(std::shared_ptr<SimDisk> disk, reactor::Reactor& reactor, std::uint64_t seed)
+      : disk_(std::move(disk)), reactor_(reactor), random_(seed) {
+    reactor_.add_poller(*this);
+  }
+  ~SimChannel() override { reactor_.remove_poller(*this); }
+
+  void submit(IoRequest& request) override { waiting_.push_back({&request, disk_->writes()}); }
+
+  unsigned poll() override {
+    unsigned done = 0;
+    // Some of them, in any order; what completions submit waits for the next turn.
+    for (std::size_t left = waiting_.size(); left > 0 && !waiting_.empty(); --left) {
+      const std::size_t at = random_() % waiting_.size();
+      const Waiting next = waiting_[at];
+      waiting_[at] = waiting_.back();
+      waiting_.pop_back();
+      next.request->status = disk_->perform(*next.request, next.writes_before);
+      next.request->complete(*next.request);
+      ++done;
+      if (random_() % 4 == 0) break;
+    }
+    return done;
+  }
+  bool arm() override { return waiting_.empty(); }
+
+ private:
+  struct Waiting {
+    IoRequest* request;
+    std::uint64_t writes_before;
+  };
+  std::shared_ptr<SimDisk> disk_;
+  reactor::Reactor& reactor_;
+  std::mt19937_64 random_;
+  std::vector<Waiting> waiting_;
+};
+
+namespace {
+
+class SimBdev : public bdev::Bdev {
+ public:
+  SimBdev(std::shared_ptr<SimDisk> disk, std::uint64_t seed) : disk_(std::move(disk)), seed_(seed) {}
+  const std::string& name() const override { return name_; }
+  std::uint64_t size_bytes() const override { return disk_->size_bytes(); }
+  std::uint32_t block_bytes() const override { return kSectorBytes; }
+  bool supports_unmap() const override { return true; }
+  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
+    return std::make_unique<SimChannel>(disk_, reactor, seed_ + channels_++);
+  }
+
+ private:
+  std::shared_ptr<SimDisk> disk_;
+  const std::string name_ = "simulated disk";
+  const std::uint64_t seed_;
+  std::atomic<std::uint64_t> channels_{0};
+};
+
+}  // namespace
+
+std::shared_ptr<bdev::Bdev> make_sim_bdev(std::shared_ptr<SimDisk> disk, std::uint64_t seed) {
+  return std::make_shared<SimBdev>(std::move(disk), seed);
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,74 @@
+#pragma once
+// SimDisk: a device for tests that fails the way devices may, and no worse.
+//
+// The fault contract:
+//  - Sectors of 512 bytes are written whole or not at all; nothing else is atomic.
+//  - A write is in a volatile cache until a flush that began after the write completed, or its own FUA, has completed.
+//  - Requests take effect and complete in any order, drawn from the seed.
+//  - A power cut keeps, of each sector, what was durable or any one version written since, drawn from the seed
+//    independently of all other sectors: writes are lost, torn and reordered. It can be set to happen at the Nth write;
+//    that write is then under way: nobody is told that it completed.
+//  - The Nth operation can be made to fail once, with nothing done.
+// Everything is replayed by the seed when one reactor uses the disk.
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "bdev/bdev.h"
+
+namespace pollux::blob {
+
+class SimDisk {
+ public:
+  explicit SimDisk(std::uint64_t size_bytes);
+  // A disk with these contents, all durable.
+  explicit SimDisk(std::vector<std::byte> image);
+
+  std::uint64_t size_bytes() const { return durable_.size(); }
+
+  // The power goes off at the nth write from now (0: the next one). After that every operation fails.
+  void cut_power_at_write(std::uint64_t nth);
+  // The nth operation from now, of any kind, answers kIoError.
+  void fail_operation(std::uint64_t nth);
+  bool power_is_off() const;
+  std::uint64_t writes() const;
+  std::uint64_t operations() const;
+
+  // What the disk holds when the power comes back after a cut now.
+  std::vector<std::byte> image_after_power_cut(std::uint64_t seed) const;
+  // What reads see now.
+  std::vector<std::byte> image() const;
+  // Bit rot, for tests: flips a bit of the durable contents.
+  void rot(std::uint64_t byte, unsigned bit);
+
+ private:
+  friend class SimChannel;
+  struct Version {
+    std::uint64_t write;  // the number of the write it came with
+    std::vector<std::byte> bytes;
+  };
+  // `writes_before`: how many writes had completed when the request was submitted; all that a flush answers for.
+  bdev::IoStatus perform(bdev::IoRequest& request, std::uint64_t writes_before);
+  void flush(std::uint64_t writes_before);
+  void write_sectors(const bdev::IoRequest& request);
+  void keep(std::uint64_t sector, const std::byte* bytes, bool durable);
+
+  mutable std::mutex mutex_;
+  std::vector<std::byte> durable_;
+  // Sectors written since they were last durable: every version, oldest first.
+  std::unordered_map<std::uint64_t, std::vector<Version>> cached_;
+  std::uint64_t writes_ = 0;
+  std::uint64_t operations_ = 0;
+  std::uint64_t cut_at_ = UINT64_MAX;
+  std::uint64_t fail_at_ = UINT64_MAX;
+  bool off_ = false;
+};
+
+// The disk as a device; several may show one disk. Requests complete from the reactor's loop, in an order that the seed
+// draws.
+std::shared_ptr<bdev::Bdev> make_sim_bdev(std::shared_ptr<SimDisk> disk, std::uint64_t seed);
+
+}  // namespace pollux::blob

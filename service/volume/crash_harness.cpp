@@ -1,0 +1,322 @@
+#include "volume/crash_harness.h"
+
+#include <cstring>
+
+#include "blob/parallel.h"
+#include "blob/volume.h"
+
+namespace pollux::volume::test {
+
+namespace {
+
+constexpr std::uint64_t kBlock = 512;
+
+std::vector<std::byte> stamped(std::uint64_t blocks, std::uint64_t stamp) {
+  std::vector<std::byte> bytes(blocks * kBlock);
+  for (std::size_t at = 0; at < bytes.size(); at += sizeof(stamp))
+    std::memcpy(bytes.data() + at, &stamp, sizeof(stamp));
+  return bytes;
+}
+
+}  // namespace
+
+std::vector<std::byte> CrashHarness::formatted(reactor::Reactor& home, std::uint64_t bytes,
+                                               std::uint32_t cluster_bytes) {
+  auto disk = std::make_shared<blob::SimDisk>(bytes);
+  blob::FormatOptions options{.id = Uuid::random(), .name = "sim", .cluster_bytes = cluster_bytes, .created_ms = 1};
+  must(reactor::call(home, blob::Store::format(make_sim_bdev(disk, 1), home, std::move(options))));
+  return disk->image();
+}
+
+void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
+  drop();
+  disk_ = std::make_shared<blob::SimDisk>(std::move(image));
+  store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_)));
+}
+
+reactor::Task<Status> CrashHarness::drop_task() {
+  co_await home_.enter();
+  for (auto& [id, volume] : opened_) volume.channel.reset();
+  opened_.clear();
+  // The devices gave their volumes back by messages.
+  co_await home_.yield();
+  co_return co_await store_->close();
+}
+
+void CrashHarness::drop() {
+  if (!store_) return;
+  // With the power off this cannot write; with the power on it is a clean stop.
+  const auto closed = reactor::call(home_, drop_task());
+  if (!closed && !disk_->power_is_off()) must(closed);
+  store_.reset();
+}
+
+template <typename T>
+std::optional<T> CrashHarness::run(reactor::Task<Result<T>> task, const char* what) {
+  auto result = reactor::call(home_, std::move(task));
+  if (result) return std::move(*result);
+  if (disk_->power_is_off()) return std::nullopt;
+  throw std::runtime_error(std::string(what) + ": " + result.error().message);
+}
+
+bool CrashHarness::run(reactor::Task<Status> task, const char* what) {
+  const auto result = reactor::call(home_, std::move(task));
+  if (result) return true;
+  if (disk_->power_is_off()) return false;
+  throw std::runtime_error(std::string(what) + ": " + result.error().message);
+}
+
+// ---- What a completed operation makes durable
+
+void CrashHarness::barrier(ModelVolume& volume) {
+  volume.durable = volume.latest;
+  volume.since.clear();
+}
+
+// A change of the set of volumes is committed with everything before it.
+void CrashHarness::barrier() {
+  for (auto& [id, volume] : model_) barrier(volume);
+}
+
+bool CrashHarness::create(const Uuid& id, std::uint64_t bytes) {
+  ModelVolume& volume = model_[id];
+  volume.name = id.to_string();
+  volume.size_bytes = bytes;
+  volume.durable.assign(bytes / kBlock, 0);
+  volume.latest = volume.durable;
+  volume.may_be_missing = true;
+  blob::CreateOptions options{.id = id, .name = volume.name, .size_bytes = bytes, .created_ms = 1};
+  if (!run(store_->create(std::move(options)), "create")) return false;
+  volume.may_be_missing = false;
+  barrier();
+  return true;
+}
+
+bool CrashHarness::fork(const Uuid& source, const Uuid& id, bool snapshot) {
+  ModelVolume& volume = model_[id];
+  const ModelVolume& from = model_.at(source);
+  volume = from;
+  volume.name = id.to_string();
+  volume.snapshot = snapshot;
+  volume.parent = source;
+  volume.may_be_missing = true;
+  // Until it is durable it may hold whatever of the source the cut leaves.
+  blob::CreateOptions options{.id = id, .name = volume.name, .snapshot = snapshot, .created_ms = 1};
+  if (!run(store_->fork(source, std::move(options)), "fork")) return false;
+  volume.may_be_missing = false;
+  barrier();
+  return true;
+}
+
+bool CrashHarness::remove(const Uuid& id) {
+  close_volume(id);
+  model_.at(id).may_be_missing = true;
+  if (!run(store_->remove(id), "remove")) return false;
+  model_.erase(id);
+  barrier();
+  return true;
+}
+
+bool CrashHarness::resize(const Uuid& id, std::uint64_t bytes) {
+  ModelVolume& volume = model_.at(id);
+  volume.other_size = bytes;
+  if (!run(store_->resize(id, bytes), "resize")) return false;
+  volume.other_size.reset();
+  volume.size_bytes = bytes;
+  volume.latest.resize(bytes / kBlock, 0);
+  barrier();
+  return true;
+}
+
+bool CrashHarness::revert(const Uuid& id, const Uuid& snapshot) {
+  close_volume(id);
+  ModelVolume& volume = model_.at(id);
+  const ModelVolume& from = model_.at(snapshot);
+  std::vector<std::uint64_t> contents = from.latest;
+  contents.resize(volume.latest.size(), 0);
+  for (std::uint32_t block = 0; block < contents.size(); ++block) {
+    if (contents[block] != volume.durable[block]) volume.since[block].insert(contents[block]);
+  }
+  if (!run(store_->revert(id, snapshot), "revert")) return false;
+  volume.latest = std::move(contents);
+  barrier();
+  return true;
+}
+
+// ---- I/O
+
+reactor::Task<Result<bool>> CrashHarness::open_task(Uuid id) {
+  co_await home_.enter();
+  auto volume = co_await store_->view(id);
+  if (!volume) co_return fail(std::move(volume.error()));
+  auto device = std::make_shared<VolumeBdev>(*store_, **volume);
+  auto channel = device->open_channel(home_);
+  if (!channel) co_return fail(std::move(channel.error()));
+  opened_[id] = {std::move(device), std::move(*channel)};
+  co_return true;
+}
+
+CrashHarness::Opened& CrashHarness::opened(const Uuid& id) {
+  if (!opened_.contains(id)) run(open_task(id), "open");
+  return opened_.at(id);
+}
+
+reactor::Task<Status> CrashHarness::close_task(Uuid id) {
+  co_await home_.enter();
+  opened_.at(id).channel.reset();
+  opened_.erase(id);
+  co_await home_.yield();
+  co_return Status{};
+}
+
+void CrashHarness::close_volume(const Uuid& id) {
+  if (opened_.contains(id)) must(reactor::call(home_, close_task(id)));
+}
+
+reactor::Task<Status> CrashHarness::write_task(Uuid id, const std::vector<Extent>* extents,
+                                               const std::vector<std::vector<std::byte>>* bytes, std::uint8_t flags) {
+  bdev::Channel& channel = *opened_.at(id).channel;
+  const auto one = [&](std::size_t i) -> reactor::Task<Status> {
+    const auto status =
+        co_await bdev::write(channel, (*extents)[i].offset, (*bytes)[i].data(), (*bytes)[i].size(), flags);
+    co_return bdev::to_status(status, "write");
+  };
+  co_return co_await blob::parallel(home_, extents->size(), extents->size(), one);
+}
+
+bool CrashHarness::write(const Uuid& id, const std::vector<Extent>& extents, bool fua) {
+  opened(id);
+  ModelVolume& volume = model_.at(id);
+  std::vector<std::vector<std::byte>> bytes;
+  for (const Extent& extent : extents) {
+    const std::uint64_t stamp = next_stamp_++;
+    bytes.push_back(stamped(extent.length / kBlock, stamp));
+    for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
+      const auto block = static_cast<std::uint32_t>(at / kBlock);
+      volume.since[block].insert(stamp);
+      volume.latest[block] = stamp;
+    }
+  }
+  if (!run(write_task(id, &extents, &bytes, fua ? bdev::IoRequest::kFua : 0), "write")) return false;
+  // Our FUA is a flush of everything, which is more than is promised: only what was written with it counts here.
+  if (fua) {
+    for (const Extent& extent : extents) {
+      for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
+        const auto block = static_cast<std::uint32_t>(at / kBlock);
+        volume.durable[block] = volume.latest[block];
+        volume.since.erase(block);
+      }
+    }
+  }
+  return true;
+}
+
+reactor::Task<Status> CrashHarness::unmap_task(Uuid id, Extent extent) {
+  co_return bdev::to_status(co_await bdev::unmap(*opened_.at(id).channel, extent.offset, extent.length), "unmap");
+}
+
+bool CrashHarness::unmap(const Uuid& id, Extent extent) {
+  opened(id);
+  ModelVolume& volume = model_.at(id);
+  for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
+    const auto block = static_cast<std::uint32_t>(at / kBlock);
+    volume.since[block].insert(0);
+    volume.latest[block] = 0;
+  }
+  return run(unmap_task(id, extent), "unmap");
+}
+
+reactor::Task<Status> CrashHarness::flush_task(Uuid id) {
+  co_return bdev::to_status(co_await bdev::flush(*opened_.at(id).channel), "flush");
+}
+
+bool CrashHarness::flush(const Uuid& id) {
+  opened(id);
+  if (!run(flush_task(id), "flush")) return false;
+  barrier(model_.at(id));
+  return true;
+}
+
+bool CrashHarness::checkpoint() {
+  if (!run(store_->checkpoint(), "checkpoint")) return false;
+  barrier();
+  return true;
+}
+
+reactor::Task<Status> CrashHarness::idle_task() {
+  co_await home_.enter();
+  while (!store_->idle() && !disk_->power_is_off()) co_await home_.yield();
+  if (disk_->power_is_off()) co_return fail(ErrorCode::kIoError, "power is off");
+  co_return Status{};
+}
+
+bool CrashHarness::wait_until_idle() {
+  return run(idle_task(), "background work");
+}
+
+// ---- Verification
+
+reactor::Task<Status> CrashHarness::read_task(Uuid id, std::vector<std::byte>* bytes) {
+  co_return bdev::to_status(co_await bdev::read(*opened_.at(id).channel, 0, bytes->data(), bytes->size()), "read");
+}
+
+std::vector<std::uint64_t> CrashHarness::read_stamps(const Uuid& id, std::uint64_t bytes) {
+  opened(id);
+  std::vector<std::byte> data(bytes);
+  run(read_task(id, &data), "read");
+  std::vector<std::uint64_t> stamps(bytes / kBlock);
+  for (std::size_t block = 0; block < stamps.size(); ++block) {
+    std::memcpy(&stamps[block], data.data() + block * kBlock, sizeof(stamps[block]));
+    if (std::memcmp(data.data() + block * kBlock, stamped(1, stamps[block]).data(), kBlock) != 0) {
+      throw std::runtime_error("block " + std::to_string(block) + " of volume " + id.to_string() + " is a mixture");
+    }
+  }
+  return stamps;
+}
+
+void CrashHarness::verify() {
+  for (auto at = model_.begin(); at != model_.end();) {
+    auto& [id, volume] = *at;
+    const blob::Volume* there = store_->state().find(id);
+    const std::string name = (volume.snapshot ? "snapshot " : "volume ") + id.to_string();
+    if (there == nullptr) {
+      if (!volume.may_be_missing) throw std::runtime_error(name + " is gone");
+      at = model_.erase(at);
+      continue;
+    }
+    volume.may_be_missing = false;
+    if (there->size_bytes != volume.size_bytes && there->size_bytes != volume.other_size) {
+      throw std::runtime_error(name + " has the wrong size");
+    }
+    volume.size_bytes = there->size_bytes;
+    volume.other_size.reset();
+    const auto stamps = read_stamps(id, there->size_bytes);
+    for (std::uint32_t block = 0; block < stamps.size(); ++block) {
+      if (!volume.allows(block, stamps[block])) {
+        throw std::runtime_error(name + ", block " + std::to_string(block) + ": stamp " +
+                                 std::to_string(stamps[block]) + " instead of " +
+                                 std::to_string(block < volume.durable.size() ? volume.durable[block] : 0));
+      }
+    }
+    volume.latest = stamps;
+    volume.durable = stamps;
+    volume.since.clear();
+    ++at;
+  }
+  for (const auto& [number, volume] : store_->state().volumes()) {
+    if (!volume->deleting() && !model_.contains(volume->id)) {
+      throw std::runtime_error("volume " + volume->id.to_string() + " should not be there");
+    }
+  }
+}
+
+void CrashHarness::check(reactor::Reactor& home, std::vector<std::byte> image, const std::string& when) {
+  auto disk = std::make_shared<blob::SimDisk>(std::move(image));
+  const auto report = must(reactor::call(home, blob::check_pool(make_sim_bdev(disk, 1), home)));
+  if (report.clean()) return;
+  std::string all = "the checker, " + when + ":";
+  for (const auto& finding : report.findings) all += "\n  " + finding;
+  throw std::runtime_error(all);
+}
+
+}  // namespace pollux::volume::test

@@ -1,0 +1,112 @@
+#pragma once
+// For tests: a pool on a simulated disk, operations on it, and a model that knows what may be there after the power
+// went off in the middle of one of them.
+//
+// Contents are told apart in blocks of 512 bytes by a stamp: a number that a write repeats through the block. The model
+// keeps for each block the stamp that must be durable and those written since, any of which a power cut may leave.
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "blob/checker.h"
+#include "blob/sim_bdev.h"
+#include "blob/store.h"
+#include "volume/test_support.h"
+#include "volume/volume_bdev.h"
+
+namespace pollux::volume::test {
+
+struct ModelVolume {
+  std::string name;
+  std::uint64_t size_bytes = 0;
+  bool snapshot = false;
+  std::optional<Uuid> parent;
+  std::vector<std::uint64_t> durable;
+  std::vector<std::uint64_t> latest;
+  std::map<std::uint32_t, std::set<std::uint64_t>> since;  // written after the last flush
+  // An operation on it was under way when the power went off.
+  bool may_be_missing = false;
+  std::optional<std::uint64_t> other_size;
+
+  bool allows(std::uint32_t block, std::uint64_t stamp) const {
+    if (block >= durable.size()) return stamp == 0;
+    if (durable[block] == stamp) return true;
+    auto found = since.find(block);
+    return found != since.end() && found->second.contains(stamp);
+  }
+};
+
+class CrashHarness {
+ public:
+  explicit CrashHarness(reactor::Reactor& home) : home_(home) {}
+  ~CrashHarness() { drop(); }
+
+  static std::vector<std::byte> formatted(reactor::Reactor& home, std::uint64_t bytes, std::uint32_t cluster_bytes);
+
+  // Opens the pool in this image; the model stays.
+  void open(std::vector<std::byte> image, std::uint64_t seed);
+  // Lets the store go as it is, as a crash would.
+  void drop();
+  blob::SimDisk& disk() { return *disk_; }
+  blob::Store& store() { return *store_; }
+  std::map<Uuid, ModelVolume>& model() { return model_; }
+
+  // Each returns false when the power went off during it (or before). A failure for any other reason throws.
+  bool create(const Uuid& id, std::uint64_t bytes);
+  bool fork(const Uuid& source, const Uuid& id, bool snapshot);
+  bool remove(const Uuid& id);
+  bool resize(const Uuid& id, std::uint64_t bytes);
+  bool revert(const Uuid& id, const Uuid& snapshot);
+  struct Extent {
+    std::uint64_t offset;
+    std::uint64_t length;
+  };
+  // All at once; the extents must not overlap.
+  bool write(const Uuid& id, const std::vector<Extent>& extents, bool fua = false);
+  bool unmap(const Uuid& id, Extent extent);
+  bool flush(const Uuid& id);
+  bool checkpoint();
+  bool wait_until_idle();
+
+  // Throws when anything in the pool is not as the model allows. Afterwards the model says what is there.
+  void verify();
+  // Throws unless the checker finds nothing wrong in what the disk holds.
+  static void check(reactor::Reactor& home, std::vector<std::byte> image, const std::string& when);
+
+ private:
+  struct Opened {
+    std::shared_ptr<VolumeBdev> device;
+    std::unique_ptr<bdev::Channel> channel;
+  };
+  template <typename T>
+  std::optional<T> run(reactor::Task<Result<T>> task, const char* what);
+  bool run(reactor::Task<Status> task, const char* what);
+  Opened& opened(const Uuid& id);
+  void close_volume(const Uuid& id);
+  void barrier();
+  void barrier(ModelVolume& volume);
+  std::vector<std::uint64_t> read_stamps(const Uuid& id, std::uint64_t bytes);
+  reactor::Task<Result<bool>> open_task(Uuid id);
+  reactor::Task<Status> close_task(Uuid id);
+  reactor::Task<Status> write_task(Uuid id, const std::vector<Extent>* extents,
+                                   const std::vector<std::vector<std::byte>>* bytes, std::uint8_t flags);
+  reactor::Task<Status> unmap_task(Uuid id, Extent extent);
+  reactor::Task<Status> flush_task(Uuid id);
+  reactor::Task<Status> read_task(Uuid id, std::vector<std::byte>* bytes);
+  reactor::Task<Status> drop_task();
+  reactor::Task<Status> idle_task();
+
+  reactor::Reactor& home_;
+  std::shared_ptr<blob::SimDisk> disk_;
+  std::unique_ptr<blob::Store> store_;
+  std::map<Uuid, Opened> opened_;
+  std::map<Uuid, ModelVolume> model_;
+  std::uint64_t next_stamp_ = 1;
+};
+
+}  // namespace pollux::volume::test

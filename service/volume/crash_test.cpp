@@ -1,0 +1,170 @@
+// Power cuts: at every write of a scenario that has every metadata operation, and at random in random workloads. After
+// each the pool is loaded, compared with the model, and checked.
+//
+//   POLLUX_TEST_SEED      replays a run
+//   POLLUX_TEST_ROUNDS    how many power cuts the random workload has (default few)
+//   POLLUX_TEST_STRIDE    every how many writes the scenario is cut (default 1: all of them)
+
+#include <boost/test/unit_test.hpp>
+
+#include "volume/crash_harness.h"
+
+using namespace pollux;
+using namespace pollux::volume::test;
+
+namespace {
+
+constexpr std::uint64_t kDiskBytes = 24 * kMiB;
+constexpr std::uint32_t kClusterBytes = 64 * kKiB;
+
+std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
+  const char* given = std::getenv(variable);
+  return given ? std::strtoull(given, nullptr, 10) : otherwise;
+}
+
+Uuid id_of(std::uint8_t number) {
+  Uuid id;
+  id.bytes[0] = 0x42;
+  id.bytes[15] = number;
+  return id;
+}
+
+// Every kind of change, with data under it. False when the power went off on the way.
+bool scenario(CrashHarness& pool) {
+  const Uuid one = id_of(1), two = id_of(2), snap = id_of(3), clone = id_of(4), later = id_of(5);
+  return pool.create(one, 2 * kMiB) && pool.write(one, {{0, 4096}, {8192, 4096}, {512 * 300, 512 * 7}}) &&
+         pool.flush(one) && pool.create(two, kMiB) && pool.write(two, {{0, 256 * kKiB}, {300 * kKiB, 8192}}) &&
+         pool.write(one, {{64 * kKiB, 192 * kKiB}, {4096, 4096}}, /*fua=*/true) && pool.fork(one, snap, true) &&
+         pool.write(one, {{0, 4096}, {512 * 3, 512}, {80 * kKiB, 64 * kKiB}}) && pool.checkpoint() &&
+         pool.fork(snap, clone, false) && pool.write(clone, {{8192 + 512, 512}, {64 * kKiB, 64 * kKiB}}) &&
+         pool.flush(clone) && pool.unmap(one, {64 * kKiB, 128 * kKiB}) && pool.unmap(clone, {4096, 4096}) &&
+         pool.flush(one) && pool.fork(clone, later, true) && pool.write(clone, {{8192, 4096}, {12288, 1024}}) &&
+         pool.resize(two, 30 * kMiB) && pool.write(two, {{29 * kMiB, 4096}}) && pool.remove(snap) &&
+         pool.write(one, {{0, 8192}}) && pool.revert(clone, later) && pool.wait_until_idle() && pool.remove(two) &&
+         pool.checkpoint() && pool.remove(later) && pool.flush(one) && pool.wait_until_idle();
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(crash)
+
+BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_promised) {
+  const auto reactors = start_reactors(1);
+  reactor::Reactor& home = reactors->main();
+  const std::uint64_t seed = test_seed();
+  const std::uint64_t stride = number_from("POLLUX_TEST_STRIDE", 1);
+  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
+  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  std::uint64_t cuts = 0;
+  for (std::uint64_t at = seed % stride;; at += stride) {
+    CrashHarness pool(home);
+    pool.open(blank, seed + at);
+    pool.disk().cut_power_at_write(at);
+    const bool finished = scenario(pool);
+    BOOST_REQUIRE(finished != pool.disk().power_is_off());
+    const auto image = pool.disk().image_after_power_cut(seed * 31 + at);
+    const std::string when = "power cut at write " + std::to_string(at);
+    BOOST_TEST_CONTEXT(when) {
+      CrashHarness::check(home, image, when);
+      pool.open(image, seed + at);
+      pool.verify();
+      // It goes on as if nothing had been.
+      const Uuid more = id_of(9);
+      BOOST_REQUIRE(pool.create(more, kMiB) && pool.write(more, {{0, 64 * kKiB}, {100 * kKiB, 512}}) &&
+                    pool.flush(more));
+      std::vector<Uuid> all;
+      for (const auto& [id, volume] : pool.model()) all.push_back(id);
+      pool.verify();
+      for (const Uuid& id : all) BOOST_REQUIRE(pool.remove(id));
+      BOOST_REQUIRE(pool.wait_until_idle());
+      BOOST_TEST(pool.store().usage().allocated_bytes == 0U);
+      pool.drop();
+      CrashHarness::check(home, pool.disk().image(), when + ", then emptied and closed");
+    }
+    if (finished) break;
+    ++cuts;
+  }
+  BOOST_TEST_MESSAGE(cuts << " power cuts");
+  BOOST_TEST(cuts > 50U);
+}
+
+BOOST_AUTO_TEST_CASE(random_workloads_with_power_cuts_keep_their_promises) {
+  const auto reactors = start_reactors(1);
+  reactor::Reactor& home = reactors->main();
+  const std::uint64_t seed = test_seed();
+  const std::uint64_t rounds = number_from("POLLUX_TEST_ROUNDS", 30);
+  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
+  std::mt19937_64 random(seed);
+  const auto below = [&](std::uint64_t n) { return random() % n; };
+  std::vector<std::byte> image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  CrashHarness pool(home);
+  const auto fresh_id = [&] {
+    Uuid id;
+    for (auto& byte : id.bytes) byte = static_cast<std::uint8_t>(random());
+    return id;
+  };
+  constexpr std::uint64_t kBytes = kMiB;
+  std::uint64_t operations = 0;
+  for (std::uint64_t round = 0; round < rounds; ++round) {
+    BOOST_TEST_CONTEXT("round " << round) {
+      pool.open(image, random());
+      pool.verify();
+      pool.disk().cut_power_at_write(below(400));
+      bool on = true;
+      while (on) {
+        ++operations;
+        std::vector<Uuid> volumes, snapshots;
+        for (const auto& [id, volume] : pool.model()) (volume.snapshot ? snapshots : volumes).push_back(id);
+        if (volumes.empty()) {
+          on = pool.create(fresh_id(), kBytes);
+          continue;
+        }
+        const Uuid volume = volumes[below(volumes.size())];
+        const std::uint64_t what = below(100);
+        if (what < 50) {
+          // Writes side by side, none over another.
+          std::vector<CrashHarness::Extent> extents;
+          const std::uint64_t unit = below(2) ? 512 : 4096;
+          std::uint64_t at = below(kBytes / 2 / unit) * unit;
+          for (std::uint64_t i = 0; i <= below(12) && at < kBytes - 64 * kKiB; ++i) {
+            const std::uint64_t length = (1 + below(below(4) == 0 ? 32 : 4)) * unit;
+            extents.push_back({at, std::min(length, kBytes - at)});
+            at += extents.back().length + below(6) * unit;
+          }
+          on = pool.write(volume, extents, below(10) == 0);
+        } else if (what < 62) {
+          const std::uint64_t offset = below(kBytes / 512) * 512;
+          const std::uint64_t length = std::min((1 + below(400)) * 512, kBytes - offset);
+          on = pool.unmap(volume, {offset, length});
+        } else if (what < 75) {
+          on = pool.flush(volume);
+        } else if (what < 80) {
+          on = pool.checkpoint();
+        } else if (what < 86 && snapshots.size() < 4) {
+          on = pool.fork(volume, fresh_id(), true);
+        } else if (what < 90 && !snapshots.empty() && volumes.size() < 4) {
+          on = pool.fork(snapshots[below(snapshots.size())], fresh_id(), false);
+        } else if (what < 94 && !snapshots.empty()) {
+          on = pool.remove(snapshots[below(snapshots.size())]);
+        } else if (what < 96 && volumes.size() > 2) {
+          on = pool.remove(volume);
+        } else if (what < 98) {
+          for (const Uuid& snapshot : snapshots) {
+            if (pool.model().at(snapshot).parent == volume) {
+              on = pool.revert(volume, snapshot);
+              break;
+            }
+          }
+        }
+      }
+      image = pool.disk().image_after_power_cut(random());
+      pool.drop();
+      CrashHarness::check(home, image, "round " + std::to_string(round));
+    }
+  }
+  pool.open(image, 1);
+  pool.verify();
+  BOOST_TEST_MESSAGE(operations << " operations, " << rounds << " power cuts");
+}
+
+BOOST_AUTO_TEST_SUITE_END()

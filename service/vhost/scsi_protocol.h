@@ -126,8 +126,11 @@ inline std::optional<ScsiAddress> decode_lun(const ScsiLunField& field) {
   return std::nullopt;
 }
 
+// As guests expect it in events: Linux compares it with what REPORT LUNS said, which for LUNs below 256 has peripheral
+// device addressing.
 inline ScsiLunField encode_lun(std::uint8_t target, std::uint16_t lun) {
-  return {1, target, static_cast<std::uint8_t>(0x40 | lun >> 8), static_cast<std::uint8_t>(lun & 0xff), 0, 0, 0, 0};
+  const auto high = static_cast<std::uint8_t>(lun < 256 ? 0 : 0x40 | lun >> 8);
+  return {1, target, high, static_cast<std::uint8_t>(lun & 0xff), 0, 0, 0, 0};
 }
 
 }  // namespace pollux::vhost

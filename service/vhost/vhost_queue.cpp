@@ -17,6 +17,8 @@ Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool) {
   pool_ = &pool;
   if (fds_.kick) POLLUX_TRY(reactor.watch(fds_.kick.get()));
   ring_->disable_kicks();
+  // A process that died may have answered and not said so any more: one interrupt too many is harmless.
+  ring_bell(fds_.call);
   return {};
 }
 

@@ -20,7 +20,10 @@ Result<std::unique_ptr<Virtqueue>> PackedQueue::create(QueueSetup setup) {
   queue->descs_ = reinterpret_cast<PackedDesc*>(descs);
   queue->driver_event_ = reinterpret_cast<PackedEvent*>(driver);
   queue->device_event_ = reinterpret_cast<PackedEvent*>(device);
-  const std::uint32_t base = queue->setup_.base;
+  std::uint32_t base = queue->setup_.base;
+  // Front ends that know nothing of wrap counters (Linux's virtio_uml) start a new ring with 0. Where the counters
+  // really are 0 at position 0, the first pass over the ring has left USED set in its first entry.
+  if (base == 0 && !(load_acquire(&queue->descs_[0].flags) & kDescUsed)) base = 0x80008000;
   queue->avail_ = {static_cast<std::uint16_t>(base & 0x7fff), (base & 0x8000) != 0};
   queue->used_ = {static_cast<std::uint16_t>(base >> 16 & 0x7fff), (base >> 31) != 0};
   if (const auto& inflight = queue->setup_.inflight) {

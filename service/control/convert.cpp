@@ -1,0 +1,390 @@
+#include "control/convert.h"
+
+#include <algorithm>
+#include <bit>
+#include <cctype>
+#include <limits>
+
+#include "base/units.h"
+
+namespace pollux::control {
+
+namespace {
+
+constexpr std::size_t kMaxPoolNameLength = 63;
+constexpr std::size_t kMaxNameBytes = 255;
+constexpr std::size_t kMaxClientLength = 64;
+constexpr std::size_t kMaxPathLength = 4095;
+constexpr std::int64_t kMaxSizeBytes = std::int64_t{1} << 60;
+
+bool is_alphanumeric(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+}
+
+// RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF.
+bool is_utf8(const std::string& text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const std::size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
+    if (length == 0 || length > text.size() - i) return false;
+    std::uint32_t point = length == 1 ? lead : lead & (0x7fU >> length);
+    for (std::size_t k = 1; k < length; ++k) {
+      const auto next = static_cast<unsigned char>(text[i + k]);
+      if (next >> 6 != 2) return false;
+      point = point << 6 | (next & 0x3fU);
+    }
+    constexpr std::uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (point < kLeast[length] || point > 0x10ffff || (point >= 0xd800 && point < 0xe000)) return false;
+    i += length;
+  }
+  return true;
+}
+
+tl::unexpected<Error> invalid(const char* parameter, const std::string& what) {
+  return fail(ErrorCode::kInvalid, std::string(parameter) + ": " + what);
+}
+
+std::int64_t to_i64(std::uint64_t value) {
+  return static_cast<std::int64_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int64_t>::max()));
+}
+std::int32_t to_i32(std::uint64_t value) {
+  return static_cast<std::int32_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int32_t>::max()));
+}
+
+Status take_limit(bool set, std::int64_t value, std::uint64_t& limit, const char* parameter) {
+  limit = 0;
+  if (!set) return {};
+  if (value < 0) return invalid(parameter, "a limit cannot be negative; 0 means none");
+  limit = static_cast<std::uint64_t>(value);
+  return {};
+}
+
+rpc::LatencyHistogram to_histogram(const std::vector<std::uint64_t>& buckets) {
+  rpc::LatencyHistogram histogram;
+  for (const auto bucket : buckets) histogram.buckets.push_back(to_i64(bucket));
+  return histogram;
+}
+
+}  // namespace
+
+rpc::ErrorCode::type to_rpc(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kInvalid:
+      return rpc::ErrorCode::INVALID;
+    case ErrorCode::kNotFound:
+      return rpc::ErrorCode::NOT_FOUND;
+    case ErrorCode::kExists:
+      return rpc::ErrorCode::EXISTS;
+    case ErrorCode::kBusy:
+      return rpc::ErrorCode::BUSY;
+    case ErrorCode::kNoSpace:
+      return rpc::ErrorCode::NO_SPACE;
+    case ErrorCode::kUnsupported:
+      return rpc::ErrorCode::UNSUPPORTED;
+    case ErrorCode::kDenied:
+      return rpc::ErrorCode::DENIED;
+    case ErrorCode::kRetry:
+      return rpc::ErrorCode::RETRY;
+    case ErrorCode::kInternal:
+    case ErrorCode::kIoError:
+    case ErrorCode::kCorrupt:
+      return rpc::ErrorCode::INTERNAL;
+  }
+  return rpc::ErrorCode::INTERNAL;
+}
+
+Result<Uuid> check_uuid(const std::string& text, const char* parameter) {
+  const auto id = Uuid::parse(text);
+  if (!id) return invalid(parameter, "expected a UUID such as 123e4567-e89b-42d3-a456-426614174000");
+  if (id->is_nil()) return invalid(parameter, "the nil UUID names nothing");
+  return *id;
+}
+
+Result<std::optional<Uuid>> check_optional_uuid(const std::string& text, const char* parameter) {
+  if (text.empty()) return std::optional<Uuid>();
+  const auto id = check_uuid(text, parameter);
+  if (!id) return fail(id.error());
+  return std::optional<Uuid>(*id);
+}
+
+Status check_pool_name(const std::string& name, const char* parameter) {
+  const bool fits = !name.empty() && name.size() <= kMaxPoolNameLength && is_alphanumeric(name.front()) &&
+                    std::all_of(name.begin(), name.end(),
+                                [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
+  if (!fits) return invalid(parameter, "expected [A-Za-z0-9][A-Za-z0-9._-]{0,62}");
+  return {};
+}
+
+Status check_pool(const std::string& pool) {
+  // A UUID is of the same form.
+  return check_pool_name(pool, "pool");
+}
+
+Status check_friendly_name(const std::string& name, const char* parameter) {
+  const bool control =
+      std::any_of(name.begin(), name.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
+  if (name.empty() || name.size() > kMaxNameBytes || control || !is_utf8(name)) {
+    return invalid(parameter, "expected 1 to 255 bytes of UTF-8 without control characters");
+  }
+  return {};
+}
+
+Status check_client(const std::string& client) {
+  const bool fits = !client.empty() && client.size() <= kMaxClientLength && is_alphanumeric(client.front()) &&
+                    std::all_of(client.begin(), client.end(), [](char c) { return is_alphanumeric(c) || c == '-'; });
+  if (!fits) return invalid("client_id", "expected a UUID, or [A-Za-z0-9][A-Za-z0-9-]{0,63}");
+  return {};
+}
+
+Status check_host(const std::string& host) {
+  const bool fits = !host.empty() && host.size() <= kMaxNameBytes &&
+                    std::all_of(host.begin(), host.end(), [](char c) { return c > ' ' && c < 0x7f; });
+  if (!fits) return invalid("host", "expected the common name of a host's certificate, 1 to 255 printable characters");
+  return {};
+}
+
+Result<std::uint64_t> check_size(std::int64_t bytes, const char* parameter) {
+  if (bytes <= 0 || bytes > kMaxSizeBytes || bytes % kSectorBytes != 0) {
+    return invalid(parameter, std::to_string(bytes) + " is no size: expected a multiple of 512, up to 2^60 bytes");
+  }
+  return static_cast<std::uint64_t>(bytes);
+}
+
+Result<std::uint32_t> check_count(std::int32_t number, const char* parameter) {
+  if (number < 0) return invalid(parameter, std::to_string(number) + " is negative");
+  return static_cast<std::uint32_t>(number);
+}
+
+Result<bdev::Spec> from_rpc(const rpc::BdevSpec& spec) {
+  bdev::Spec result;
+  if (spec.__isset.size_bytes && spec.size_bytes != 0) {
+    const auto size = check_size(spec.size_bytes, "bdev.size_bytes");
+    if (!size) return fail(size.error());
+    result.size_bytes = *size;
+  }
+  switch (spec.kind) {
+    case rpc::BdevKind::RAM:
+      result.kind = bdev::Spec::Kind::kRam;
+      if (result.size_bytes == 0) return invalid("bdev.size_bytes", "a RAM device needs a size");
+      if (spec.__isset.path && !spec.path.empty()) return invalid("bdev.path", "a RAM device has none");
+      return result;
+    case rpc::BdevKind::URING:
+      result.kind = bdev::Spec::Kind::kUring;
+      if (spec.path.empty() || spec.path.front() != '/' || spec.path.size() > kMaxPathLength ||
+          spec.path.find('\0') != std::string::npos) {
+        return invalid("bdev.path", "expected the absolute path of a file or block device");
+      }
+      result.path = spec.path;
+      return result;
+  }
+  return invalid("bdev.kind", std::to_string(static_cast<int>(spec.kind)) + " is unknown; expected RAM or URING");
+}
+
+Result<volume::PoolSpec> from_rpc(const rpc::PoolSpec& spec) {
+  volume::PoolSpec result;
+  const auto id = check_uuid(spec.pool_id, "pool_id");
+  if (!id) return fail(id.error());
+  result.id = *id;
+  POLLUX_TRY(check_pool_name(spec.name, "name"));
+  // Calls take a pool by name or id: a name that reads as an id could be taken for another pool.
+  if (Uuid::parse(spec.name)) return invalid("name", "a UUID cannot be a pool's name");
+  result.name = spec.name;
+  auto device = from_rpc(spec.bdev);
+  if (!device) return fail(std::move(device.error()));
+  result.bdev = std::move(*device);
+  if (spec.__isset.cluster_bytes && spec.cluster_bytes != 0) {
+    const auto bytes = static_cast<std::uint32_t>(std::max(spec.cluster_bytes, 0));
+    if (!std::has_single_bit(bytes) || bytes < 64 * kKiB || bytes > 4 * kMiB) {
+      return invalid("cluster_bytes", "expected a power of two from 65536 to 4194304");
+    }
+    result.cluster_bytes = bytes;
+  }
+  return result;
+}
+
+Result<volume::VolumeSpec> from_rpc(const rpc::VolumeSpec& spec, bool size_may_be_zero) {
+  volume::VolumeSpec result;
+  const auto id = check_uuid(spec.volume_id, "volume_id");
+  if (!id) return fail(id.error());
+  result.id = *id;
+  POLLUX_TRY(check_friendly_name(spec.name, "name"));
+  result.name = spec.name;
+  if (spec.size_bytes != 0 || !size_may_be_zero) {
+    const auto size = check_size(spec.size_bytes, "size_bytes");
+    if (!size) return fail(size.error());
+    result.size_bytes = *size;
+  }
+  switch (spec.provisioning) {
+    case rpc::Provisioning::THIN:
+      result.provisioning = volume::Provisioning::kThin;
+      return result;
+    case rpc::Provisioning::THICK:
+      result.provisioning = volume::Provisioning::kThick;
+      return result;
+  }
+  return invalid("provisioning", "expected THIN or THICK");
+}
+
+Result<volume::QosLimits> from_rpc(const rpc::QosLimits& limits) {
+  volume::QosLimits result;
+  const auto& set = limits.__isset;
+  POLLUX_TRY(take_limit(set.read_iops, limits.read_iops, result.read_iops, "read_iops"));
+  POLLUX_TRY(take_limit(set.write_iops, limits.write_iops, result.write_iops, "write_iops"));
+  POLLUX_TRY(take_limit(set.total_iops, limits.total_iops, result.total_iops, "total_iops"));
+  POLLUX_TRY(take_limit(set.read_bytes_per_s, limits.read_bytes_per_s, result.read_bytes_per_s, "read_bytes_per_s"));
+  POLLUX_TRY(
+      take_limit(set.write_bytes_per_s, limits.write_bytes_per_s, result.write_bytes_per_s, "write_bytes_per_s"));
+  POLLUX_TRY(
+      take_limit(set.total_bytes_per_s, limits.total_bytes_per_s, result.total_bytes_per_s, "total_bytes_per_s"));
+  return result;
+}
+
+Result<AttachRequest> from_rpc(const rpc::AttachSpec& spec) {
+  AttachRequest request;
+  const auto id = check_uuid(spec.attachment_id, "attachment_id");
+  if (!id) return fail(id.error());
+  const auto volume = check_uuid(spec.volume_id, "volume_id");
+  if (!volume) return fail(volume.error());
+  POLLUX_TRY(check_client(spec.client_id));
+  request.id = *id;
+  request.volume = *volume;
+  request.client = spec.client_id;
+  if (spec.__isset.queues) {
+    const auto queues = check_count(spec.queues, "queues");
+    if (!queues) return fail(queues.error());
+    request.queues = *queues;
+  }
+  request.read_only = spec.__isset.read_only && spec.read_only;
+  switch (spec.transport) {
+    case rpc::Transport::SCSI:
+      request.transport = TransportKind::kScsi;
+      return request;
+    case rpc::Transport::BLK:
+      request.transport = TransportKind::kBlk;
+      return request;
+  }
+  return invalid("transport", "expected SCSI or BLK");
+}
+
+Result<AuthorisationRecord> from_rpc(const rpc::Authorisation& authorisation) {
+  const auto volume = check_uuid(authorisation.volume_id, "volume_id");
+  if (!volume) return fail(volume.error());
+  POLLUX_TRY(check_host(authorisation.host));
+  return AuthorisationRecord{*volume, authorisation.host, authorisation.__isset.read_only && authorisation.read_only};
+}
+
+rpc::PoolInfo to_rpc(const volume::PoolInfo& pool) {
+  rpc::PoolInfo info;
+  info.pool_id = pool.id.to_string();
+  info.name = pool.name;
+  info.bdev.kind = pool.bdev.kind == bdev::Spec::Kind::kRam ? rpc::BdevKind::RAM : rpc::BdevKind::URING;
+  if (!pool.bdev.path.empty()) info.bdev.__set_path(pool.bdev.path);
+  if (pool.bdev.size_bytes != 0) info.bdev.__set_size_bytes(to_i64(pool.bdev.size_bytes));
+  info.cluster_bytes = to_i32(pool.cluster_bytes);
+  info.capacity_bytes = to_i64(pool.capacity_bytes);
+  info.free_bytes = to_i64(pool.free_bytes);
+  info.allocated_bytes = to_i64(pool.allocated_bytes);
+  info.reserved_bytes = to_i64(pool.reserved_bytes);
+  info.provisioned_bytes = to_i64(pool.provisioned_bytes);
+  info.volumes = to_i32(pool.volumes);
+  info.snapshots = to_i32(pool.snapshots);
+  info.metadata_bytes = to_i64(pool.metadata_bytes);
+  return info;
+}
+
+rpc::VolumeInfo to_rpc(const volume::VolumeInfo& volume, std::uint32_t attachments) {
+  rpc::VolumeInfo info;
+  info.volume_id = volume.id.to_string();
+  info.name = volume.name;
+  info.pool = volume.pool;
+  info.size_bytes = to_i64(volume.size_bytes);
+  info.provisioning =
+      volume.provisioning == volume::Provisioning::kThick ? rpc::Provisioning::THICK : rpc::Provisioning::THIN;
+  info.snapshot = volume.snapshot;
+  if (volume.parent_id) info.__set_parent_id(volume.parent_id->to_string());
+  info.mapped_bytes = to_i64(volume.mapped_bytes);
+  info.created_at_ms = volume.created_at_ms;
+  info.attachments = to_i32(attachments);
+  if (volume.qos != volume::QosLimits{}) {
+    rpc::QosLimits limits;
+    limits.__set_read_iops(to_i64(volume.qos.read_iops));
+    limits.__set_write_iops(to_i64(volume.qos.write_iops));
+    limits.__set_total_iops(to_i64(volume.qos.total_iops));
+    limits.__set_read_bytes_per_s(to_i64(volume.qos.read_bytes_per_s));
+    limits.__set_write_bytes_per_s(to_i64(volume.qos.write_bytes_per_s));
+    limits.__set_total_bytes_per_s(to_i64(volume.qos.total_bytes_per_s));
+    info.__set_qos(limits);
+  }
+  return info;
+}
+
+rpc::VolumeStats to_rpc(const volume::VolumeStats& stats) {
+  rpc::VolumeStats result;
+  result.read_ops = to_i64(stats.read_ops);
+  result.write_ops = to_i64(stats.write_ops);
+  result.flush_ops = to_i64(stats.flush_ops);
+  result.unmap_ops = to_i64(stats.unmap_ops);
+  result.read_bytes = to_i64(stats.read_bytes);
+  result.write_bytes = to_i64(stats.write_bytes);
+  result.errors = to_i64(stats.errors);
+  if (!stats.read_latency.empty()) result.__set_read_latency(to_histogram(stats.read_latency));
+  if (!stats.write_latency.empty()) result.__set_write_latency(to_histogram(stats.write_latency));
+  return result;
+}
+
+rpc::JobInfo to_rpc(const volume::JobInfo& job) {
+  rpc::JobInfo info;
+  info.job_id = job.id.to_string();
+  info.kind = job.kind;
+  info.volume_id = job.volume_id.to_string();
+  switch (job.state) {
+    case volume::JobState::kRunning:
+      info.state = rpc::JobState::RUNNING;
+      break;
+    case volume::JobState::kDone:
+      info.state = rpc::JobState::DONE;
+      break;
+    case volume::JobState::kFailed:
+      info.state = rpc::JobState::FAILED;
+      break;
+    case volume::JobState::kCancelled:
+      info.state = rpc::JobState::CANCELLED;
+      break;
+  }
+  info.done = to_i64(job.done);
+  info.total = to_i64(job.total);
+  if (!job.error.empty()) info.__set_error(job.error);
+  return info;
+}
+
+rpc::Authorisation to_rpc(const AuthorisationRecord& authorisation) {
+  rpc::Authorisation result;
+  result.volume_id = authorisation.volume.to_string();
+  result.host = authorisation.host;
+  result.__set_read_only(authorisation.read_only);
+  return result;
+}
+
+rpc::AttachmentInfo to_rpc(const Attachment& attachment, const std::string& host_id) {
+  const auto& record = attachment.record;
+  const bool scsi = record.transport == TransportKind::kScsi;
+  rpc::AttachmentInfo info;
+  info.attachment_id = record.id.to_string();
+  info.volume_id = record.volume.to_string();
+  info.client_id = record.client;
+  info.transport = scsi ? rpc::Transport::SCSI : rpc::Transport::BLK;
+  info.socket_path = attachment.socket_path;
+  info.queues = to_i32(record.queues);
+  info.read_only = record.read_only;
+  if (scsi) {
+    info.__set_controller(record.client);
+    info.__set_target(record.target);
+    info.__set_lun(0);
+  }
+  info.serial = attachment.serial;
+  info.connected = attachment.connected;
+  info.host_id = host_id;
+  return info;
+}
+
+}  // namespace pollux::control

@@ -1,0 +1,219 @@
+#include "control/daemon.h"
+
+#include <sched.h>
+
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "control/access_log.h"
+#include "control/attachments.h"
+#include "control/data_sockets.h"
+#include "control/dispatch.h"
+#include "control/handler.h"
+#include "control/metrics_source.h"
+#include "control/pools.h"
+#include "control/rpc_server.h"
+#include "control/state_store.h"
+#include "control/tls_context.h"
+#include "metrics/page.h"
+#include "reactor/reactor.h"
+#include "vhost/vhost_service.h"
+#include "volume/volume_service.h"
+
+namespace pollux::control {
+
+// In the order of construction; stop() takes them down by name, in reverse.
+struct Daemon::Parts {
+  AccessLog access_log;
+  std::unique_ptr<TlsKeeper> tls;
+  std::unique_ptr<StateStore> store;
+  std::unique_ptr<reactor::ReactorGroup> reactors;
+  std::unique_ptr<volume::VolumeService> volumes;
+  std::unique_ptr<vhost::VhostService> vhost;
+  std::unique_ptr<Pools> pools;
+  std::unique_ptr<Attachments> attachments;
+  std::unique_ptr<DataSockets> data_sockets;
+  std::optional<Backend> backend;
+  std::unique_ptr<metrics::Page> page;
+  std::unique_ptr<RpcServer> server;
+};
+
+Daemon::Daemon(const Config& config) : config_(config), parts_(std::make_unique<Parts>()) {}
+
+Daemon::~Daemon() {
+  if (const auto status = stop(); !status) log::error("stop: {}", status.error().message);
+}
+
+Result<std::unique_ptr<Daemon>> Daemon::start(const Config& config, const std::string& version) {
+  std::unique_ptr<Daemon> daemon(new Daemon(config));
+  POLLUX_TRY(daemon->start_stages(version));
+  return daemon;
+}
+
+Status Daemon::start_stages(const std::string& version) {
+  auto& parts = *parts_;
+  const std::int64_t started_at_ms = wall_clock_ms();
+  // A certificate that is wrong is found before any guest's disk depends on this start.
+  const TlsFiles files{config_.control.ca, config_.control.certificate, config_.control.key};
+  auto tls = TlsContext::load(files);
+  if (!tls) return fail(std::move(tls.error()));
+  parts.tls = std::make_unique<TlsKeeper>(files, std::move(*tls));
+  std::error_code error;
+  std::filesystem::create_directories(config_.service.runtime_dir, error);
+  if (error) {
+    return fail(ErrorCode::kIoError, "cannot make the folder " + config_.service.runtime_dir + ": " + error.message());
+  }
+  auto store = StateStore::open(config_.service.state_dir);
+  if (!store) return fail(std::move(store.error()));
+  parts.store = std::move(*store);
+  log::info("start: state in {}", config_.service.state_dir);
+  POLLUX_TRY(start_reactors());
+  POLLUX_TRY(start_services());
+  parts.backend.emplace(Backend{*parts.reactors, *parts.volumes, *parts.vhost, *parts.store, *parts.pools,
+                                *parts.attachments, *parts.data_sockets, config_.service.host_id, version,
+                                started_at_ms, config_.control.default_deadline_ms, config_.control.max_deadline_ms});
+  if (!config_.metrics.listen.empty()) {
+    auto page =
+        metrics::Page::start(config_.metrics.listen, [&backend = *parts.backend] { return gather_metrics(backend); });
+    if (!page) return fail(std::move(page.error()));
+    parts.page = std::move(*page);
+    log::info("start: metrics on http://{}/metrics", config_.metrics.listen);
+  }
+  return open_port();
+}
+
+Status Daemon::start_reactors() {
+  std::vector<reactor::Reactor::Options> options;
+  const auto& wanted = config_.reactors;
+  const std::size_t count = wanted.cores.empty() ? wanted.count : wanted.cores.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    reactor::Reactor::Options one;
+    one.id = static_cast<unsigned>(i);
+    if (!wanted.cores.empty()) one.core = wanted.cores[i];
+    one.idle = wanted.adaptive ? reactor::IdlePolicy::kAdaptive : reactor::IdlePolicy::kPoll;
+    one.idle_after_us = wanted.idle_after_us;
+    options.push_back(one);
+  }
+  auto reactors = reactor::ReactorGroup::start(options);
+  if (!reactors) return fail(std::move(reactors.error()));
+  parts_->reactors = std::move(*reactors);
+  leave_reactor_cores();
+  log::info("start: {} reactors", count);
+  return {};
+}
+
+// Threads that are started from here on inherit this thread's cores: control work stays off those that guests are
+// served on.
+void Daemon::leave_reactor_cores() {
+  cpu_set_t allowed;
+  if (config_.reactors.cores.empty() || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  for (const unsigned core : config_.reactors.cores) CPU_CLR(core, &allowed);
+  if (CPU_COUNT(&allowed) == 0) {
+    log::warn("start: every core is a reactor's; control threads share them");
+  } else if (sched_setaffinity(0, sizeof(allowed), &allowed) != 0) {
+    log::warn("start: cannot keep control threads off the reactors' cores");
+  }
+}
+
+Status Daemon::start_services() {
+  auto& parts = *parts_;
+  parts.volumes = std::make_unique<volume::VolumeService>(*parts.reactors);
+  vhost::Options vhost_options;
+  vhost_options.socket_dir = config_.vhost.socket_dir;
+  vhost_options.socket_group = config_.vhost.socket_group;
+  vhost_options.default_queues = config_.vhost.default_queues;
+  vhost_options.max_queues = config_.vhost.max_queues;
+  auto vhost = vhost::VhostService::start(*parts.reactors, std::move(vhost_options));
+  if (!vhost) return fail(std::move(vhost.error()));
+  parts.vhost = std::move(*vhost);
+  log::info("start: vhost-user sockets in {}", config_.vhost.socket_dir);
+
+  parts.pools = std::make_unique<Pools>(*parts.store, *parts.reactors, *parts.volumes);
+  POLLUX_TRY(parts.pools->restore());
+  log::info("start: pools {}", parts.pools->all_open() ? "open" : "open but for those named above");
+
+  Attachments::Options options;
+  options.socket_dir = config_.vhost.socket_dir;
+  options.default_queues = config_.vhost.default_queues;
+  options.max_queues = config_.vhost.max_queues;
+  parts.attachments =
+      std::make_unique<Attachments>(*parts.store, *parts.reactors, *parts.volumes, *parts.vhost, std::move(options));
+  POLLUX_TRY(parts.attachments->restore(parts.pools->all_open()));
+  const auto attached = parts.store->attachments();
+  if (!attached) return fail(attached.error());
+  log::info("start: {} attachments restored", attached->size());
+
+  DataSockets::Options data_options;
+  data_options.dir = config_.service.runtime_dir;
+  data_options.group = config_.data.socket_group;
+  data_options.max_sockets = config_.data.max_sockets;
+  data_options.max_connections = config_.data.max_connections;
+  auto data_sockets = DataSockets::start(*parts.reactors, *parts.volumes, std::move(data_options));
+  if (!data_sockets) return fail(std::move(data_sockets.error()));
+  parts.data_sockets = std::move(*data_sockets);
+  return {};
+}
+
+Status Daemon::open_port() {
+  auto& parts = *parts_;
+  auto listen = Endpoint::parse(config_.control.listen);
+  if (!listen) return fail(std::move(listen.error()));
+  RpcServer::Options options;
+  options.listen = *listen;
+  options.max_frame_bytes = config_.control.max_frame_bytes;
+  options.max_connections = config_.control.max_connections;
+  options.io_timeout_ms = config_.control.io_timeout_s * 1000;
+  options.idle_timeout_ms = config_.control.idle_timeout_s * 1000;
+  auto server = RpcServer::start(options, *parts.tls, parts.access_log, [&parts](const Caller& caller) {
+    return std::make_shared<GuardedProcessor>(std::make_shared<Handler>(*parts.backend, caller), caller,
+                                              parts.access_log);
+  });
+  if (!server) return fail(std::move(server.error()));
+  parts.server = std::move(*server);
+  listen->port = parts.server->port();
+  log::info("start: control port {} open", listen->to_string());
+  return {};
+}
+
+std::uint16_t Daemon::control_port() const {
+  return parts_->server->port();
+}
+
+void Daemon::reload() {
+  if (const auto status = log::reopen(); !status) log::error("reload: {}", status.error().message);
+  if (const auto status = parts_->tls->reload(); !status) {
+    log::error("reload: the certificates stay as they were: {}", status.error().message);
+  } else {
+    log::info("reload: log reopened, certificates read");
+  }
+}
+
+Status Daemon::stop() {
+  auto& parts = *parts_;
+  if (parts.server) log::info("stop: control port closed");
+  parts.server.reset();
+  parts.page.reset();
+  parts.backend.reset();
+  if (parts.data_sockets) parts.data_sockets->close_all();
+  parts.data_sockets.reset();
+  parts.attachments.reset();
+  parts.pools.reset();
+  if (parts.vhost) log::info("stop: disconnecting front ends");
+  parts.vhost.reset();
+  Status closed;
+  if (parts.volumes) {
+    closed = reactor::call(parts.reactors->main(), parts.volumes->close());
+    if (closed) log::info("stop: pools closed");
+  }
+  parts.volumes.reset();
+  parts.reactors.reset();
+  parts.store.reset();
+  return closed;
+}
+
+}  // namespace pollux::control

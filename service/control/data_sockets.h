@@ -1,0 +1,77 @@
+#pragma once
+// DataSockets: the NBD sockets that data_open makes, by id. They live in memory alone and are gone when the service
+// stops. Any control thread, never a reactor; changes are serialised.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+#include "base/uuid.h"
+#include "control/deadline.h"
+#include "control/nbd_server.h"
+#include "reactor/reactor.h"
+#include "volume/volume_service.h"
+
+namespace pollux::control {
+
+struct DataSocketRequest {
+  Uuid id;
+  Uuid volume;
+  bool read_only = false;
+
+  bool operator==(const DataSocketRequest&) const = default;
+};
+
+struct DataSocket {
+  Uuid id;
+  Uuid volume;
+  std::string path;
+  std::string export_name;
+  bool read_only = false;
+};
+
+class DataSockets {
+ public:
+  struct Options {
+    std::string dir;
+    std::string group;  // empty: the process's own
+    std::uint32_t max_sockets = 64;
+    std::uint32_t max_connections = 8;
+  };
+
+  // Removes sockets that an earlier process left in the folder. kInvalid: no such group.
+  static Result<std::unique_ptr<DataSockets>> start(reactor::ReactorGroup& reactors, volume::VolumeService& volumes,
+                                                    Options options);
+
+  // A snapshot opens read-only whatever was asked for. kRetry: all sockets are in use.
+  Result<DataSocket> open(const DataSocketRequest& request, Deadline deadline);
+  // Ends every connection, flushes, removes the socket. An error means that what was written may not be durable; the
+  // socket stays and the call can be repeated. What is not there is closed.
+  Status close(const Uuid& id, Deadline deadline);
+  // close() of all, at the end of the service; failures are logged.
+  void close_all();
+
+ private:
+  DataSockets(reactor::ReactorGroup& reactors, volume::VolumeService& volumes, Options options)
+      : reactors_(reactors), volumes_(volumes), options_(std::move(options)) {}
+
+  struct Open {
+    DataSocketRequest request;
+    DataSocket socket;
+    std::unique_ptr<NbdServer> server;
+  };
+  Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
+
+  reactor::ReactorGroup& reactors_;
+  volume::VolumeService& volumes_;
+  const Options options_;
+  std::optional<gid_t> gid_;
+  std::timed_mutex changes_;
+  std::map<Uuid, Open> open_;
+};
+
+}  // namespace pollux::control

@@ -1,0 +1,348 @@
+#include "control/nbd_connection.h"
+
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "base/units.h"
+#include "control/nbd_protocol.h"
+
+namespace pollux::control::nbd {
+
+namespace {
+
+constexpr std::size_t kSlots = 32;
+// Of all requests of a connection together; one alone may have kMaxPayloadBytes.
+constexpr std::uint64_t kBytesInFlight = kMaxPayloadBytes;
+// Kept in a slot between requests; larger ones are given back.
+constexpr std::size_t kKeptBufferBytes = 1 << 20;
+constexpr std::size_t kBufferAlignment = 4096;  // of O_DIRECT, so that devices need not bounce
+constexpr int kNegotiationTimeoutS = 10;
+
+std::uint32_t to_nbd(bdev::IoStatus status) {
+  switch (status) {
+    case bdev::IoStatus::kOk:
+      return kOk;
+    case bdev::IoStatus::kNoSpace:
+      return kEnospc;
+    case bdev::IoStatus::kInvalid:
+      return kEinval;
+    case bdev::IoStatus::kReadOnly:
+      return kEperm;
+    case bdev::IoStatus::kAborted:
+      return kEshutdown;
+    case bdev::IoStatus::kIoError:
+    case bdev::IoStatus::kMediumError:
+      return kEio;
+  }
+  return kEio;
+}
+
+void set_timeout(int socket, int option, int seconds) {
+  const timeval limit{seconds, 0};
+  setsockopt(socket, SOL_SOCKET, option, &limit, sizeof(limit));
+}
+
+bool moves_data(std::uint16_t type) {
+  return type == kCmdRead || type == kCmdWrite;
+}
+
+reactor::Task<Result<std::unique_ptr<bdev::Channel>>> make_channel(reactor::Reactor& reactor,
+                                                                   std::shared_ptr<bdev::Bdev> device) {
+  co_await reactor.enter();
+  co_return device->open_channel(reactor);
+}
+
+reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> channel) {
+  co_await reactor.enter();
+  channel.reset();
+  co_return Status{};
+}
+
+}  // namespace
+
+// A request on its way: to the reactor as a message, on it as an IoRequest, back as a message.
+struct Connection::Slot : reactor::Message, bdev::IoRequest {
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  Connection* connection = nullptr;
+  std::uint64_t cookie = 0;
+  std::uint32_t error = kOk;
+  std::uint32_t answer_bytes = 0;   // data that follows the answer
+  std::uint32_t counted_bytes = 0;  // of bytes_in_use_
+  bool flush_after = false;         // FUA on a command whose device operation has none
+  iovec data{};
+  std::unique_ptr<void, Free> buffer;
+  std::size_t buffer_bytes = 0;
+
+  bool reserve(std::size_t bytes) {
+    if (buffer_bytes >= bytes) return true;
+    buffer_bytes = 0;
+    const std::size_t rounded = align_up<std::size_t>(bytes, kBufferAlignment);
+    buffer.reset(std::aligned_alloc(kBufferAlignment, rounded));
+    if (buffer) buffer_bytes = rounded;
+    return buffer != nullptr;
+  }
+};
+
+Connection::Connection(Fd socket, std::shared_ptr<bdev::Bdev> device, reactor::Reactor& reactor, Export exported)
+    : socket_(std::move(socket)),
+      device_(std::move(device)),
+      reactor_(reactor),
+      export_(std::move(exported)),
+      answers_event_(eventfd(0, EFD_CLOEXEC)) {
+  for (std::size_t i = 0; i < kSlots; ++i) {
+    slots_.push_back(std::make_unique<Slot>());
+    slots_.back()->connection = this;
+    free_.push_back(slots_.back().get());
+  }
+}
+
+Connection::~Connection() = default;
+
+void Connection::interrupt() {
+  shutdown(socket_.get(), SHUT_RDWR);
+}
+
+Status Connection::run() {
+  if (!answers_event_) return fail(ErrorCode::kInternal, std::string("no eventfd: ") + std::strerror(errno));
+  set_timeout(socket_.get(), SO_RCVTIMEO, kNegotiationTimeoutS);
+  set_timeout(socket_.get(), SO_SNDTIMEO, kNegotiationTimeoutS);
+  const auto agreed = negotiate(socket_.get(), export_);
+  if (!agreed) return fail(agreed.error());
+  if (!*agreed) return {};
+  // From here on a client may be silent, or busy, for as long as it likes.
+  set_timeout(socket_.get(), SO_RCVTIMEO, 0);
+  set_timeout(socket_.get(), SO_SNDTIMEO, 0);
+  auto channel = reactor::call(reactor_, make_channel(reactor_, device_));
+  if (!channel) return fail(std::move(channel.error()));
+  channel_ = std::move(*channel);
+  const auto status = transmit();
+  const auto dropped = reactor::call(reactor_, drop_channel(reactor_, std::move(channel_)));
+  return status ? dropped : status;
+}
+
+Status Connection::transmit() {
+  std::thread sender([this] { send_answers(); });
+  const auto status = read_requests();
+  reading_done_.store(true);
+  const std::uint64_t one = 1;
+  const bool woken = write(answers_event_.get(), &one, sizeof(one)) == sizeof(one);
+  sender.join();
+  if (!woken) return fail(ErrorCode::kInternal, "cannot wake the sending thread");
+  return status;
+}
+
+Status Connection::read_requests() {
+  while (true) {
+    std::array<std::uint8_t, kRequestBytes> raw{};
+    if (!receive(socket_.get(), raw.data(), raw.size())) return {};
+    if (get<std::uint32_t>(raw.data()) != kRequestMagic)
+      return fail(ErrorCode::kInvalid, "a request without its magic");
+    Request request;
+    request.flags = get<std::uint16_t>(raw.data() + 4);
+    request.type = get<std::uint16_t>(raw.data() + 6);
+    request.cookie = get<std::uint64_t>(raw.data() + 8);
+    request.offset_bytes = get<std::uint64_t>(raw.data() + 16);
+    request.length_bytes = get<std::uint32_t>(raw.data() + 24);
+    if (request.type == kCmdDisconnect) return {};
+    POLLUX_TRY(take(request));
+  }
+}
+
+std::uint32_t Connection::judge(const Request& request) const {
+  std::uint16_t known_flags = 0;
+  bool writes = true;
+  switch (request.type) {
+    case kCmdRead:
+      writes = false;
+      break;
+    case kCmdWrite:
+    case kCmdTrim:
+      known_flags = kCmdFlagFua;
+      break;
+    case kCmdWriteZeroes:
+      known_flags = kCmdFlagFua | kCmdFlagNoHole;
+      break;
+    case kCmdFlush:
+      return request.flags == 0 && request.offset_bytes == 0 && request.length_bytes == 0 ? kOk : kEinval;
+    default:
+      return kEinval;
+  }
+  if ((request.flags & ~known_flags) != 0) return kEinval;
+  if (writes && (export_.transmission_flags & kReadOnly) != 0) return kEperm;
+  if (request.length_bytes == 0 || (moves_data(request.type) && request.length_bytes > kMaxPayloadBytes))
+    return kEinval;
+  if (!is_aligned<std::uint64_t>(request.offset_bytes, export_.block_bytes) ||
+      !is_aligned<std::uint32_t>(request.length_bytes, export_.block_bytes)) {
+    return kEinval;
+  }
+  if (!range_fits(request.offset_bytes, request.length_bytes, device_->size_bytes())) return writes ? kEnospc : kEinval;
+  return kOk;
+}
+
+Status Connection::take(const Request& request) {
+  const std::uint32_t refusal = judge(request);
+  const bool has_payload = request.type == kCmdWrite;
+  if (has_payload && request.length_bytes > kMaxPayloadBytes) {
+    return fail(ErrorCode::kInvalid, "a write of " + std::to_string(request.length_bytes) + " bytes");
+  }
+  Slot* slot = acquire(refusal == kOk ? request : Request{.cookie = request.cookie});
+  slot->cookie = request.cookie;
+  if (refusal != kOk) {
+    if (has_payload && !discard(request.length_bytes)) {
+      release(*slot);
+      return {};
+    }
+    answer(*slot, refusal);
+    return {};
+  }
+  if (moves_data(request.type) && !slot->reserve(request.length_bytes)) {
+    release(*slot);
+    return fail(ErrorCode::kNoSpace, "no memory for a request of " + std::to_string(request.length_bytes) + " bytes");
+  }
+  if (has_payload && !receive(socket_.get(), slot->buffer.get(), request.length_bytes)) {
+    release(*slot);
+    return {};
+  }
+  const bool fua = (request.flags & kCmdFlagFua) != 0;
+  slot->bdev::IoRequest::flags = 0;
+  slot->offset_bytes = request.offset_bytes;
+  slot->length_bytes = request.length_bytes;
+  slot->iov = nullptr;
+  slot->iov_count = 0;
+  slot->flush_after = false;
+  slot->answer_bytes = 0;
+  if (moves_data(request.type)) {
+    slot->data = {slot->buffer.get(), request.length_bytes};
+    slot->iov = &slot->data;
+    slot->iov_count = 1;
+  }
+  switch (request.type) {
+    case kCmdRead:
+      slot->op = bdev::IoOp::kRead;
+      slot->answer_bytes = request.length_bytes;
+      break;
+    case kCmdWrite:
+      slot->op = bdev::IoOp::kWrite;
+      if (fua) slot->bdev::IoRequest::flags = bdev::IoRequest::kFua;
+      break;
+    case kCmdTrim:
+      slot->op = bdev::IoOp::kUnmap;
+      slot->flush_after = fua;
+      break;
+    case kCmdWriteZeroes:
+      slot->op = bdev::IoOp::kWriteZeroes;
+      if ((request.flags & kCmdFlagNoHole) == 0) slot->bdev::IoRequest::flags = bdev::IoRequest::kMayUnmap;
+      slot->flush_after = fua;
+      break;
+    default:
+      slot->op = bdev::IoOp::kFlush;
+      break;
+  }
+  submit(*slot);
+  return {};
+}
+
+bool Connection::discard(std::uint32_t length_bytes) {
+  std::array<std::uint8_t, 16384> scrap{};
+  while (length_bytes > 0) {
+    const auto part = std::min<std::uint32_t>(length_bytes, scrap.size());
+    if (!receive(socket_.get(), scrap.data(), part)) return false;
+    length_bytes -= part;
+  }
+  return true;
+}
+
+Connection::Slot* Connection::acquire(const Request& request) {
+  const std::uint32_t bytes = moves_data(request.type) ? request.length_bytes : 0;
+  std::unique_lock lock(free_mutex_);
+  free_changed_.wait(lock, [&] { return !free_.empty() && bytes_in_use_ + bytes <= kBytesInFlight; });
+  Slot* slot = free_.back();
+  free_.pop_back();
+  bytes_in_use_ += bytes;
+  slot->counted_bytes = bytes;
+  return slot;
+}
+
+void Connection::release(Slot& slot) {
+  if (slot.buffer_bytes > kKeptBufferBytes) {
+    slot.buffer.reset();
+    slot.buffer_bytes = 0;
+  }
+  const std::lock_guard lock(free_mutex_);
+  bytes_in_use_ -= slot.counted_bytes;
+  slot.counted_bytes = 0;
+  free_.push_back(&slot);
+  free_changed_.notify_all();
+}
+
+void Connection::submit(Slot& slot) {
+  slot.complete = [](bdev::IoRequest& request) {
+    auto& done = static_cast<Slot&>(request);
+    if (done.status == bdev::IoStatus::kOk && std::exchange(done.flush_after, false)) {
+      done.op = bdev::IoOp::kFlush;
+      done.bdev::IoRequest::flags = 0;
+      done.offset_bytes = 0;
+      done.length_bytes = 0;
+      done.connection->channel_->submit(done);
+      return;
+    }
+    done.connection->answer(done, to_nbd(done.status));
+  };
+  slot.run = [](reactor::Message& message) {
+    auto& ready = static_cast<Slot&>(message);
+    ready.connection->channel_->submit(ready);
+  };
+  reactor_.post(slot);
+}
+
+// On the reactor, or on the reading thread for what is refused.
+void Connection::answer(Slot& slot, std::uint32_t error) {
+  slot.error = error;
+  if (error != kOk) slot.answer_bytes = 0;
+  answers_.push(slot);
+  const std::uint64_t one = 1;
+  // An eventfd refuses a write only when its counter is full, and then the reader is woken anyway.
+  [[maybe_unused]] const auto written = write(answers_event_.get(), &one, sizeof(one));
+}
+
+bool Connection::send_answer(Slot& slot) {
+  std::array<std::uint8_t, kSimpleReplyBytes> header{};
+  put(header.data(), kSimpleReplyMagic);
+  put(header.data() + 4, slot.error);
+  put(header.data() + 8, slot.cookie);
+  return send_all(socket_.get(), header.data(), header.size()) &&
+         (slot.answer_bytes == 0 || send_all(socket_.get(), slot.buffer.get(), slot.answer_bytes));
+}
+
+// Ends when the reading thread has and every slot is back; after a failed send it goes on without sending.
+void Connection::send_answers() {
+  bool connected = true;
+  while (true) {
+    while (auto* message = answers_.pop()) {
+      auto& slot = static_cast<Slot&>(*message);
+      if (connected && !send_answer(slot)) {
+        connected = false;
+        interrupt();
+      }
+      release(slot);
+    }
+    if (reading_done_.load()) {
+      const std::lock_guard lock(free_mutex_);
+      if (free_.size() == slots_.size()) return;
+    }
+    std::uint64_t count = 0;
+    if (read(answers_event_.get(), &count, sizeof(count)) < 0 && errno != EINTR) return;
+  }
+}
+
+}  // namespace pollux::control::nbd

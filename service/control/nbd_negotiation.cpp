@@ -1,0 +1,170 @@
+#include "control/nbd_negotiation.h"
+
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <vector>
+
+#include "control/nbd_protocol.h"
+
+namespace pollux::control::nbd {
+
+namespace {
+
+// "NBD_OPT_*": names have at most 4096 bytes; an option of ours needs little more.
+constexpr std::uint32_t kMaxOptionBytes = 8192;
+// A client that only ever asks must not hold the thread for ever.
+constexpr unsigned kMaxOptions = 64;
+
+bool reply(int socket, std::uint32_t option, std::uint32_t type, const std::vector<std::uint8_t>& data = {}) {
+  std::vector<std::uint8_t> message;
+  append(message, kOptionReplyMagic);
+  append(message, option);
+  append(message, type);
+  append(message, static_cast<std::uint32_t>(data.size()));
+  message.insert(message.end(), data.begin(), data.end());
+  return send_all(socket, message.data(), message.size());
+}
+
+// An empty name is the default export, and there is one.
+bool names(const std::string& name, const Export& exported) {
+  return name.empty() || name == exported.name;
+}
+
+// "NBD_OPT_INFO": name length, name, number of requests, requests.
+bool parse_info(const std::vector<std::uint8_t>& data, std::string& name) {
+  if (data.size() < 6) return false;
+  const std::size_t name_length = get<std::uint32_t>(data.data());
+  if (name_length > data.size() - 6) return false;
+  name.assign(data.begin() + 4, data.begin() + 4 + static_cast<std::ptrdiff_t>(name_length));
+  const std::uint8_t* rest = data.data() + 4 + name_length;
+  const std::size_t count = get<std::uint16_t>(rest);
+  return data.size() == 4 + name_length + 2 + 2 * count;
+}
+
+bool send_info(int socket, std::uint32_t option, const Export& exported) {
+  std::vector<std::uint8_t> info;
+  append(info, kInfoExport);
+  append(info, exported.size_bytes);
+  append(info, exported.transmission_flags);
+  if (!reply(socket, option, kRepInfo, info)) return false;
+  // Sent to all: a server may send what was not asked for, and clients that know it do better.
+  std::vector<std::uint8_t> sizes;
+  append(sizes, kInfoBlockSize);
+  append(sizes, exported.block_bytes);
+  append(sizes, exported.preferred_bytes);
+  append(sizes, kAnnouncedPayloadBytes);
+  return reply(socket, option, kRepInfo, sizes) && reply(socket, option, kRepAck);
+}
+
+bool send_list(int socket, const Export& exported) {
+  std::vector<std::uint8_t> entry;
+  append(entry, static_cast<std::uint32_t>(exported.name.size()));
+  entry.insert(entry.end(), exported.name.begin(), exported.name.end());
+  return reply(socket, kOptList, kRepServer, entry) && reply(socket, kOptList, kRepAck);
+}
+
+bool send_export(int socket, const Export& exported, bool zeroes) {
+  std::vector<std::uint8_t> answer;
+  append(answer, exported.size_bytes);
+  append(answer, exported.transmission_flags);
+  if (zeroes) answer.resize(answer.size() + kExportNameZeroes);
+  return send_all(socket, answer.data(), answer.size());
+}
+
+enum class Next { kOption, kTransmission, kEnd };
+
+Next answer_option(int socket, std::uint32_t option, const std::vector<std::uint8_t>& data, const Export& exported,
+                   bool zeroes) {
+  const auto go_on = [](bool sent) { return sent ? Next::kOption : Next::kEnd; };
+  switch (option) {
+    case kOptExportName: {
+      // This option knows no error reply: an unknown name ends the connection.
+      const std::string name(data.begin(), data.end());
+      return names(name, exported) && send_export(socket, exported, zeroes) ? Next::kTransmission : Next::kEnd;
+    }
+    case kOptAbort:
+      reply(socket, option, kRepAck);  // the client may be gone already
+      return Next::kEnd;
+    case kOptList:
+      if (!data.empty()) return go_on(reply(socket, option, kRepErrInvalid));
+      return go_on(send_list(socket, exported));
+    case kOptInfo:
+    case kOptGo: {
+      std::string name;
+      if (!parse_info(data, name)) return go_on(reply(socket, option, kRepErrInvalid));
+      if (!names(name, exported)) return go_on(reply(socket, option, kRepErrUnknown));
+      if (!send_info(socket, option, exported)) return Next::kEnd;
+      return option == kOptGo ? Next::kTransmission : Next::kOption;
+    }
+    default:
+      return go_on(reply(socket, option, kRepErrUnsupported));
+  }
+}
+
+}  // namespace
+
+bool receive(int socket, void* data, std::size_t length) {
+  auto* bytes = static_cast<std::uint8_t*>(data);
+  while (length > 0) {
+    const ssize_t got = recv(socket, bytes, length, 0);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    bytes += got;
+    length -= static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+bool send_all(int socket, const void* data, std::size_t length) {
+  const auto* bytes = static_cast<const std::uint8_t*>(data);
+  while (length > 0) {
+    const ssize_t put = send(socket, bytes, length, MSG_NOSIGNAL);
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return false;
+    bytes += put;
+    length -= static_cast<std::size_t>(put);
+  }
+  return true;
+}
+
+Result<bool> negotiate(int socket, const Export& exported) {
+  std::vector<std::uint8_t> greeting;
+  append(greeting, kServerMagic);
+  append(greeting, kOptionMagic);
+  append(greeting, static_cast<std::uint16_t>(kFlagFixedNewstyle | kFlagNoZeroes));
+  std::array<std::uint8_t, 4> raw_flags{};
+  if (!send_all(socket, greeting.data(), greeting.size()) || !receive(socket, raw_flags.data(), raw_flags.size())) {
+    return false;
+  }
+  const auto flags = get<std::uint32_t>(raw_flags.data());
+  if ((flags & ~std::uint32_t{kFlagFixedNewstyle | kFlagNoZeroes}) != 0) {
+    return fail(ErrorCode::kInvalid, "unknown client flags");
+  }
+  const bool zeroes = (flags & kFlagNoZeroes) == 0;
+  for (unsigned options = 0; options < kMaxOptions; ++options) {
+    std::array<std::uint8_t, 16> header{};
+    if (!receive(socket, header.data(), header.size())) return false;
+    if (get<std::uint64_t>(header.data()) != kOptionMagic)
+      return fail(ErrorCode::kInvalid, "an option without its magic");
+    const auto option = get<std::uint32_t>(header.data() + 8);
+    const auto length = get<std::uint32_t>(header.data() + 12);
+    if (length > kMaxOptionBytes) {
+      return fail(ErrorCode::kInvalid, "an option of " + std::to_string(length) + " bytes");
+    }
+    std::vector<std::uint8_t> data(length);
+    if (!receive(socket, data.data(), data.size())) return false;
+    switch (answer_option(socket, option, data, exported, zeroes)) {
+      case Next::kOption:
+        break;
+      case Next::kTransmission:
+        return true;
+      case Next::kEnd:
+        return false;
+    }
+  }
+  return fail(ErrorCode::kInvalid, "more than " + std::to_string(kMaxOptions) + " options");
+}
+
+}  // namespace pollux::control::nbd

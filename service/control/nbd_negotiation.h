@@ -1,0 +1,28 @@
+#pragma once
+// The haggling before a data socket's client may read and write: the client names the export, the server says how large
+// it is, which requests it takes and in which sizes.
+
+#include <cstdint>
+#include <string>
+
+#include "base/result.h"
+
+namespace pollux::control::nbd {
+
+struct Export {
+  std::string name;
+  std::uint64_t size_bytes = 0;
+  std::uint32_t block_bytes = 512;
+  std::uint32_t preferred_bytes = 4096;
+  std::uint16_t transmission_flags = 0;
+};
+
+// True: go on to transmission. False: the client ended the negotiation as the protocol allows, or hung up. kInvalid: it
+// broke the protocol. The socket's own time-outs bound how long this takes. Any thread that may block.
+Result<bool> negotiate(int socket, const Export& exported);
+
+// The whole buffer, or false when the connection ended or timed out.
+bool receive(int socket, void* data, std::size_t length);
+bool send_all(int socket, const void* data, std::size_t length);
+
+}  // namespace pollux::control::nbd

@@ -1,0 +1,183 @@
+#include "control/nbd_server.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include "base/log.h"
+#include "control/nbd_protocol.h"
+
+namespace pollux::control {
+
+namespace {
+
+constexpr int kBacklog = 16;
+
+reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device) {
+  co_await reactor.enter();
+  auto channel = device->open_channel(reactor);
+  if (!channel) co_return fail(std::move(channel.error()));
+  const auto status = co_await bdev::flush(**channel);
+  channel->reset();
+  co_return bdev::to_status(status, "flush of " + device->name());
+}
+
+}  // namespace
+
+Result<std::unique_ptr<NbdServer>> NbdServer::start(reactor::ReactorGroup& reactors, std::shared_ptr<bdev::Bdev> device,
+                                                    Options options) {
+  std::unique_ptr<NbdServer> server(new NbdServer(reactors, std::move(device), std::move(options)));
+  server->stop_event_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!server->stop_event_) return fail(ErrorCode::kInternal, std::string("no eventfd: ") + std::strerror(errno));
+  POLLUX_TRY(server->listen());
+  server->acceptor_ = std::thread([raw = server.get()] { raw->accept_loop(); });
+  return server;
+}
+
+NbdServer::~NbdServer() {
+  stop_accepting();
+  interrupt_all();
+  for (auto& client : clients_) client.thread.join();
+}
+
+Status NbdServer::listen() {
+  const auto& path = options_.path;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) {
+    return fail(ErrorCode::kInvalid, "the socket's path " + path + " is longer than 107 characters");
+  }
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const auto broken = [&] {
+    return fail(ErrorCode::kIoError, "cannot make the socket " + path + ": " + std::strerror(errno));
+  };
+  // Nobody may connect before mode and group are right: a socket does not accept before listen().
+  if (!fd || bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) return broken();
+  const bool reachable = (!options_.group || chown(path.c_str(), static_cast<uid_t>(-1), *options_.group) == 0) &&
+                         chmod(path.c_str(), 0660) == 0 && ::listen(fd.get(), kBacklog) == 0;
+  if (!reachable) {
+    auto error = broken();
+    unlink(path.c_str());
+    return error;
+  }
+  listener_ = std::move(fd);
+  return {};
+}
+
+nbd::Export NbdServer::describe() const {
+  nbd::Export exported;
+  exported.name = options_.export_name;
+  exported.size_bytes = device_->size_bytes();
+  exported.block_bytes = device_->block_bytes();
+  exported.preferred_bytes = std::max({device_->optimal_io_bytes(), device_->block_bytes(), 4096U});
+  // "Transmission flags", CAN_MULTI_CONN: every connection uses one device, so a flush covers what any of them
+  // completed.
+  exported.transmission_flags = nbd::kHasFlags | nbd::kSendFlush | nbd::kCanMultiConn;
+  if (options_.read_only) {
+    exported.transmission_flags |= nbd::kReadOnly;
+  } else {
+    exported.transmission_flags |= nbd::kSendFua | nbd::kSendWriteZeroes;
+    if (device_->supports_unmap()) exported.transmission_flags |= nbd::kSendTrim;
+  }
+  return exported;
+}
+
+void NbdServer::accept_loop() {
+  std::array<pollfd, 2> fds{{{listener_.get(), POLLIN, 0}, {stop_event_.get(), POLLIN, 0}}};
+  while (true) {
+    const int ready = poll(fds.data(), fds.size(), 1000);
+    reap();
+    if (ready <= 0) continue;
+    if (fds[1].revents != 0) return;
+    take_client();
+  }
+}
+
+void NbdServer::reap() {
+  const std::lock_guard lock(mutex_);
+  for (auto it = clients_.begin(); it != clients_.end();) {
+    if (!it->finished) {
+      ++it;
+      continue;
+    }
+    it->thread.join();
+    it = clients_.erase(it);
+  }
+}
+
+void NbdServer::take_client() {
+  Fd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  if (!socket) {
+    if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED) return;
+    log::error("data socket {}: accept: {}", options_.path, std::strerror(errno));
+    pollfd stop{stop_event_.get(), POLLIN, 0};
+    poll(&stop, 1, 100);
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  if (clients_.size() >= options_.max_connections) {
+    log::warn("data socket {}: refused a connection: there are {} (data.max_connections)", options_.path,
+              clients_.size());
+    return;
+  }
+  auto& reactor = reactors_.at(next_reactor_++ % reactors_.size());
+  auto& client = clients_.emplace_back();
+  client.connection = std::make_unique<nbd::Connection>(std::move(socket), device_, reactor, describe());
+  try {
+    client.thread = std::thread([this, &client] {
+      if (const auto status = client.connection->run(); !status) {
+        log::warn("data socket {}: connection dropped: {}", options_.path, status.error().message);
+      }
+      client.connection->interrupt();
+      const std::lock_guard finishing(mutex_);
+      client.finished = true;
+      changed_.notify_all();
+    });
+  } catch (const std::system_error& e) {
+    clients_.pop_back();
+    log::error("data socket {}: no thread for a connection: {}", options_.path, e.what());
+  }
+}
+
+void NbdServer::stop_accepting() {
+  if (!acceptor_.joinable()) return;
+  const std::uint64_t one = 1;
+  if (write(stop_event_.get(), &one, sizeof(one)) < 0) log::error("data socket: stop event: {}", std::strerror(errno));
+  acceptor_.join();
+  listener_.reset();
+  unlink(options_.path.c_str());
+}
+
+void NbdServer::interrupt_all() {
+  const std::lock_guard lock(mutex_);
+  for (auto& client : clients_) client.connection->interrupt();
+}
+
+Status NbdServer::stop(Deadline deadline) {
+  stop_accepting();
+  interrupt_all();
+  {
+    std::unique_lock lock(mutex_);
+    const bool ended = changed_.wait_until(lock, deadline.at(), [this] {
+      return std::all_of(clients_.begin(), clients_.end(), [](const Client& client) { return client.finished; });
+    });
+    if (!ended)
+      return fail(ErrorCode::kRetry, "requests of " + options_.path + " are still in flight: repeat the request");
+  }
+  reap();
+  if (options_.read_only) return {};
+  auto& reactor = reactors_.main();
+  return reactor::call(reactor, flush_device(reactor, device_), std::max<std::uint64_t>(deadline.remaining_ms(), 1));
+}
+
+}  // namespace pollux::control

@@ -1,0 +1,76 @@
+#pragma once
+// NbdServer: one block device on one local UNIX socket (mode 0660), for programs that stream whole images: qemu-img,
+// nbdcopy, a backup. It is not the guests' path: data is copied through buffers of the connection.
+//
+// Threads of its own: one accepts, two serve each connection. start() and stop() are called from a control thread.
+
+#include <sys/types.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "base/result.h"
+#include "bdev/bdev.h"
+#include "control/deadline.h"
+#include "control/fd.h"
+#include "control/nbd_connection.h"
+#include "reactor/reactor.h"
+
+namespace pollux::control {
+
+class NbdServer {
+ public:
+  struct Options {
+    std::string path;
+    std::string export_name;
+    std::optional<gid_t> group;
+    std::uint32_t max_connections = 8;
+    bool read_only = false;
+  };
+
+  // kIoError: the socket cannot be made there.
+  static Result<std::unique_ptr<NbdServer>> start(reactor::ReactorGroup& reactors, std::shared_ptr<bdev::Bdev> device,
+                                                  Options options);
+  // Cuts off whoever is still connected, and waits.
+  ~NbdServer();
+
+  // Removes the socket, ends connections, waits for what they had in flight, and flushes the device. kRetry: not
+  // finished by the deadline. An error of the flush means that data may be lost. May be repeated.
+  Status stop(Deadline deadline);
+
+ private:
+  struct Client {
+    std::thread thread;
+    std::unique_ptr<nbd::Connection> connection;
+    bool finished = false;
+  };
+
+  NbdServer(reactor::ReactorGroup& reactors, std::shared_ptr<bdev::Bdev> device, Options options)
+      : reactors_(reactors), device_(std::move(device)), options_(std::move(options)) {}
+  Status listen();
+  nbd::Export describe() const;
+  void accept_loop();
+  void take_client();
+  void reap();
+  void stop_accepting();
+  void interrupt_all();
+
+  reactor::ReactorGroup& reactors_;
+  const std::shared_ptr<bdev::Bdev> device_;
+  const Options options_;
+  Fd listener_;
+  Fd stop_event_;
+  std::thread acceptor_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::list<Client> clients_;     // under mutex_
+  std::size_t next_reactor_ = 0;  // the acceptor's
+};
+
+}  // namespace pollux::control

@@ -1,0 +1,55 @@
+#pragma once
+// Pools: which pools this service opens when it starts. The pools' content is the volume room's; here is only the list,
+// kept in the state store, and what became of each entry.
+//
+// A pool is recorded after it is open and forgotten after it is closed, so a crash in between is settled by repeating
+// the request. A RAM pool is gone with the process and is dropped from the list at the next start.
+//
+// Any control thread, never a reactor; changes are serialised.
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "base/result.h"
+#include "control/deadline.h"
+#include "control/state_store.h"
+#include "reactor/reactor.h"
+#include "volume/volume_service.h"
+
+namespace pollux::control {
+
+class Pools {
+ public:
+  Pools(StateStore& store, reactor::ReactorGroup& reactors, volume::VolumeService& volumes)
+      : store_(store), reactors_(reactors), volumes_(volumes) {}
+
+  // At start: opens what is recorded. A pool that does not open is logged and stays recorded; the others are opened.
+  Status restore();
+
+  Result<volume::PoolInfo> create(const volume::PoolSpec& spec, Deadline deadline);
+  Result<volume::PoolInfo> import(const bdev::Spec& bdev, Deadline deadline);
+  // By name or id. Also forgets a pool that is recorded and not open.
+  Status forget(const std::string& pool, Deadline deadline);
+
+  // A volume or pool was not found: the same error, unless recorded pools are not open, which may hold it: then kRetry.
+  Error explain(Error error) const;
+  bool all_open() const;
+
+ private:
+  struct Unopened {
+    PoolRecord record;
+    std::string reason;
+  };
+  Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
+  Status record(const volume::PoolInfo& pool, const bdev::Spec& bdev);
+
+  StateStore& store_;
+  reactor::ReactorGroup& reactors_;
+  volume::VolumeService& volumes_;
+  std::timed_mutex changes_;
+  mutable std::mutex unopened_mutex_;
+  std::map<Uuid, Unopened> unopened_;
+};
+
+}  // namespace pollux::control

@@ -134,7 +134,7 @@ BOOST_AUTO_TEST_CASE(preempted_guests_hear_of_it_and_their_tasks_end) {
   auto write = bench.start(write_block(), {0, 1});
   bench.bdev->await_held(1);
   auto preempt = bench.start(out({kPreemptAndAbort, 2, 1, 3}), {1, 0});
-  for (std::size_t reactor : {0u, 1u, 0u}) bench.on_reactor(reactor, [] {});
+  bench.settle();
   BOOST_TEST(!preempt->done());
   bench.bdev->let_go();
   const Answer aborted = write->answer();

@@ -381,16 +381,28 @@ class Bench {
   Answer run(Request request, Where where) { return start(std::move(request), where)->answer(); }
   Answer run(Request request) { return run(std::move(request), Where{}); }
 
+  // A task management function under way.
+  struct Managing : TaskManagement {
+    Signal done;
+    TaskFunctionResponse wait() {
+      BOOST_REQUIRE(done.wait());
+      return response;
+    }
+  };
+  std::unique_ptr<Managing> start_managing(TaskFunction function, Where where, std::uint64_t tag = 0) {
+    auto managing = std::make_unique<Managing>();
+    managing->function = function;
+    managing->tag = tag;
+    managing->complete = [](TaskManagement& request) { static_cast<Managing&>(request).done.set(); };
+    on_reactor(where.reactor, [&] { guests.at(where.guest).nexus->manage(*managing); });
+    return managing;
+  }
   TaskFunctionResponse manage(TaskFunction function, Where where, std::uint64_t tag = 0) {
-    struct Call : TaskManagement {
-      Signal done;
-    } call;
-    call.function = function;
-    call.tag = tag;
-    call.complete = [](TaskManagement& management) { static_cast<Call&>(management).done.set(); };
-    on_reactor(where.reactor, [&] { guests.at(where.guest).nexus->manage(call); });
-    BOOST_REQUIRE(call.done.wait());
-    return call.response;
+    return start_managing(function, where, tag)->wait();
+  }
+  // Whatever was posted between reactors before this has been done after it.
+  void settle() {
+    for (std::size_t round = 0; round < 4; ++round) on_reactor(round % reactors->size(), [] {});
   }
 
   struct Guest {

@@ -72,9 +72,12 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) 
   auto unit = logical_units_.get({.bdev = disk.bdev, .uuid = disk.uuid});
   if (!unit) return fail(std::move(unit.error()));
   // A volume that a guest has twice is reached through two ports.
+  // To a guest that is running, a new disk has just been switched on. One that comes back after a restart of the
+  // service, before its guest does, has not: the guest must not notice.
   auto nexus = (*unit)->join({.initiator = name_,
                               .relative_target_port = static_cast<std::uint16_t>(where.target + 1),
-                              .read_only = disk.read_only});
+                              .read_only = disk.read_only,
+                              .announce_power_on = inboxes_.any()});
   if (!nexus) return fail(std::move(nexus.error()));
   for (auto& lane : lanes_) {
     Status opened = run_on(*lane->reactor, [&]() -> Status {

@@ -1,5 +1,7 @@
 #include "vhost/scsi_events.h"
 
+#include <algorithm>
+
 #include "vhost/pieces.h"
 
 namespace pollux::vhost {
@@ -10,6 +12,11 @@ std::shared_ptr<ScsiEventInbox> ScsiEventInboxes::open(reactor::Reactor& reactor
   std::erase_if(inboxes_, [](const auto& other) { return other.expired(); });
   inboxes_.push_back(inbox);
   return inbox;
+}
+
+bool ScsiEventInboxes::any() const {
+  std::lock_guard lock(mutex_);
+  return std::any_of(inboxes_.begin(), inboxes_.end(), [](const auto& inbox) { return !inbox.expired(); });
 }
 
 void ScsiEventInboxes::raise(const ScsiEvent& event) {

@@ -31,11 +31,13 @@ struct ScsiEventInbox {
 class ScsiEventInboxes {
  public:
   std::shared_ptr<ScsiEventInbox> open(reactor::Reactor& reactor);
+  // Any thread but a reactor. Whether a guest is listening.
+  bool any() const;
   // Any thread but a reactor.
   void raise(const ScsiEvent& event);
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<std::weak_ptr<ScsiEventInbox>> inboxes_;
 };
 

@@ -9,6 +9,7 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -50,7 +51,13 @@ std::shared_ptr<bdev::Bdev> open_disk(const std::string& spec) {
     const auto second = rest.find(':');
     bdev::Spec file{.kind = bdev::Spec::Kind::kUring, .path = rest.substr(0, second)};
     if (second != std::string::npos) file.size_bytes = parse_size(rest.substr(second + 1));
-    opened = bdev::open(file);
+    // After a kill the kernel ends the dead process's requests, and lets go of its lock, in its own time.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    do {
+      opened = bdev::open(file);
+      if (opened || opened.error().code != ErrorCode::kBusy) break;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    } while (std::chrono::steady_clock::now() < deadline);
     if (opened) files[spec] = *opened;
   } else {
     throw std::runtime_error("unknown disk " + spec);

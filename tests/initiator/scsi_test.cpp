@@ -1,4 +1,5 @@
-// virtio-scsi through a real socket: addressing, task management, events (VIRTIO 1.2 5.6). What commands mean is tested in service/scsi.
+// virtio-scsi through a real socket: addressing, task management, events (VIRTIO 1.2 5.6). What commands mean is tested
+// in service/scsi.
 
 #include <boost/test/data/monomorphic.hpp>
 #include <boost/test/data/test_case.hpp>
@@ -85,7 +86,8 @@ BOOST_DATA_TEST_CASE(reads_return_what_writes_wrote, boost::unit_test::data::mak
   FrontEnd front_end(options);
   front_end.start();
   settle(front_end, 3);
-  LoadOptions load{.seed = 11, .length_bytes = 8 << 20, .piece_bytes = 512, .queue_depth = 16, .flush_every = 50, .requests = 20000};
+  LoadOptions load{
+      .seed = 11, .length_bytes = 8 << 20, .piece_bytes = 512, .queue_depth = 16, .flush_every = 50, .requests = 20000};
   const LoadResult result = run_load(front_end, ScsiDisk(3, 0, 512), 2, load, true);
   for (const auto& text : result.what) BOOST_TEST_MESSAGE(text);
   BOOST_TEST(result.errors == 0u);
@@ -203,7 +205,8 @@ BOOST_AUTO_TEST_CASE(a_disk_removed_under_load_ends_its_requests_and_is_let_go) 
   QueueLoad first(front_end, target, 2, 0, 2, load), second(front_end, target, 3, 1, 2, load);
   std::thread a([&] { first.run(stop); }), b([&] { second.run(stop); });
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (service().sessions().at(0).requests < 1000 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  while (service().sessions().at(0).requests < 1000 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
   BOOST_TEST(service().remove_scsi_target("g", {1, 0}).has_value());
   // Nothing of it is left in the service when the call returns.
   BOOST_TEST(watch.expired());
@@ -268,13 +271,13 @@ BOOST_AUTO_TEST_CASE(task_management_is_answered) {
     run_request(front_end, kControlQueue, segments);
     return std::to_integer<int>(memory[32]);
   };
-  BOOST_TEST(manage(0, 2) == 0);       // ABORT TASK of a task that is not there
-  BOOST_TEST(manage(5, 2) == 0);       // LOGICAL UNIT RESET
-  BOOST_TEST(manage(6, 2) == 0);       // QUERY TASK: no such task
-  BOOST_TEST(manage(2, 2) == 11);      // CLEAR ACA is rejected
-  BOOST_TEST(manage(99, 2) == 11);     // no such function
-  BOOST_TEST(manage(5, 3) == 3);       // no such target
-  BOOST_TEST(manage(5, 2, 1) == 12);   // no such LUN
+  BOOST_TEST(manage(0, 2) == 0);      // ABORT TASK of a task that is not there
+  BOOST_TEST(manage(5, 2) == 0);      // LOGICAL UNIT RESET
+  BOOST_TEST(manage(6, 2) == 0);      // QUERY TASK: no such task
+  BOOST_TEST(manage(2, 2) == 11);     // CLEAR ACA is rejected
+  BOOST_TEST(manage(99, 2) == 11);    // no such function
+  BOOST_TEST(manage(5, 3) == 3);      // no such target
+  BOOST_TEST(manage(5, 2, 1) == 12);  // no such LUN
   front_end.stop();
 }
 

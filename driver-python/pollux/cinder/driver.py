@@ -65,7 +65,6 @@ class PolluxDriver(driver.VolumeDriver):
         super().__init__(*args, **kwargs)
         self.configuration.append_config_values(client_options.client_opts)
         self._client: Client | None = None
-        self._messages = message_api.API()
 
     @staticmethod
     def get_driver_options() -> list[Any]:
@@ -224,7 +223,7 @@ class PolluxDriver(driver.VolumeDriver):
 
     def _tell_user(self, context: Any, volume: Any, action: Any, detail: Any) -> None:
         try:
-            self._messages.create(context, action, resource_uuid=volume.id, detail=detail)
+            message_api.API().create(context, action, resource_uuid=volume.id, detail=detail)
         except Exception:
             # The failure that the message is about must come out, not this one.
             LOG.exception('The user is not told of the failure of volume %s', volume.id)

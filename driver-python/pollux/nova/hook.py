@@ -12,8 +12,8 @@ import importlib.metadata
 import sys
 from typing import Any, Self
 
-from os_vif import objects
 from os_vif import plugin as os_vif_plugin
+from os_vif.objects import host_info
 from oslo_log import log as logging
 
 from pollux import __version__, connection, errors
@@ -73,8 +73,8 @@ class PolluxPlugin(os_vif_plugin.PluginBase):
             enable()
         return super().load(plugin_name)
 
-    def describe(self) -> objects.host_info.HostPluginInfo:
-        return objects.host_info.HostPluginInfo(plugin_name='pollux', vif_info=[])
+    def describe(self) -> host_info.HostPluginInfo:
+        return host_info.HostPluginInfo(plugin_name='pollux', vif_info=[])
 
     def plug(self, vif: Any, instance_info: Any) -> None:
         raise NotImplementedError('Pollux plugs no interfaces')

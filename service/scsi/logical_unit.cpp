@@ -17,13 +17,6 @@ namespace {
 
 constexpr std::size_t kMaxInitiatorBytes = 160;
 
-// A hexadecimal digit pair a byte: VPD 80h wants a serial number without the dashes that some tools choke on.
-std::string plain_hex(const Uuid& uuid) {
-  std::string text = uuid.to_string();
-  std::erase(text, '-');
-  return text;
-}
-
 bool valid_initiator(const std::string& name) {
   return !name.empty() && name.size() <= kMaxInitiatorBytes &&
          std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && c <= '~' && c != ','; });
@@ -58,7 +51,7 @@ LogicalUnit::LogicalUnit(LogicalUnitOptions options)
     : options_(std::move(options)),
       block_bytes_(options_.bdev->block_bytes()),
       block_shift_(static_cast<std::uint32_t>(std::countr_zero(block_bytes_))),
-      serial_(plain_hex(options_.uuid)),
+      serial_(options_.uuid.to_string()),
       mode_pages_(std::make_unique<ModePages>()),
       reservations_(std::make_unique<Reservations>()),
       exclusive_ranges_(std::make_unique<ExclusiveRanges>(*this)) {}

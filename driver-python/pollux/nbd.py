@@ -13,6 +13,7 @@ from pollux.client import Client
 from pollux.rpc import ttypes as types
 
 LOG = logging.getLogger(__name__)
+_NAMESPACE = uuid.UUID('f1a9b1f0-3f0c-5b0e-9b53-6d1f6c5f7a42')
 
 
 def url(info: types.DataSocketInfo) -> str:
@@ -20,10 +21,18 @@ def url(info: types.DataSocketInfo) -> str:
     return f'nbd+unix:///{urllib.parse.quote(info.export_name, safe="")}?socket={urllib.parse.quote(info.path)}'
 
 
+def _socket_id(volume_id: str, read_only: bool) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f'{volume_id}/{"r" if read_only else "w"}'))
+
+
 @contextlib.contextmanager
 def open_volume(client: Client, volume_id: str, *, read_only: bool, request_id: str | None = None) -> Iterator[str]:
-    """The URL of an open volume or snapshot. Leaving the block without an error means: flushed and closed."""
-    socket_id = str(uuid.uuid4())
+    """The URL of an open volume or snapshot. Leaving the block without an error means: flushed and closed.
+
+    At most one such block at a time may read a volume, and one write it: the socket is named after the volume, so that
+    `close_left_over` finds it when the process died in the block.
+    """
+    socket_id = _socket_id(volume_id, read_only)
     info = client.data_open(types.DataSocketSpec(socket_id=socket_id, volume_id=volume_id, read_only=read_only),
                             request_id=request_id)
     try:
@@ -36,3 +45,9 @@ def open_volume(client: Client, volume_id: str, *, read_only: bool, request_id: 
             LOG.warning('NBD socket %s of volume %s was not closed: %s', socket_id, volume_id, error)
         raise
     client.data_close(socket_id, request_id=request_id)
+
+
+def close_left_over(client: Client, volume_id: str) -> None:
+    """Close what a process that died in `open_volume` has left open."""
+    for read_only in (True, False):
+        client.data_close(_socket_id(volume_id, read_only))

@@ -422,6 +422,22 @@ def test_a_volume_in_use_is_busy(driver: Any, service: Service, volume: Any) -> 
     admin.detach(attached.attachment_id)
 
 
+def test_what_a_driver_that_died_left_open_keeps_no_volume_from_deletion(
+    driver: Any, service: Service, context: Any
+) -> None:
+    made = a_volume(context)
+    driver.create_volume(made)
+    opened = [nbd.open_volume(driver.client, made.id, read_only=read_only) for read_only in (True, False)]
+    for one in opened:
+        # Entered and never left: the process died in it.
+        one.__enter__()
+    with pytest.raises(errors.Busy):
+        service.client().volume_delete(made.id)
+    driver.delete_volume(made)
+    with pytest.raises(errors.NotFound):
+        service.client().volume_describe(made.id)
+
+
 # ---------------------------------------------------------------- attachments
 
 

@@ -107,7 +107,7 @@ def test_the_service_shows_itself(ctl: Callable[..., Any]) -> None:
     [
         (("volume", "show", "no-such-volume"), 3, "polluxctl volume list"),
         (("volume", "create", "--pool", "none", "--size", "1G", "x"), 3, "none"),
-        (("volume", "create", "--pool", POOL, "--size", "100G", "--thick", "x"), 5, POOL),
+        (("volume", "create", "--pool", POOL, "--size", "100G", "--thick", "x"), 5, "needed"),
         (("volume", "create", "--pool", POOL, "--size", "big", "x"), 2, "512M"),
         (("volume", "show"), 2, "volume"),
     ],

@@ -124,7 +124,7 @@ class PolluxDriver(driver.VolumeDriver):
 
     def _undo_delete(self, volume_id: str) -> None:
         try:
-            self.client.volume_delete(volume_id)
+            self._delete(volume_id)
         except errors.PolluxError as error:
             LOG.warning('%s stays on the service until its volume is deleted: %s', volume_id, error)
 
@@ -135,7 +135,15 @@ class PolluxDriver(driver.VolumeDriver):
 
     @mapped
     def delete_volume(self, volume: Any) -> None:
-        self.client.volume_delete(volume.name_id)
+        self._delete(volume.name_id)
+
+    def _delete(self, volume_id: str) -> None:
+        try:
+            self.client.volume_delete(volume_id)
+        except errors.Busy:
+            # Cinder deletes nothing that it is copying: a socket that is open is of a cinder-volume that died.
+            nbd.close_left_over(self.client, volume_id)
+            self.client.volume_delete(volume_id)
 
     @mapped
     def extend_volume(self, volume: Any, new_size: int) -> None:
@@ -148,7 +156,7 @@ class PolluxDriver(driver.VolumeDriver):
     @mapped
     def delete_snapshot(self, snapshot: Any) -> None:
         try:
-            self.client.volume_delete(snapshot.id)
+            self._delete(snapshot.id)
         except errors.Busy as error:
             LOG.warning('Snapshot %s is not deleted: %s', snapshot.id, error)
             raise exception.SnapshotIsBusy(snapshot_name=snapshot.name) from error

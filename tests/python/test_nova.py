@@ -222,7 +222,7 @@ def test_a_guest_boots_from_its_scsi_volume(
     assert chardev == f"socket,id=pollux-scsi,path={boot.socket_path},reconnect-ms=1000"
     assert "num_queues=2" in device
     assert f"bootindex=0,boot_tpgt={boot.target}" in device
-    assert "bus=pcie.0,addr=0x1d" in device
+    assert "bus=pcie.0,addr=0x1c" in device
     assert "<disk" not in text
     assert Path(boot.socket_path).is_socket()
 

@@ -15,9 +15,10 @@ compute_opts = [
                 help='Give every guest a scsi controller of the service when it starts, so that volumes with transport '
                      'scsi can be attached while it runs. When false, only guests that start with such a volume have '
                      'one, and attaching to others is refused until they are stopped and started.'),
-    cfg.IntOpt('scsi_pci_slot', default=0x1d, min=1, max=0x1f,
+    cfg.IntOpt('scsi_pci_slot', default=0x1c, min=1, max=0x1f,
                help="The PCI slot of that controller on the guest's root bus. libvirt does not know of the device, so "
-                    'this must be a slot that it gives to nothing else.'),
+                    'this must be a slot that it gives to nothing else: on q35 that rules out 0x1a, 0x1b and 0x1d to '
+                    '0x1f, and low numbers everywhere.'),
     cfg.IntOpt('max_queues', default=4, min=1, max=128,
                help='Request queues of a controller or blk disk: as many as the guest has virtual CPUs, and no more '
                     "than this. The service's own limit is max_queues in polluxd.toml."),

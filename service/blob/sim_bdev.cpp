@@ -33,6 +33,11 @@ bool SimDisk::power_is_off() const {
   return off_;
 }
 
+bool SimDisk::has_failed() const {
+  std::lock_guard lock(mutex_);
+  return operations_ > fail_at_;
+}
+
 std::uint64_t SimDisk::writes() const {
   std::lock_guard lock(mutex_);
   return writes_;

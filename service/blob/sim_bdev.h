@@ -34,6 +34,8 @@ class SimDisk {
   // The nth operation from now, of any kind, answers kIoError.
   void fail_operation(std::uint64_t nth);
   bool power_is_off() const;
+  // The failure ordered by fail_operation() has happened.
+  bool has_failed() const;
   std::uint64_t writes() const;
   std::uint64_t operations() const;
 

@@ -47,7 +47,7 @@ void CrashHarness::drop() {
   if (!store_) return;
   // With the power off this cannot write; with the power on it is a clean stop.
   const auto closed = reactor::call(home_, drop_task());
-  if (!closed && !disk_->power_is_off()) must(closed);
+  if (!closed && !disk_failed()) must(closed);
   store_.reset();
 }
 
@@ -55,14 +55,14 @@ template <typename T>
 std::optional<T> CrashHarness::run(reactor::Task<Result<T>> task, const char* what) {
   auto result = reactor::call(home_, std::move(task));
   if (result) return std::move(*result);
-  if (disk_->power_is_off()) return std::nullopt;
+  if (disk_failed()) return std::nullopt;
   throw std::runtime_error(std::string(what) + ": " + result.error().message);
 }
 
 bool CrashHarness::run(reactor::Task<Status> task, const char* what) {
   const auto result = reactor::call(home_, std::move(task));
   if (result) return true;
-  if (disk_->power_is_off()) return false;
+  if (disk_failed()) return false;
   throw std::runtime_error(std::string(what) + ": " + result.error().message);
 }
 
@@ -156,9 +156,8 @@ reactor::Task<Result<bool>> CrashHarness::open_task(Uuid id) {
   co_return true;
 }
 
-CrashHarness::Opened& CrashHarness::opened(const Uuid& id) {
-  if (!opened_.contains(id)) run(open_task(id), "open");
-  return opened_.at(id);
+bool CrashHarness::opened(const Uuid& id) {
+  return opened_.contains(id) || run(open_task(id), "open").has_value();
 }
 
 reactor::Task<Status> CrashHarness::close_task(Uuid id) {
@@ -185,7 +184,7 @@ reactor::Task<Status> CrashHarness::write_task(Uuid id, const std::vector<Extent
 }
 
 bool CrashHarness::write(const Uuid& id, const std::vector<Extent>& extents, bool fua) {
-  opened(id);
+  if (!opened(id)) return false;
   ModelVolume& volume = model_.at(id);
   std::vector<std::vector<std::byte>> bytes;
   for (const Extent& extent : extents) {
@@ -216,7 +215,7 @@ reactor::Task<Status> CrashHarness::unmap_task(Uuid id, Extent extent) {
 }
 
 bool CrashHarness::unmap(const Uuid& id, Extent extent) {
-  opened(id);
+  if (!opened(id)) return false;
   ModelVolume& volume = model_.at(id);
   for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
     const auto block = static_cast<std::uint32_t>(at / kBlock);
@@ -231,7 +230,7 @@ reactor::Task<Status> CrashHarness::flush_task(Uuid id) {
 }
 
 bool CrashHarness::flush(const Uuid& id) {
-  opened(id);
+  if (!opened(id)) return false;
   if (!run(flush_task(id), "flush")) return false;
   barrier(model_.at(id));
   return true;
@@ -245,8 +244,8 @@ bool CrashHarness::checkpoint() {
 
 reactor::Task<Status> CrashHarness::idle_task() {
   co_await home_.enter();
-  while (!store_->idle() && !disk_->power_is_off()) co_await home_.yield();
-  if (disk_->power_is_off()) co_return fail(ErrorCode::kIoError, "power is off");
+  while (!store_->idle() && !disk_failed()) co_await home_.yield();
+  if (disk_failed()) co_return fail(ErrorCode::kIoError, "the disk failed");
   co_return Status{};
 }
 
@@ -261,9 +260,9 @@ reactor::Task<Status> CrashHarness::read_task(Uuid id, std::vector<std::byte>* b
 }
 
 std::vector<std::uint64_t> CrashHarness::read_stamps(const Uuid& id, std::uint64_t bytes) {
-  opened(id);
   std::vector<std::byte> data(bytes);
-  run(read_task(id, &data), "read");
+  if (!opened(id) || !run(read_task(id, &data), "read"))
+    throw std::runtime_error("the disk failed during the verification");
   std::vector<std::uint64_t> stamps(bytes / kBlock);
   for (std::size_t block = 0; block < stamps.size(); ++block) {
     std::memcpy(&stamps[block], data.data() + block * kBlock, sizeof(stamps[block]));

@@ -56,7 +56,8 @@ class CrashHarness {
   blob::Store& store() { return *store_; }
   std::map<Uuid, ModelVolume>& model() { return model_; }
 
-  // Each returns false when the power went off during it (or before). A failure for any other reason throws.
+  // Each returns false when the disk failed during it (or before): the power went off, or a failure was ordered. A
+  // failure for any other reason throws.
   bool create(const Uuid& id, std::uint64_t bytes);
   bool fork(const Uuid& source, const Uuid& id, bool snapshot);
   bool remove(const Uuid& id);
@@ -86,7 +87,8 @@ class CrashHarness {
   template <typename T>
   std::optional<T> run(reactor::Task<Result<T>> task, const char* what);
   bool run(reactor::Task<Status> task, const char* what);
-  Opened& opened(const Uuid& id);
+  bool disk_failed() const { return disk_->power_is_off() || disk_->has_failed(); }
+  bool opened(const Uuid& id);
   void close_volume(const Uuid& id);
   void barrier();
   void barrier(ModelVolume& volume);

@@ -88,6 +88,40 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
   BOOST_TEST(cuts > 50U);
 }
 
+BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_was_promised) {
+  const auto reactors = start_reactors(1);
+  reactor::Reactor& home = reactors->main();
+  const std::uint64_t seed = test_seed();
+  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
+  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  std::uint64_t errors = 0;
+  for (std::uint64_t at = 0;; ++at) {
+    CrashHarness pool(home);
+    pool.open(blank, seed + at);
+    pool.disk().fail_operation(at);
+    // An operation that fails ends the scenario here; one that the store rode out does not.
+    const bool finished = scenario(pool);
+    if (!pool.disk().has_failed()) {
+      BOOST_REQUIRE(finished);
+      break;
+    }
+    ++errors;
+    const std::string when = "error at operation " + std::to_string(at);
+    BOOST_TEST_CONTEXT(when) {
+      pool.drop();
+      const auto image = pool.disk().image();
+      CrashHarness::check(home, image, when);
+      pool.open(image, seed);
+      pool.verify();
+      const Uuid more = id_of(9);
+      BOOST_REQUIRE(pool.create(more, kMiB) && pool.write(more, {{0, 64 * kKiB}}) && pool.flush(more));
+      pool.verify();
+    }
+  }
+  BOOST_TEST_MESSAGE(errors << " errors");
+  BOOST_TEST(errors > 50U);
+}
+
 BOOST_AUTO_TEST_CASE(random_workloads_with_power_cuts_keep_their_promises) {
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
@@ -164,6 +198,7 @@ BOOST_AUTO_TEST_CASE(random_workloads_with_power_cuts_keep_their_promises) {
   }
   pool.open(image, 1);
   pool.verify();
+  BOOST_TEST(operations > rounds);
   BOOST_TEST_MESSAGE(operations << " operations, " << rounds << " power cuts");
 }
 

@@ -4,17 +4,10 @@
 #include <array>
 
 #include "scsi/bytes.h"
-#include "scsi/capacity.h"
 #include "scsi/handlers.h"
 #include "scsi/reply.h"
 
 namespace pollux::scsi {
-
-std::uint8_t physical_block_exponent(const LogicalUnit& unit) {
-  std::uint8_t exponent = 0;
-  while (exponent < 15 && (unit.block_bytes() << (exponent + 1)) <= unit.bdev().optimal_io_bytes()) ++exponent;
-  return exponent;
-}
 
 void read_capacity_10(LunChannel& channel, Task& task) {
   const LogicalUnit& unit = channel.unit();
@@ -31,7 +24,8 @@ void read_capacity_16(LunChannel& channel, Task& task) {
   std::array<std::uint8_t, 32> bytes{};
   put_be64(bytes.data(), unit.size_blocks() - 1);
   put_be32(bytes.data() + 8, unit.block_bytes());
-  bytes[13] = physical_block_exponent(unit);
+  // LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT stays 0: every logical block is written by itself. What is cheaper to
+  // write is in VPD page B0h.
   // LBPME and LBPRZ: blocks can be unmapped, and read as zeros then.
   if (unit.bdev().supports_unmap()) bytes[14] = 0xc0;
   finish_with_data(channel, task, bytes, get_be32(task.cdb.data() + 10));

@@ -46,6 +46,11 @@ void get_lba_status(LunChannel& channel, Task& task);
 bool prepare_compare_and_write(LunChannel& channel, Task& task);
 void compare_and_write(LunChannel& channel, Task& task);
 void or_write(LunChannel& channel, Task& task);
+// third_party_copy.cpp
+bool prepare_extended_copy(LunChannel& channel, Task& task);
+void extended_copy(LunChannel& channel, Task& task);
+void receive_copy_status(LunChannel& channel, Task& task);
+void receive_copy_parameters(LunChannel& channel, Task& task);
 // persistent_reserve.cpp
 void persistent_reserve_in(LunChannel& channel, Task& task);
 void persistent_reserve_out(LunChannel& channel, Task& task);

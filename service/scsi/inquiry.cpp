@@ -6,7 +6,8 @@
 #include <string>
 
 #include "scsi/bytes.h"
-#include "scsi/capacity.h"
+#include "scsi/copy_list.h"
+#include "scsi/designators.h"
 #include "scsi/handlers.h"
 #include "scsi/inquiry.h"
 #include "scsi/limits.h"
@@ -21,12 +22,13 @@ constexpr std::uint8_t kSupportedPages = 0x00;
 constexpr std::uint8_t kSerialNumber = 0x80;
 constexpr std::uint8_t kDeviceIdentification = 0x83;
 constexpr std::uint8_t kExtendedInquiry = 0x86;
+constexpr std::uint8_t kThirdPartyCopy = 0x8f;
 constexpr std::uint8_t kBlockLimits = 0xb0;
 constexpr std::uint8_t kBlockCharacteristics = 0xb1;
 constexpr std::uint8_t kLogicalBlockProvisioning = 0xb2;
-constexpr std::array<std::uint8_t, 7> kPages{kSupportedPages,          kSerialNumber, kDeviceIdentification,
-                                             kExtendedInquiry,         kBlockLimits,  kBlockCharacteristics,
-                                             kLogicalBlockProvisioning};
+constexpr std::array<std::uint8_t, 8> kPages{
+    kSupportedPages, kSerialNumber, kDeviceIdentification, kExtendedInquiry,
+    kThirdPartyCopy, kBlockLimits,  kBlockCharacteristics, kLogicalBlockProvisioning};
 
 // Left-aligned ASCII, padded with spaces (SPC-5 4.3.1).
 void put_text(std::uint8_t* at, std::size_t length, const std::string& text) {
@@ -59,37 +61,59 @@ void add_serial_number(Page& page, const LogicalUnit& unit) {
   std::memcpy(page.extend(unit.serial().size()), unit.serial().data(), unit.serial().size());
 }
 
-struct DesignatorHead {
-  std::uint8_t code_set;     // 1 binary, 2 ASCII
-  std::uint8_t association;  // 0 logical unit, 1 target port
-  std::uint8_t type;
-};
-std::uint8_t* add_designator(Page& page, const DesignatorHead& head, std::size_t length) {
-  std::uint8_t* at = page.extend(4 + length);
-  at[0] = head.code_set;
-  at[1] = static_cast<std::uint8_t>(head.association << 4 | head.type);
-  at[3] = static_cast<std::uint8_t>(length);
-  return at + 4;
+void add_designator(Page& page, const Designator& designator) {
+  std::uint8_t* at = page.extend(4 + designator.bytes.size());
+  at[0] = designator.code_set;
+  at[1] = static_cast<std::uint8_t>(designator.association << 4 | designator.type);
+  at[3] = static_cast<std::uint8_t>(designator.bytes.size());
+  std::copy(designator.bytes.begin(), designator.bytes.end(), at + 4);
 }
 
 // SPC-5 7.7.6. One UUID, in the forms that initiators look for.
 void add_device_identification(Page& page, const LogicalUnit& unit, const Nexus& nexus) {
-  const auto& uuid = unit.options().uuid.bytes;
-  // NAA locally assigned (3h): 60 bits folded from the UUID, for initiators that know nothing newer.
-  std::uint8_t* naa = add_designator(page, {1, 0, 3}, 8);
-  for (std::size_t i = 0; i < 8; ++i) naa[i] = uuid[i] ^ uuid[i + 8];
-  naa[0] = 0x30 | (naa[0] & 0x0f);
-  // T10 vendor identification: the vendor, then what is unique within it.
-  const std::string text = unit.options().uuid.to_string();
-  std::uint8_t* t10 = add_designator(page, {2, 0, 1}, 8 + text.size());
-  put_text(t10, 8, unit.options().vendor);
-  std::memcpy(t10 + 8, text.data(), text.size());
-  // UUID identifier (Ah): 10h says that an RFC 4122 UUID follows.
-  std::uint8_t* own = add_designator(page, {1, 0, 0x0a}, 18);
-  own[0] = 0x10;
-  std::memcpy(own + 2, uuid.data(), uuid.size());
-  // Relative target port (4h).
-  put_be16(add_designator(page, {1, 1, 4}, 4) + 2, nexus.options().relative_target_port);
+  const Uuid& uuid = unit.options().uuid;
+  add_designator(page, {.type = kNaaDesignator, .bytes = naa_designator(uuid)});
+  // The vendor, then what is unique within it.
+  std::array<std::uint8_t, 8 + 36> vendor;
+  put_text(vendor.data(), 8, unit.options().vendor);
+  put_text(vendor.data() + 8, 36, uuid.to_string());
+  add_designator(page, {.code_set = 2, .type = kT10VendorDesignator, .bytes = vendor});
+  add_designator(page, {.type = kUuidDesignator, .bytes = uuid_designator(uuid)});
+  std::array<std::uint8_t, 4> port{};
+  put_be16(port.data() + 2, nexus.options().relative_target_port);
+  add_designator(page, {.association = 1, .type = kRelativeTargetPortDesignator, .bytes = port});
+}
+
+// SPC-4 7.8.17: what EXTENDED COPY can do, each descriptor a multiple of four bytes.
+void add_third_party_copy(Page& page, const LogicalUnit& unit) {
+  // Supported commands: 83h with service action 00h, 84h with 00h and 03h.
+  constexpr std::array<std::uint8_t, 8> kCommands{7, 0x83, 1, 0x00, 0x84, 2, 0x00, 0x03};
+  std::uint8_t* at = page.extend(4 + kCommands.size());
+  put_be16(at, 0x0001);
+  put_be16(at + 2, kCommands.size());
+  std::copy(kCommands.begin(), kCommands.end(), at + 4);
+  // Parameter data.
+  at = page.extend(4 + 28);
+  put_be16(at, 0x0004);
+  put_be16(at + 2, 28);
+  put_be16(at + 8, kMaxCopyTargets);
+  put_be16(at + 10, kMaxCopySegments);
+  put_be32(at + 12, kMaxCopyDescriptorBytes);
+  // Supported descriptors.
+  at = page.extend(4 + 4);
+  put_be16(at, 0x0008);
+  put_be16(at + 2, 4);
+  at[4] = 2;
+  at[5] = kBlockToBlock;
+  at[6] = kIdentificationTarget;
+  // General copy operations: how many at once, the longest segment, granularity of data as a power of two.
+  at = page.extend(4 + 32);
+  put_be16(at, 0x8001);
+  put_be16(at + 2, 32);
+  put_be32(at + 4, kScratchBuffers);
+  put_be32(at + 8, kScratchBuffers);
+  put_be32(at + 12, UINT16_MAX << unit.block_shift());
+  at[16] = static_cast<std::uint8_t>(unit.block_shift());
 }
 
 void add_extended_inquiry(Page& page) {
@@ -131,13 +155,14 @@ void add_logical_block_provisioning(Page& page, const LogicalUnit& unit) {
 }  // namespace
 
 std::size_t standard_inquiry(const LogicalUnitOptions& options, std::span<std::uint8_t> out) {
-  // Versions of the standards, SPC-5 table of version descriptor values: SAM-5, SPC-4, SBC-3.
-  constexpr std::array<std::uint16_t, 3> kVersions{0x00a0, 0x0460, 0x04c0};
+  // Versions of the standards, SPC-5 table of version descriptor values: SAM-5, SPC-3, SBC-3.
+  constexpr std::array<std::uint16_t, 3> kVersions{0x00a0, 0x0300, 0x04c0};
   std::uint8_t* at = out.data();
   std::memset(at, 0, kStandardInquiryBytes);
-  at[2] = 0x06;  // SPC-4
+  at[2] = 0x05;  // SPC-3: what EXTENDED COPY keeps to; what later standards added is there beside it
   at[3] = 0x12;  // HISUP; response data format 2
   at[4] = kStandardInquiryBytes - 5;
+  at[5] = 0x08;  // 3PC
   at[7] = 0x02;  // CMDQUE
   put_text(at + 8, 8, options.vendor);
   put_text(at + 16, 16, options.product);
@@ -170,6 +195,9 @@ void inquiry(LunChannel& channel, Task& task) {
       break;
     case kExtendedInquiry:
       add_extended_inquiry(page);
+      break;
+    case kThirdPartyCopy:
+      add_third_party_copy(page, unit);
       break;
     case kBlockLimits:
       add_block_limits(page, unit);

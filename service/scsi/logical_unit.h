@@ -25,6 +25,7 @@
 #include "base/uuid.h"
 #include "bdev/bdev.h"
 #include "reactor/reactor.h"
+#include "scsi/copy_results.h"
 #include "scsi/task.h"
 
 namespace pollux::scsi {
@@ -63,7 +64,7 @@ enum class UnitAttention : std::uint8_t {
 
 struct LogicalUnitOptions {
   std::shared_ptr<bdev::Bdev> bdev;
-  // Becomes the designators of VPD page 83h and, without dashes, the serial number of page 80h.
+  // Becomes the designators of VPD page 83h and the serial number of page 80h.
   Uuid uuid;
   // Left-aligned and cut to 8, 16 and 4 characters.
   std::string vendor = "POLLUX";
@@ -169,6 +170,9 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   // Under the unit's mutex.
   const std::vector<std::shared_ptr<ChannelAnchor>>& channels() const { return channels_; }
 
+  // Under the unit's mutex.
+  CopyResults& copy_results() { return copy_results_; }
+
   // What stands in the way of this nexus's commands; 0: nothing.
   enum Gate : std::uint32_t {
     kGateAttention = 1u << 0,     // a unit attention waits
@@ -189,6 +193,7 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   NexusOptions options_;
   std::atomic<std::uint32_t> gate_{0};
   std::atomic<std::uint32_t> attentions_{0};
+  CopyResults copy_results_;
   std::vector<std::shared_ptr<ChannelAnchor>> channels_;  // under the unit's mutex
 };
 

@@ -54,8 +54,8 @@ inline constexpr SenseCode kSpaceAllocationFailed{SenseKey::kDataProtect, 0x27, 
 inline constexpr SenseCode kSavingNotSupported{SenseKey::kIllegalRequest, 0x39, 0x00};
 inline constexpr SenseCode kInternalTargetFailure{SenseKey::kHardwareError, 0x44, 0x00};
 inline constexpr SenseCode kInsufficientRegistrations{SenseKey::kIllegalRequest, 0x55, 0x04};
+inline constexpr SenseCode kCopyAborted{SenseKey::kCopyAborted, 0x00, 0x00};
 inline constexpr SenseCode kCopyTargetNotReachable{SenseKey::kCopyAborted, 0x0d, 0x02};
-inline constexpr SenseCode kCopySegmentFailed{SenseKey::kCopyAborted, 0x0d, 0x01};
 }  // namespace sense
 
 // Which byte, and where it says so which bit, was wrong (SPC-5 4.4.2.4.2).

@@ -1,0 +1,416 @@
+// The data sockets' protocol on a RAM device with two reactors: well-behaved clients, and hostile bytes.
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#include <boost/test/unit_test.hpp>
+#include <csignal>
+#include <cstring>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "base/units.h"
+#include "bdev/ram.h"
+#include "control/nbd_protocol.h"
+#include "control/nbd_server.h"
+#include "control/test_certificates.h"
+
+using namespace pollux;
+using namespace pollux::control;
+namespace nbd = pollux::control::nbd;
+
+namespace {
+
+constexpr std::uint64_t kDeviceBytes = 64 * kMiB;
+
+class NbdClient {
+ public:
+  explicit NbdClient(const std::string& path) : fd_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const timeval limit{30, 0};
+    setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+    BOOST_REQUIRE(connect(fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+    std::vector<std::uint8_t> greeting(18);
+    BOOST_REQUIRE(nbd::receive(fd_.get(), greeting.data(), greeting.size()));
+    BOOST_REQUIRE(nbd::get<std::uint64_t>(greeting.data()) == nbd::kServerMagic);
+  }
+
+  bool send(const std::vector<std::uint8_t>& bytes) { return nbd::send_all(fd_.get(), bytes.data(), bytes.size()); }
+  bool receive(void* data, std::size_t length) { return nbd::receive(fd_.get(), data, length); }
+  // True when the server ended the connection.
+  bool closed() {
+    std::uint8_t byte = 0;
+    return !receive(&byte, 1);
+  }
+  void hang_up() { shutdown(fd_.get(), SHUT_RDWR); }
+
+  bool send_flags(std::uint32_t flags) {
+    std::vector<std::uint8_t> bytes;
+    nbd::append(bytes, flags);
+    return send(bytes);
+  }
+  bool send_option(std::uint32_t option, const std::vector<std::uint8_t>& data) {
+    std::vector<std::uint8_t> bytes;
+    nbd::append(bytes, nbd::kOptionMagic);
+    nbd::append(bytes, option);
+    nbd::append(bytes, static_cast<std::uint32_t>(data.size()));
+    bytes.insert(bytes.end(), data.begin(), data.end());
+    return send(bytes);
+  }
+  // The type of the next option reply; its data in `data`.
+  std::uint32_t option_reply(std::vector<std::uint8_t>* data = nullptr) {
+    std::vector<std::uint8_t> header(20);
+    if (!receive(header.data(), header.size())) return 0;
+    BOOST_REQUIRE(nbd::get<std::uint64_t>(header.data()) == nbd::kOptionReplyMagic);
+    std::vector<std::uint8_t> payload(nbd::get<std::uint32_t>(header.data() + 16));
+    BOOST_REQUIRE(receive(payload.data(), payload.size()));
+    if (data != nullptr) *data = payload;
+    return nbd::get<std::uint32_t>(header.data() + 12);
+  }
+  static std::vector<std::uint8_t> go(const std::string& name) {
+    std::vector<std::uint8_t> data;
+    nbd::append(data, static_cast<std::uint32_t>(name.size()));
+    data.insert(data.end(), name.begin(), name.end());
+    nbd::append(data, std::uint16_t{0});
+    return data;
+  }
+  // Into transmission; the transmission flags.
+  std::uint16_t go_to(const std::string& name) {
+    BOOST_REQUIRE(send_flags(3));
+    BOOST_REQUIRE(send_option(nbd::kOptGo, go(name)));
+    std::uint16_t flags = 0;
+    std::vector<std::uint8_t> info;
+    std::uint32_t type = 0;
+    while ((type = option_reply(&info)) == nbd::kRepInfo) {
+      if (nbd::get<std::uint16_t>(info.data()) == nbd::kInfoExport) {
+        BOOST_TEST(nbd::get<std::uint64_t>(info.data() + 2) == kDeviceBytes);
+        flags = nbd::get<std::uint16_t>(info.data() + 10);
+      }
+    }
+    BOOST_REQUIRE(type == nbd::kRepAck);
+    return flags;
+  }
+  bool request(std::uint16_t type, std::uint64_t offset, std::uint32_t length, std::uint16_t flags = 0,
+               std::uint64_t cookie = 1) {
+    std::vector<std::uint8_t> bytes;
+    nbd::append(bytes, nbd::kRequestMagic);
+    nbd::append(bytes, flags);
+    nbd::append(bytes, type);
+    nbd::append(bytes, cookie);
+    nbd::append(bytes, offset);
+    nbd::append(bytes, length);
+    return send(bytes);
+  }
+  std::uint32_t reply(std::uint64_t* cookie = nullptr) {
+    std::vector<std::uint8_t> header(nbd::kSimpleReplyBytes);
+    BOOST_REQUIRE(receive(header.data(), header.size()));
+    BOOST_REQUIRE(nbd::get<std::uint32_t>(header.data()) == nbd::kSimpleReplyMagic);
+    if (cookie != nullptr) *cookie = nbd::get<std::uint64_t>(header.data() + 8);
+    return nbd::get<std::uint32_t>(header.data() + 4);
+  }
+  std::uint32_t ask(std::uint16_t type, std::uint64_t offset, std::uint32_t length, std::uint16_t flags = 0) {
+    BOOST_REQUIRE(request(type, offset, length, flags));
+    return reply();
+  }
+  std::uint32_t write(std::uint64_t offset, const std::vector<std::uint8_t>& data, std::uint16_t flags = 0) {
+    BOOST_REQUIRE(request(nbd::kCmdWrite, offset, static_cast<std::uint32_t>(data.size()), flags));
+    BOOST_REQUIRE(send(data));
+    return reply();
+  }
+  std::vector<std::uint8_t> read(std::uint64_t offset, std::uint32_t length) {
+    BOOST_REQUIRE(ask(nbd::kCmdRead, offset, length) == nbd::kOk);
+    std::vector<std::uint8_t> data(length);
+    BOOST_REQUIRE(receive(data.data(), data.size()));
+    return data;
+  }
+
+ private:
+  Fd fd_;
+};
+
+struct Fixture {
+  Fixture() {
+    std::signal(SIGPIPE, SIG_IGN);
+    auto group = reactor::ReactorGroup::start({{.id = 0}, {.id = 1}});
+    BOOST_REQUIRE(group);
+    reactors = std::move(*group);
+    auto ram = bdev::make_ram_bdev("ram", kDeviceBytes);
+    BOOST_REQUIRE(ram);
+    device = *ram;
+    start({});
+  }
+  ~Fixture() {
+    server.reset();
+    device.reset();
+    reactors->stop();
+  }
+  void start(NbdServer::Options options) {
+    server.reset();
+    options.path = path();
+    options.export_name = "volume";
+    auto started = NbdServer::start(*reactors, device, options);
+    BOOST_REQUIRE_MESSAGE(started, started.error().message);
+    server = std::move(*started);
+  }
+  std::string path() const { return folder.path() + "/nbd.sock"; }
+  // A hostile client hurt nobody else.
+  void still_serves() {
+    NbdClient client(path());
+    client.go_to("volume");
+    BOOST_TEST(client.read(0, 4096).size() == 4096U);
+  }
+
+  test::Folder folder;
+  std::unique_ptr<reactor::ReactorGroup> reactors;
+  std::shared_ptr<bdev::Bdev> device;
+  std::unique_ptr<NbdServer> server;
+};
+
+std::vector<std::uint8_t> pattern(std::size_t length, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<std::uint8_t> bytes(length);
+  for (auto& byte : bytes) byte = static_cast<std::uint8_t>(random());
+  return bytes;
+}
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_CASE(the_socket_is_for_owner_and_group_alone_and_goes_on_stop, Fixture) {
+  struct stat info {};
+  BOOST_REQUIRE(stat(path().c_str(), &info) == 0);
+  BOOST_TEST((info.st_mode & 07777) == 0660U);
+  BOOST_TEST(server->stop(Deadline::after_s(20)).has_value());
+  BOOST_TEST(stat(path().c_str(), &info) == -1);
+  BOOST_TEST(server->stop(Deadline::after_s(20)).has_value());
+}
+
+BOOST_FIXTURE_TEST_CASE(what_was_written_is_read_on_every_connection, Fixture) {
+  NbdClient first(path());
+  const auto flags = first.go_to("volume");
+  BOOST_TEST((flags & nbd::kSendFlush) != 0);
+  BOOST_TEST((flags & nbd::kSendFua) != 0);
+  BOOST_TEST((flags & nbd::kCanMultiConn) != 0);
+  BOOST_TEST((flags & nbd::kReadOnly) == 0);
+  NbdClient second(path());
+  second.go_to("");
+  const auto data = pattern(1 << 20, 1);
+  BOOST_TEST(first.write(4096, data) == nbd::kOk);
+  BOOST_TEST((second.read(4096, data.size()) == data));
+  BOOST_TEST(second.write(512, pattern(512, 2), nbd::kCmdFlagFua) == nbd::kOk);
+  BOOST_TEST((first.read(512, 512) == pattern(512, 2)));
+  BOOST_TEST(first.ask(nbd::kCmdFlush, 0, 0) == nbd::kOk);
+  BOOST_TEST(first.ask(nbd::kCmdWriteZeroes, 4096, 8192, nbd::kCmdFlagNoHole | nbd::kCmdFlagFua) == nbd::kOk);
+  BOOST_TEST((second.read(4096, 8192) == std::vector<std::uint8_t>(8192)));
+  BOOST_TEST(first.ask(nbd::kCmdTrim, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
+  BOOST_TEST(first.ask(nbd::kCmdWriteZeroes, 0, kDeviceBytes) == nbd::kOk);
+  BOOST_TEST((second.read(16384, 4096) == std::vector<std::uint8_t>(4096)));
+}
+
+BOOST_FIXTURE_TEST_CASE(the_largest_request_passes_and_requests_may_be_many, Fixture) {
+  NbdClient client(path());
+  client.go_to("volume");
+  const auto large = pattern(nbd::kMaxPayloadBytes, 3);
+  std::thread writer([&] {
+    client.request(nbd::kCmdWrite, 0, static_cast<std::uint32_t>(large.size()), 0, 7);
+    client.send(large);
+    for (std::uint64_t i = 0; i < 200; ++i) client.request(nbd::kCmdRead, i * 4096, 4096, 0, 100 + i);
+  });
+  BOOST_TEST(client.reply() == nbd::kOk);
+  std::set<std::uint64_t> cookies;
+  for (int i = 0; i < 200; ++i) {
+    std::uint64_t cookie = 0;
+    BOOST_REQUIRE(client.reply(&cookie) == nbd::kOk);
+    std::vector<std::uint8_t> data(4096);
+    BOOST_REQUIRE(client.receive(data.data(), data.size()));
+    // Reads that overtook the write see zeros; the order is the client's business, so it waits in earnest elsewhere.
+    cookies.insert(cookie);
+  }
+  writer.join();
+  BOOST_TEST(cookies.size() == 200U);
+  BOOST_TEST((client.read(0, 1 << 20) == std::vector<std::uint8_t>(large.begin(), large.begin() + (1 << 20))));
+}
+
+BOOST_FIXTURE_TEST_CASE(requests_that_are_wrong_fail_alone, Fixture) {
+  NbdClient client(path());
+  client.go_to("volume");
+  BOOST_TEST(client.ask(nbd::kCmdRead, kDeviceBytes, 512) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, kDeviceBytes - 512, 1024) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, ~std::uint64_t{511}, 1024) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, 1, 512) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, 0, 511) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, 0, 0) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, 0, nbd::kMaxPayloadBytes + 512) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdRead, 0, 512, 1 << 9) == nbd::kEinval);
+  BOOST_TEST(client.ask(nbd::kCmdTrim, kDeviceBytes, 512) == nbd::kEnospc);
+  BOOST_TEST(client.ask(nbd::kCmdWriteZeroes, 0, 0xfffffe00) == nbd::kEnospc);
+  BOOST_TEST(client.ask(nbd::kCmdFlush, 4096, 0) == nbd::kEinval);
+  BOOST_TEST(client.ask(77, 0, 0) == nbd::kEinval);
+  // The data of a refused write is skipped, not taken for requests.
+  BOOST_TEST(client.write(kDeviceBytes - 512, pattern(1024, 1)) == nbd::kEnospc);
+  BOOST_TEST(client.write(3, pattern(512, 1)) == nbd::kEinval);
+  BOOST_TEST(client.write(0, pattern(512, 1), 1 << 5) == nbd::kEinval);
+  BOOST_TEST((client.read(0, 512) == std::vector<std::uint8_t>(512)));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_read_only_socket_takes_no_writes, Fixture) {
+  start({.read_only = true});
+  NbdClient client(path());
+  const auto flags = client.go_to("volume");
+  BOOST_TEST((flags & nbd::kReadOnly) != 0);
+  BOOST_TEST((flags & nbd::kSendTrim) == 0);
+  BOOST_TEST(client.write(0, pattern(512, 1)) == nbd::kEperm);
+  BOOST_TEST(client.ask(nbd::kCmdTrim, 0, 512) == nbd::kEperm);
+  BOOST_TEST(client.ask(nbd::kCmdWriteZeroes, 0, 512) == nbd::kEperm);
+  BOOST_TEST((client.read(0, 512) == std::vector<std::uint8_t>(512)));
+}
+
+BOOST_FIXTURE_TEST_CASE(options_are_answered_as_the_protocol_says, Fixture) {
+  NbdClient client(path());
+  BOOST_REQUIRE(client.send_flags(3));
+  std::vector<std::uint8_t> data;
+  BOOST_REQUIRE(client.send_option(nbd::kOptList, {}));
+  BOOST_TEST(client.option_reply(&data) == nbd::kRepServer);
+  BOOST_TEST(std::string(data.begin() + 4, data.end()) == "volume");
+  BOOST_TEST(client.option_reply() == nbd::kRepAck);
+  BOOST_REQUIRE(client.send_option(nbd::kOptList, {1}));
+  BOOST_TEST(client.option_reply() == nbd::kRepErrInvalid);
+  BOOST_REQUIRE(client.send_option(5, {}));  // STARTTLS
+  BOOST_TEST(client.option_reply() == nbd::kRepErrUnsupported);
+  BOOST_REQUIRE(client.send_option(nbd::kOptGo, NbdClient::go("other")));
+  BOOST_TEST(client.option_reply() == nbd::kRepErrUnknown);
+  for (const std::vector<std::uint8_t>& malformed : {std::vector<std::uint8_t>{},
+                                                     {0, 0, 0},
+                                                     {0xff, 0xff, 0xff, 0xff, 0, 0},
+                                                     {0, 0, 0, 0, 0, 9},
+                                                     {0, 0, 0, 1, 0, 0}}) {
+    BOOST_REQUIRE(client.send_option(nbd::kOptInfo, malformed));
+    BOOST_TEST(client.option_reply() == nbd::kRepErrInvalid);
+  }
+  BOOST_REQUIRE(client.send_option(nbd::kOptInfo, NbdClient::go("volume")));
+  BOOST_TEST(client.option_reply() == nbd::kRepInfo);
+  BOOST_TEST(client.option_reply(&data) == nbd::kRepInfo);
+  BOOST_TEST(nbd::get<std::uint16_t>(data.data()) == nbd::kInfoBlockSize);
+  BOOST_TEST(nbd::get<std::uint32_t>(data.data() + 2) == 512U);
+  BOOST_TEST(client.option_reply() == nbd::kRepAck);
+  BOOST_REQUIRE(client.send_option(nbd::kOptAbort, {}));
+  BOOST_TEST(client.option_reply() == nbd::kRepAck);
+  BOOST_TEST(client.closed());
+}
+
+BOOST_FIXTURE_TEST_CASE(the_old_way_of_naming_an_export_works_with_and_without_zeroes, Fixture) {
+  for (const std::uint32_t flags : {1U, 3U}) {
+    NbdClient client(path());
+    BOOST_REQUIRE(client.send_flags(flags));
+    BOOST_REQUIRE(client.send_option(nbd::kOptExportName, {'v', 'o', 'l', 'u', 'm', 'e'}));
+    std::vector<std::uint8_t> answer(10 + (flags == 1 ? nbd::kExportNameZeroes : 0));
+    BOOST_REQUIRE(client.receive(answer.data(), answer.size()));
+    BOOST_TEST(nbd::get<std::uint64_t>(answer.data()) == kDeviceBytes);
+    BOOST_TEST((client.read(0, 512) == std::vector<std::uint8_t>(512)));
+  }
+  NbdClient client(path());
+  BOOST_REQUIRE(client.send_flags(3));
+  BOOST_REQUIRE(client.send_option(nbd::kOptExportName, {'x'}));
+  BOOST_TEST(client.closed());
+}
+
+BOOST_FIXTURE_TEST_CASE(breaches_of_the_protocol_end_the_connection_alone, Fixture) {
+  {
+    NbdClient client(path());
+    client.send_flags(0xffffffff);
+    BOOST_TEST(client.closed());
+  }
+  {
+    NbdClient client(path());
+    client.send_flags(3);
+    client.send(pattern(64, 9));
+    BOOST_TEST(client.closed());
+  }
+  {
+    NbdClient client(path());
+    client.send_flags(3);
+    std::vector<std::uint8_t> option;
+    nbd::append(option, nbd::kOptionMagic);
+    nbd::append(option, nbd::kOptGo);
+    nbd::append(option, std::uint32_t{0xffffffff});
+    client.send(option);
+    BOOST_TEST(client.closed());
+  }
+  {
+    NbdClient client(path());
+    client.send_flags(3);
+    bool open = true;
+    for (int i = 0; i < 100 && open; ++i) open = client.send_option(200, {}) && client.option_reply() != 0;
+    BOOST_TEST(!open);
+  }
+  {
+    NbdClient client(path());
+    client.go_to("volume");
+    client.send(pattern(28, 10));
+    BOOST_TEST(client.closed());
+  }
+  {
+    NbdClient client(path());
+    client.go_to("volume");
+    client.request(nbd::kCmdWrite, 0, 0xffffffff);
+    BOOST_TEST(client.closed());
+  }
+  {
+    NbdClient client(path());
+    client.go_to("volume");
+    client.request(nbd::kCmdWrite, 0, 1 << 20);
+    client.send(pattern(1000, 11));
+    client.hang_up();
+  }
+  still_serves();
+}
+
+BOOST_FIXTURE_TEST_CASE(random_bytes_never_hurt_the_next_client, Fixture) {
+  const unsigned seed = std::random_device{}();
+  BOOST_TEST_MESSAGE("seed " << seed);
+  std::mt19937 random(seed);
+  for (int round = 0; round < 60; ++round) {
+    NbdClient client(path());
+    if (round % 3 != 0) client.send_flags(3);
+    if (round % 3 == 2) {
+      client.send_option(nbd::kOptGo, NbdClient::go("volume"));
+      while (client.option_reply() == nbd::kRepInfo) {
+      }
+      for (int i = 0; i < 20; ++i) {
+        client.request(static_cast<std::uint16_t>(random() % 9), random() % (2 * kDeviceBytes), random() % (1 << 16),
+                       static_cast<std::uint16_t>(random() % 4));
+      }
+    }
+    client.send(pattern(random() % 4096, random()));
+    client.hang_up();
+  }
+  still_serves();
+  BOOST_TEST(server->stop(Deadline::after_s(30)).has_value());
+}
+
+BOOST_FIXTURE_TEST_CASE(a_client_that_does_not_read_its_answers_does_not_hold_up_stop, Fixture) {
+  NbdClient client(path());
+  client.go_to("volume");
+  // More than the socket's buffers hold: the sending thread is stuck in the middle of an answer.
+  for (int i = 0; i < 4; ++i) client.request(nbd::kCmdRead, 0, 4 << 20);
+  still_serves();
+  BOOST_TEST(server->stop(Deadline::after_s(20)).has_value());
+}
+
+BOOST_FIXTURE_TEST_CASE(connections_beyond_the_limit_are_closed, Fixture) {
+  start({.max_connections = 1});
+  NbdClient first(path());
+  first.go_to("volume");
+  const Fd second(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path().c_str(), sizeof(address.sun_path) - 1);
+  BOOST_REQUIRE(connect(second.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  std::uint8_t byte = 0;
+  BOOST_TEST(!nbd::receive(second.get(), &byte, 1));
+  BOOST_TEST(first.read(0, 512).size() == 512U);
+}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from . import cinder, guest_image, polluxd
+from . import cinder, guest_image, nova, polluxd
 from .cloud import Cloud
 from .errors import AllInOneError
-from .openstack import OpenStack
+from .openstack import SERVER_S, VOLUME_S, OpenStack
 
 PREFIX = 'pollux-demo'
 IMAGE, FLAVOR = f'{PREFIX}-image', f'{PREFIX}-flavor'
@@ -42,7 +42,9 @@ class Demo:
         """Made at first use: the cloud's passwords exist once it is up."""
         if self._openstack is None:
             environment = self._cloud.processes.environment(self._cloud.user_environment())
-            self._openstack = OpenStack(self._cloud.settings.program('openstack'), environment, self._progress)
+            context = self._cloud.context
+            self._openstack = OpenStack(self._cloud.settings.program('openstack'), environment, self._progress,
+                                        lambda: nova.compute_api(context), lambda: cinder.volume_api(context))
         return self._openstack
 
     # ------------------------------------------------------------------ the tour
@@ -92,7 +94,7 @@ class Demo:
 
         with self._progress.step(f'{transport}: server create --volume'):
             openstack.create('server', 'create', '--flavor', FLAVOR, '--volume', boot, '--nic', 'none', server)
-            openstack.await_status(SERVER, server, 'active', 240)
+            openstack.await_status(SERVER, server, 'active', SERVER_S)
             openstack.await_volume(boot, 'in-use')
 
         with self._progress.step(f'{transport}: the guest booted from the volume') as step:
@@ -139,7 +141,7 @@ class Demo:
         snapshot, copy = f'{PREFIX}-{transport}-snapshot', f'{PREFIX}-{transport}-copy'
         with self._progress.step(f'{transport}: volume snapshot create'):
             openstack.create('volume', 'snapshot', 'create', '--volume', data, snapshot)
-            openstack.await_status(SNAPSHOT, snapshot, 'available', 60)
+            openstack.await_status(SNAPSHOT, snapshot, 'available', VOLUME_S)
         with self._progress.step(f'{transport}: a volume from the snapshot holds the same bytes') as step:
             openstack.create('volume', 'create', '--snapshot', snapshot, '--size', '1', '--type', kind, copy)
             third = openstack.await_volume(copy, 'available')

@@ -234,9 +234,4 @@ Session::Totals Session::totals() const {
   return totals;
 }
 
-bool Session::closed() const {
-  std::lock_guard lock(mutex_);
-  return closed_;
-}
-
 }  // namespace pollux::vhost

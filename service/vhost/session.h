@@ -1,11 +1,12 @@
 #pragma once
 // Session: one front end's conversation with one device: features, memory, rings, and the queues that come out of it.
 //
-// Messages are handled on the transport's thread, completely: when a message is answered, the reactors have done their
+// Messages are handled on the connection's thread, completely: when a message is answered, the reactors have done their
 // part. Every field is checked here; whatever does not make sense ends the connection, and changes nothing before it
 // does. A queue runs while its ring is described, its kick descriptor is there and it is enabled, whatever the order in
 // which the front end said so: firmware that uses one queue alone gets that one.
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -39,7 +40,7 @@ class Session final : public Connection {
     std::uint64_t errors = 0;
   };
   Totals totals() const;
-  bool closed() const;
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
 
  private:
   struct Vring {
@@ -94,7 +95,7 @@ class Session final : public Connection {
   Placement& placement_;
 
   mutable std::mutex mutex_;
-  bool closed_ = false;
+  std::atomic<bool> closed_{false};
   std::uint64_t features_ = 0;
   std::uint64_t protocol_features_ = 0;
   std::vector<Vring> vrings_;

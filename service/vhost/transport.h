@@ -1,7 +1,8 @@
 #pragma once
 // Transport: whatever listens on the sockets and moves vhost-user messages. What a message means is not its business.
 //
-// All callbacks come from the transport's own thread, one at a time.
+// Callbacks come from the transport's own threads: those of one connection one at a time, those of different
+// connections at once.
 
 #include <array>
 #include <cstddef>
@@ -16,7 +17,8 @@
 namespace pollux::vhost {
 
 struct Message {
-  static constexpr std::size_t kMaxPayloadBytes = 632;
+  // The largest that is known, a configuration space of 256 bytes or a table of 8 regions, and some.
+  static constexpr std::size_t kMaxPayloadBytes = 512;
   static constexpr std::size_t kMaxFds = 8;
 
   std::uint32_t request = 0;
@@ -77,7 +79,7 @@ class Transport {
   virtual void close(const std::string& path) = 0;
 };
 
-// DPDK's vhost library. One per process: it starts the EAL. kInternal when that fails.
-Result<std::unique_ptr<Transport>> make_rte_transport();
+// kInternal when the kernel refuses.
+Result<std::unique_ptr<Transport>> make_socket_transport();
 
 }  // namespace pollux::vhost

@@ -178,7 +178,7 @@ Result<std::unique_ptr<VhostService>> VhostService::start(reactor::ReactorGroup&
     }
   }
   if (error) return fail(ErrorCode::kInternal, "cannot make " + options.socket_dir + ": " + error.message());
-  auto transport = make_rte_transport();
+  auto transport = make_socket_transport();
   if (!transport) return fail(std::move(transport.error()));
   std::unique_ptr<VhostService> service(new VhostService);
   service->impl_ = std::make_unique<Impl>(reactors, std::move(options));

@@ -1,6 +1,5 @@
 #pragma once
-// The vhost-user front ends' side of Pollux: sockets, controllers, targets. One per process, because DPDK's vhost
-// library is.
+// The vhost-user front ends' side of Pollux: sockets, controllers, targets.
 //
 // Calls come from control threads (never from a reactor), may block until reactors have let go of what is removed, and
 // are serialised inside. Idempotent: asking for what is there already succeeds when it is the same, and is kExists when
@@ -51,7 +50,7 @@ struct SessionInfo {
 
 class VhostService {
  public:
-  // Fails when DPDK's EAL cannot start; once per process.
+  // kInvalid: options that cannot be; kInternal: the kernel refuses the directory or a descriptor.
   static Result<std::unique_ptr<VhostService>> start(reactor::ReactorGroup& reactors, Options options);
   // Disconnects every front end and waits until no request is in flight.
   ~VhostService();

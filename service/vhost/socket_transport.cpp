@@ -1,0 +1,321 @@
+// Sockets and message framing. One thread accepts; every connection has a thread of its own, so that a front end which
+// sends half a message, does not read its answers, or waits for a slow disk to drain keeps nobody waiting but itself.
+// The threads sleep in the kernel nearly always.
+//
+// Not DPDK's vhost library: it reads all connections on one thread with calls that wait (half a message from one guest
+// stops all others), and leaks the descriptors of a message that has too many.
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <list>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/log.h"
+#include "vhost/transport.h"
+#include "vhost/vhost_user.h"
+
+namespace pollux::vhost {
+namespace {
+
+using virtio::UniqueFd;
+
+constexpr int kBacklog = 16;
+constexpr std::size_t kHeaderBytes = 12;
+// How long to leave accepting alone when the process has no descriptors left.
+constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+
+// One front end's connection and the thread that serves it.
+class Link {
+ public:
+  Link(UniqueFd socket, std::shared_ptr<Connection> connection)
+      : socket_(std::move(socket)), connection_(std::move(connection)), thread_([this] { serve(); }) {}
+  ~Link() {
+    {
+      // Wakes the thread from whatever it waits for on the socket.
+      std::lock_guard lock(socket_mutex_);
+      if (socket_) ::shutdown(socket_.get(), SHUT_RDWR);
+    }
+    thread_.join();
+  }
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+
+  bool ended() const { return ended_.load(std::memory_order_acquire); }
+
+ private:
+  void serve() {
+    ::pthread_setname_np(::pthread_self(), "vhost-session");
+    while (serve_one()) {
+    }
+    connection_->on_close();
+    connection_.reset();
+    {
+      // Last, so that a front end which sees the end knows that nothing of it is left.
+      std::lock_guard lock(socket_mutex_);
+      socket_.reset();
+    }
+    ended_.store(true, std::memory_order_release);
+  }
+
+  // False: the connection is to end.
+  bool serve_one() {
+    Message message;
+    std::uint32_t header[3];
+    if (!receive_header(header, message)) return false;
+    message.request = header[0];
+    message.flags = header[1];
+    message.size_bytes = header[2];
+    if (message.size_bytes > Message::kMaxPayloadBytes || !receive(message.payload.data(), message.size_bytes))
+      return false;
+    const bool wants_answer = (message.flags & kFlagNeedReply) != 0;
+    switch (connection_->on_message(message)) {
+      case Verdict::kReply:
+        return send(message);
+      case Verdict::kDone: {
+        if (!wants_answer) return true;
+        message.reply_fd = -1;
+        message.write(std::uint64_t{0});
+        return send(message);
+      }
+      case Verdict::kDrop:
+        break;
+    }
+    return false;
+  }
+
+  // The descriptors of a message come with its first byte.
+  bool receive_header(std::uint32_t (&header)[3], Message& message) {
+    auto* bytes = reinterpret_cast<std::byte*>(header);
+    std::size_t done = 0;
+    while (done < kHeaderBytes) {
+      iovec piece{bytes + done, kHeaderBytes - done};
+      alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int) * Message::kMaxFds)];
+      msghdr received{};
+      received.msg_iov = &piece;
+      received.msg_iovlen = 1;
+      received.msg_control = control;
+      received.msg_controllen = sizeof(control);
+      const ssize_t got = ::recvmsg(socket_.get(), &received, MSG_CMSG_CLOEXEC);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return false;
+      // They are owned before anything else can go wrong.
+      const bool taken = take_descriptors(received, message);
+      if (!taken || (received.msg_flags & MSG_CTRUNC)) return false;
+      done += static_cast<std::size_t>(got);
+    }
+    return true;
+  }
+
+  static bool take_descriptors(const msghdr& received, Message& message) {
+    bool all = true;
+    for (cmsghdr* part = CMSG_FIRSTHDR(&received); part; part = CMSG_NXTHDR(const_cast<msghdr*>(&received), part)) {
+      if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+      const std::size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (std::size_t i = 0; i < count; ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(part) + i * sizeof(int), sizeof(int));
+        UniqueFd owned(fd);
+        if (message.fd_count == Message::kMaxFds) {
+          all = false;
+        } else {
+          message.fds[message.fd_count++] = std::move(owned);
+        }
+      }
+    }
+    return all;
+  }
+
+  bool receive(std::byte* to, std::size_t length) {
+    while (length > 0) {
+      const ssize_t got = ::recv(socket_.get(), to, length, 0);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return false;
+      to += got;
+      length -= static_cast<std::size_t>(got);
+    }
+    return true;
+  }
+
+  bool send(const Message& message) {
+    const std::uint32_t header[3] = {message.request, kVersion | kFlagReply, message.size_bytes};
+    std::array<std::byte, kHeaderBytes + Message::kMaxPayloadBytes> bytes;
+    std::memcpy(bytes.data(), header, kHeaderBytes);
+    std::memcpy(bytes.data() + kHeaderBytes, message.payload.data(), message.size_bytes);
+    const std::size_t length = kHeaderBytes + message.size_bytes;
+    std::size_t done = 0;
+    while (done < length) {
+      iovec piece{bytes.data() + done, length - done};
+      alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int))] = {};
+      msghdr out{};
+      out.msg_iov = &piece;
+      out.msg_iovlen = 1;
+      if (done == 0 && message.reply_fd >= 0) {
+        out.msg_control = control;
+        out.msg_controllen = sizeof(control);
+        cmsghdr* rights = CMSG_FIRSTHDR(&out);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(sizeof(int));
+        std::memcpy(CMSG_DATA(rights), &message.reply_fd, sizeof(int));
+      }
+      const ssize_t sent = ::sendmsg(socket_.get(), &out, MSG_NOSIGNAL);
+      if (sent < 0 && errno == EINTR) continue;
+      if (sent <= 0) return false;
+      done += static_cast<std::size_t>(sent);
+    }
+    return true;
+  }
+
+  // Against the destructor's shutdown of a descriptor that the thread has just closed.
+  std::mutex socket_mutex_;
+  UniqueFd socket_;
+  std::shared_ptr<Connection> connection_;
+  std::atomic<bool> ended_{false};
+  std::thread thread_;
+};
+
+class SocketTransport final : public Transport {
+ public:
+  SocketTransport(UniqueFd epoll, UniqueFd wake)
+      : epoll_(std::move(epoll)), wake_(std::move(wake)), thread_([this] { accept_loop(); }) {}
+  ~SocketTransport() override {
+    std::vector<std::string> paths;
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& [path, listener] : listeners_) paths.push_back(path);
+    }
+    for (const auto& path : paths) close(path);
+    ending_ = true;
+    const std::uint64_t one = 1;
+    if (::write(wake_.get(), &one, sizeof(one)) != sizeof(one))
+      log::error("cannot wake the accepting thread: {}", std::strerror(errno));
+    thread_.join();
+  }
+
+  Status open(const std::string& path, Acceptor& acceptor) override;
+  void close(const std::string& path) override;
+
+ private:
+  struct Listener {
+    UniqueFd socket;
+    Acceptor* acceptor;
+    std::list<Link> links;
+  };
+
+  void accept_loop();
+  void accept_from(Listener& listener);
+
+  UniqueFd epoll_;
+  UniqueFd wake_;
+  std::atomic<bool> ending_{false};
+  // Held while a connection is accepted, so that close() leaves none behind.
+  std::mutex mutex_;
+  std::map<std::string, Listener> listeners_;
+  std::thread thread_;
+};
+
+Status SocketTransport::open(const std::string& path, Acceptor& acceptor) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) {
+    return fail(ErrorCode::kInvalid, "socket path " + path + " is longer than the kernel's limit of 107 characters");
+  }
+  std::memcpy(address.sun_path, path.data(), path.size());
+  const auto refused = [&path](const std::string& what) {
+    return fail(ErrorCode::kInternal, what + " " + path + ": " + std::strerror(errno));
+  };
+  std::lock_guard lock(mutex_);
+  if (listeners_.contains(path)) return fail(ErrorCode::kExists, "socket " + path + " is open already");
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket) return refused("cannot make socket");
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return refused("cannot replace the stale socket");
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+      ::listen(socket.get(), kBacklog) != 0) {
+    return refused("cannot listen on");
+  }
+  const int fd = socket.get();
+  listeners_.emplace(path, Listener{std::move(socket), &acceptor, {}});
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    const auto failure = refused("cannot listen on");
+    listeners_.erase(path);
+    ::unlink(path.c_str());
+    return failure;
+  }
+  return {};
+}
+
+void SocketTransport::close(const std::string& path) {
+  std::list<Link> ending;
+  {
+    std::lock_guard lock(mutex_);
+    auto found = listeners_.find(path);
+    if (found == listeners_.end()) return;
+    ::unlink(path.c_str());
+    ending = std::move(found->second.links);
+    // Closing the socket takes it out of the epoll set.
+    listeners_.erase(found);
+  }
+  // Each link's thread calls on_close() and ends.
+  ending.clear();
+}
+
+void SocketTransport::accept_loop() {
+  ::pthread_setname_np(::pthread_self(), "vhost-accept");
+  while (!ending_) {
+    epoll_event events[16];
+    const int count = ::epoll_wait(epoll_.get(), events, static_cast<int>(std::size(events)), -1);
+    for (int i = 0; i < count; ++i) {
+      std::lock_guard lock(mutex_);
+      const auto listener = std::find_if(listeners_.begin(), listeners_.end(), [&](const auto& entry) {
+        return entry.second.socket.get() == events[i].data.fd;
+      });
+      if (listener != listeners_.end()) accept_from(listener->second);
+    }
+  }
+}
+
+void SocketTransport::accept_from(Listener& listener) {
+  listener.links.remove_if([](const Link& link) { return link.ended(); });
+  UniqueFd socket(::accept4(listener.socket.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  if (!socket) {
+    // A front end that went away again is nothing to speak of.
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+      log::error("cannot accept a front end: {}", std::strerror(errno));
+      std::this_thread::sleep_for(kAcceptPause);
+    }
+    return;
+  }
+  auto connection = listener.acceptor->on_connect();
+  if (connection) listener.links.emplace_back(std::move(socket), std::move(connection));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> make_socket_transport() {
+  UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  UniqueFd wake(::eventfd(0, EFD_CLOEXEC));
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = wake.get();
+  if (!epoll || !wake || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, wake.get(), &event) != 0) {
+    return fail(ErrorCode::kInternal, std::string("cannot watch sockets: ") + std::strerror(errno));
+  }
+  return std::make_unique<SocketTransport>(std::move(epoll), std::move(wake));
+}
+
+}  // namespace pollux::vhost

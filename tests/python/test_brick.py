@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from pollux import brick, connection
 from pollux.rpc import ttypes as rpc
+from pollux_testing import MIB
 
 from python.services import COMPUTE_HOST, GIB, Service, new_id
 
@@ -142,7 +145,6 @@ def test_a_volume_with_another_home_is_refused_with_its_name(connector: Any) -> 
         ({"pollux_version": 2}, "upgrade"),
         ({"pollux_version": None}, "no connection|not the connection"),
         ({"transport": "nvme"}, "scsi, blk"),
-        ({"client_id": ""}, "only guests"),
         ({"volume_id": "x"}, "not a UUID"),
     ],
 )
@@ -152,6 +154,72 @@ def test_connections_that_cannot_be_made_are_refused(
     with pytest.raises(exception.BrickException, match=says):
         connector.connect_volume({**properties(volume_id), **change})
     assert service.client().attachment_list(volume_id) == []
+
+
+@pytest.fixture
+def host_connector(service: Service) -> Any:
+    """As cinder-volume has it: with Cinder's certificate."""
+    return pollux_connector.PolluxConnector("sudo", client=service.client("cinder"))
+
+
+def test_a_host_that_copies_gets_a_volume_as_a_file(host_connector: Any, service: Service, volume_id: str) -> None:
+    wanted = properties(volume_id, client_id="")
+    content = bytes(range(256)) * 4096 * 5
+    device = host_connector.connect_volume(wanted)
+    file = device["path"]
+    assert host_connector.check_valid_device(file)
+    assert file.seek(0, os.SEEK_END) == GIB
+    assert file.seek(3 * MIB) == 3 * MIB
+    assert file.write(content) == len(content)
+    # Zeros go without data.
+    assert file.write(bytes(8 * MIB)) == 8 * MIB
+    # In the middle of a block, and over the border of two.
+    file.seek(100 * MIB + 500)
+    assert file.write(b"across the border") == 17
+    host_connector.disconnect_volume(wanted, device)
+    assert file.closed
+    mapped = service.client().volume_describe(volume_id).mapped_bytes
+    assert len(content) <= mapped <= len(content) + 4 * MIB
+
+    again = host_connector.connect_volume({**wanted, "access_mode": "ro"})
+    with again["path"] as file:
+        assert file.read(3 * MIB) == bytes(3 * MIB)
+        assert file.read(len(content)) == content
+        assert file.read(MIB) == bytes(MIB)
+        file.seek(100 * MIB + 490)
+        assert file.read(40) == bytes(10) + b"across the border" + bytes(13)
+        file.seek(-10, os.SEEK_END)
+        assert file.read(100) == bytes(10)
+        assert file.read(1) == b""
+        assert not file.writable()
+        file.seek(0)
+        with pytest.raises(OSError, match=os.strerror(errno.EPERM)):
+            file.write(b"x" * 512)
+    host_connector.disconnect_volume(wanted, again)
+
+
+def test_a_file_does_not_take_more_than_the_volume_or_its_pool_holds(
+    host_connector: Any, service: Service
+) -> None:
+    service.create_pool("tiny", 64 * MIB)
+    made = service.create_volume(GIB, "tiny").volume_id
+    device = host_connector.connect_volume(properties(made, client_id=""))
+    file = device["path"]
+    file.seek(GIB - 512)
+    with pytest.raises(OSError, match="volume ends") as caught:
+        file.write(b"x" * 1024)
+    assert caught.value.errno == errno.ENOSPC
+    file.seek(0)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        file.write(b"x" * (96 * MIB))
+    host_connector.disconnect_volume(properties(made, client_id=""), device)
+    service.client("cinder").volume_delete(made)
+    service.client().pool_export("tiny")
+
+
+def test_a_compute_host_gets_no_files(connector: Any, volume_id: str) -> None:
+    with pytest.raises(exception.BrickException, match="compute"):
+        connector.connect_volume(properties(volume_id, client_id=""))
 
 
 def test_errors_of_leaving_are_ignored_only_when_asked(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The os-brick connector: has the host's own polluxd place the socket through which a guest reaches a volume.
 
+A connection that names no guest is one of a service that copies (cinder-volume): it gets the volume as a file.
+
 `connect_volume` needs nothing but the saved connection and the local service, since Nova replays it after a reboot of
 guest or host without asking Cinder. It may be repeated, and so may `disconnect_volume`.
 """
@@ -18,9 +20,10 @@ from os_brick import exception
 from os_brick.initiator.connectors import base
 from oslo_log import log as logging
 
-from pollux import connection, errors
+from pollux import connection, errors, nbd
 from pollux.client import Client
 from pollux.client import settings as client_settings
+from pollux.nbd_file import NbdFile
 from pollux.rpc import ttypes as types
 
 LOG = logging.getLogger(__name__)
@@ -73,8 +76,13 @@ class PolluxConnector(base.BaseLinuxConnector):
             LOG.debug('This host has no name towards Pollux: %s', error)
             return {}
 
-    def check_valid_device(self, path: str, run_as_root: bool = True) -> bool:
+    def check_valid_device(self, path: str | NbdFile, run_as_root: bool = True) -> bool:
         try:
+            if isinstance(path, NbdFile):
+                path.seek(0)
+                valid = len(path.read(4096)) > 0
+                path.seek(0)
+                return valid
             return stat.S_ISSOCK(os.stat(path).st_mode)
         except OSError:
             return False
@@ -84,22 +92,33 @@ class PolluxConnector(base.BaseLinuxConnector):
 
         :param connection_properties: the data of a connection_info, and client_id: the guest
         :returns: type, path (the vhost-user socket), attachment_id, transport, queues, read_only; for scsi also the
-            controller's target and lun
+            controller's target and lun. Without client_id: type and path (a file)
         :raises BrickException: with what failed and what to do
         """
         try:
-            wanted = self._parse(connection_properties)
-            return self._attach(wanted)
-        except errors.PolluxError as error:
+            wanted = connection.parse(connection_properties)
+            if wanted.client_id:
+                return self._attach(wanted)
+            file = nbd.open_file(self.client, wanted.volume_id, read_only=wanted.read_only)
+            return {'type': connection.PROTOCOL, 'path': file}
+        except (errors.PolluxError, OSError) as error:
             raise exception.BrickException(
                 f'Volume {connection_properties.get("volume_id")} cannot be connected: {error}') from error
 
     def disconnect_volume(self, connection_properties: Mapping[str, Any], device_info: Mapping[str, Any] | None = None,
                           force: bool = False, ignore_errors: bool = False) -> None:
         try:
-            gone = self._parse(connection_properties, leaving=True)
-            self.client.detach(gone.attachment_id)
-        except errors.PolluxError as error:
+            path = (device_info or {}).get('path')
+            if isinstance(path, NbdFile):
+                path.close()
+                return
+            # An encrypted volume was never connected; that must not keep anyone from clearing up.
+            gone = connection.parse({**connection_properties, 'encrypted': False})
+            if gone.client_id:
+                self.client.detach(gone.attachment_id)
+            else:
+                nbd.close_left_over(self.client, gone.volume_id)
+        except (errors.PolluxError, OSError) as error:
             message = f'Volume {connection_properties.get("volume_id")} cannot be disconnected: {error}'
             if not ignore_errors:
                 raise exception.BrickException(message) from error
@@ -116,7 +135,7 @@ class PolluxConnector(base.BaseLinuxConnector):
 
     def get_volume_paths(self, connection_properties: Mapping[str, Any]) -> list[str]:
         try:
-            wanted = self._parse(connection_properties)
+            wanted = connection.parse(connection_properties)
             attached = self.client.attachment_list(wanted.volume_id, wanted.client_id)
         except errors.PolluxError as error:
             raise exception.BrickException(f'Attachments are not known: {error}') from error
@@ -129,15 +148,6 @@ class PolluxConnector(base.BaseLinuxConnector):
         return []
 
     # ------------------------------------------------------------------ inside
-
-    @staticmethod
-    def _parse(properties: Mapping[str, Any], *, leaving: bool = False) -> connection.Connection:
-        # An encrypted volume was never connected; that must not keep anyone from clearing up.
-        parsed = connection.parse({**properties, 'encrypted': False} if leaving else properties)
-        if not parsed.client_id:
-            raise errors.Unsupported('only guests can attach volumes of this kind (the connection names no client_id); '
-                                     'a host cannot have them as a device of its own')
-        return parsed
 
     def _attach(self, wanted: connection.Connection) -> dict[str, Any]:
         client = self.client

@@ -24,7 +24,7 @@ from cinder import exception, objects
 from cinder.message import api as message_api
 from cinder.message import message_field
 from cinder.objects import fields
-from cinder.volume import configuration
+from cinder.volume import configuration, volume_utils
 from cinder.volume import driver as cinder_driver
 from oslo_config import cfg
 from oslo_utils import importutils
@@ -475,6 +475,25 @@ def test_two_hosts_hold_a_volume_while_a_guest_moves(driver: Any, service: Servi
     assert driver.terminate_connection(volume, CONNECTOR) is True
     assert hosts(service, volume) == ["compute-2"]
     driver.terminate_connection(volume, destination)
+
+
+def test_cinder_copies_between_volumes_that_it_attaches_itself(
+    driver: Any, service: Service, context: Any, volume: Any, tmp_path: Path
+) -> None:
+    content = random_file(tmp_path / "content", 5 * MIB)
+    write_to(service, volume.id, content)
+    other = a_volume(context)
+    driver.create_volume(other)
+    properties = {"host": "cinder-host"}
+    source, _ = driver._attach_volume(context, volume, properties)
+    target, _ = driver._attach_volume(context, other, properties)
+    volume_utils.copy_volume(source["device"]["path"], target["device"]["path"], 64, "1M")
+    for info, one in ((target, other), (source, volume)):
+        driver._detach_volume(context, info, one, properties, force=True)
+    assert holds(service, other.id, content)
+    assert hosts(service, other) == []
+    assert service.client().volume_describe(other.id).mapped_bytes < 16 * MIB
+    driver.delete_volume(other)
 
 
 def test_another_guest_on_the_host_keeps_its_volume(driver: Any, service: Service, context: Any, volume: Any) -> None:

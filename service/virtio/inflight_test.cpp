@@ -1,0 +1,165 @@
+#include "virtio/inflight.h"
+
+#include <boost/test/unit_test.hpp>
+#include <vector>
+
+namespace pollux::virtio {
+namespace {
+
+constexpr std::uint16_t kSize = 8;
+
+// The region's memory, which outlives whoever tracks in it.
+struct Memory {
+  alignas(64) std::byte bytes[1024] = {};
+  InflightSplit split() {
+    InflightSplit tracker;
+    tracker.attach(bytes, kSize);
+    return tracker;
+  }
+  InflightPacked packed() {
+    InflightPacked tracker;
+    tracker.attach(bytes, kSize);
+    return tracker;
+  }
+};
+
+using Heads = std::vector<std::uint16_t>;
+
+void take_packed(InflightPacked& tracker, std::uint16_t id, std::uint16_t entries) {
+  tracker.begin();
+  for (std::uint16_t i = 0; i < entries; ++i)
+    BOOST_REQUIRE(tracker.note({.addr = std::uint64_t{100} * id + i, .len = 1, .id = id, .flags = 0}));
+  tracker.take(id, entries);
+}
+
+BOOST_FIXTURE_TEST_SUITE(inflight, Memory)
+
+BOOST_AUTO_TEST_CASE(split_a_new_region_has_nothing_in_flight) {
+  BOOST_TEST(split().recover(77).empty());
+  BOOST_TEST(split().recover(77).empty());
+}
+BOOST_AUTO_TEST_CASE(split_what_was_taken_comes_back_in_order_of_arrival) {
+  InflightSplit first = split();
+  first.recover(0);
+  for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
+  BOOST_TEST(split().recover(0) == Heads({5, 1, 7, 2}), boost::test_tools::per_element());
+}
+BOOST_AUTO_TEST_CASE(split_what_was_answered_does_not_come_back) {
+  InflightSplit first = split();
+  first.recover(0);
+  for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
+  first.stage(7);
+  first.stage(5);
+  first.commit(2);
+  BOOST_TEST(split().recover(2) == Heads({1, 2}), boost::test_tools::per_element());
+}
+BOOST_AUTO_TEST_CASE(split_a_batch_that_was_shown_but_not_recorded_is_answered) {
+  InflightSplit first = split();
+  first.recover(0);
+  for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
+  first.stage(1);
+  first.commit(1);
+  first.stage(2);
+  first.stage(7);
+  // used->idx said 3, then the process died.
+  BOOST_TEST(split().recover(3) == Heads({5}), boost::test_tools::per_element());
+}
+BOOST_AUTO_TEST_CASE(split_a_batch_that_was_staged_and_never_shown_is_done_again) {
+  InflightSplit first = split();
+  first.recover(0);
+  first.take(3);
+  first.take(4);
+  first.stage(4);
+  BOOST_TEST(split().recover(0) == Heads({3, 4}), boost::test_tools::per_element());
+}
+BOOST_AUTO_TEST_CASE(split_the_order_holds_over_two_deaths) {
+  InflightSplit first = split();
+  first.recover(0);
+  first.take(6);
+  first.take(0);
+  InflightSplit second = split();
+  second.recover(0);
+  second.take(3);
+  BOOST_TEST(split().recover(0) == Heads({6, 0, 3}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(packed_a_new_region_leaves_the_position_to_the_front_end) {
+  const PackedDesc ring[kSize] = {};
+  BOOST_TEST(!packed().recover(ring, 3, true).known);
+  const auto again = packed().recover(ring, 0, true);
+  BOOST_TEST(again.known);
+  BOOST_TEST(again.used_idx == 3);
+  BOOST_TEST(again.heads.empty());
+}
+BOOST_AUTO_TEST_CASE(packed_what_was_taken_comes_back_whole_and_in_order) {
+  const PackedDesc ring[kSize] = {};
+  InflightPacked first = packed();
+  first.recover(ring, 0, true);
+  take_packed(first, 4, 3);
+  take_packed(first, 2, 2);
+  InflightPacked second = packed();
+  const auto recovered = second.recover(ring, 0, true);
+  BOOST_TEST(recovered.entries == 5);
+  BOOST_REQUIRE(recovered.heads.size() == 2u);
+  const auto descs = second.descriptors(recovered.heads[0]);
+  BOOST_REQUIRE(descs.size() == 3u);
+  BOOST_TEST(descs[0].addr == 400u);
+  BOOST_TEST(descs[2].addr == 402u);
+  BOOST_TEST(descs[2].id == 4);
+  BOOST_TEST(second.descriptors(recovered.heads[1]).size() == 2u);
+}
+BOOST_AUTO_TEST_CASE(packed_a_batch_counts_once_its_first_entry_is_shown) {
+  for (const bool shown : {false, true}) {
+    std::fill(std::begin(bytes), std::end(bytes), std::byte{0});
+    PackedDesc ring[kSize] = {};
+    ring[0].flags = kDescAvail;
+    InflightPacked first = packed();
+    first.recover(ring, 0, true);
+    take_packed(first, 1, 1);
+    take_packed(first, 2, 1);
+    first.stage(1);
+    first.prepare(1, true);
+    // The process died right before or right after it stored this.
+    if (shown) ring[0].flags = kDescAvail | kDescUsed;
+    const auto recovered = packed().recover(ring, 0, true);
+    BOOST_TEST(recovered.used_idx == (shown ? 1 : 0));
+    BOOST_TEST(recovered.heads.size() == (shown ? 1u : 2u));
+  }
+}
+BOOST_AUTO_TEST_CASE(packed_entries_are_used_again_for_ever) {
+  const PackedDesc ring[kSize] = {};
+  InflightPacked tracker = packed();
+  tracker.recover(ring, 0, true);
+  for (std::uint16_t round = 0; round < 1000; ++round) {
+    take_packed(tracker, 1, 5);
+    take_packed(tracker, 3, 3);
+    tracker.begin();
+    BOOST_REQUIRE(!tracker.note({}));
+    tracker.stage(round % 2 ? 1 : 3);
+    tracker.stage(round % 2 ? 3 : 1);
+    tracker.prepare(0, round % 2);
+    tracker.commit();
+  }
+  BOOST_TEST(packed().recover(ring, 0, true).heads.empty());
+}
+BOOST_AUTO_TEST_CASE(nonsense_in_the_region_yields_valid_heads_or_none) {
+  PackedDesc ring[kSize] = {};
+  split().recover(0);
+  for (std::size_t i = 12; i < sizeof(bytes); ++i) bytes[i] = static_cast<std::byte>(i * 37);
+  for (const std::uint16_t head : split().recover(40000)) BOOST_TEST(head < kSize);
+  std::fill(std::begin(bytes), std::end(bytes), std::byte{0});
+  packed().recover(ring, 0, true);
+  for (std::size_t i = 32; i < sizeof(bytes); ++i) bytes[i] = static_cast<std::byte>(i * 29 + 1);
+  InflightPacked tracker = packed();
+  const auto recovered = tracker.recover(ring, 0, true);
+  BOOST_TEST(recovered.entries <= kSize);
+  for (const std::uint16_t head : recovered.heads) {
+    BOOST_TEST(head < kSize);
+    BOOST_TEST(tracker.descriptors(head).size() <= kSize);
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace
+}  // namespace pollux::virtio

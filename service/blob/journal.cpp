@@ -51,11 +51,12 @@ void Journal::sync(Waiter& waiter) {
   start();
 }
 
-reactor::Task<Status> Journal::commit() {
+reactor::Task<Status> Journal::commit(Data data) {
   struct Awaited : Waiter {
     reactor::Completion<bool> completion;
   } waiter;
   waiter.done = [](Waiter& w, bool ok) { static_cast<Awaited&>(w).completion.set(ok); };
+  waiter.flush = data == Data::kFlush;
   sync(waiter);
   if (!co_await waiter.completion) {
     co_return fail(ErrorCode::kIoError, "the pool's journal cannot be written; the pool takes no more changes");
@@ -105,7 +106,9 @@ reactor::Task<void> Journal::run() {
     std::deque<Chunk> chunks = std::exchange(closed_, {});
     Waiter* waiters = std::exchange(waiters_head_, nullptr);
     waiters_tail_ = nullptr;
-    const bool ok = co_await run_round(std::move(chunks), waiters != nullptr);
+    bool flush = false;
+    for (const Waiter* waiter = waiters; waiter != nullptr; waiter = waiter->next) flush = flush || waiter->flush;
+    const bool ok = co_await run_round(std::move(chunks), flush);
     while (waiters != nullptr) {
       Waiter* waiter = waiters;
       waiters = waiters->next;

@@ -44,16 +44,19 @@ class Journal {
   // A caller of sync(): stays alive until `done`.
   struct Waiter {
     void (*done)(Waiter&, bool ok) = nullptr;
+    // Written data must be durable too, not only the records.
+    bool flush = true;
     Waiter* next = nullptr;
   };
 
   Journal(bdev::Channel& channel, Options options, JournalPosition tail, JournalPosition head);
 
   void append(const RecordHeader& record);
-  // Everything appended, and all data written, before this call is durable when `done` says ok.
+  // Everything appended before this call, and with waiter.flush all data written, is durable when `done` says ok.
   void sync(Waiter& waiter);
-  // The same to await. kIoError.
-  reactor::Task<Status> commit();
+  // The same to await. kIoError. Records of data bring that data with them in any case.
+  enum class Data : bool { kAsItIs, kFlush };
+  reactor::Task<Status> commit(Data data = Data::kAsItIs);
   // Writes what is queued without anybody waiting.
   void kick();
 

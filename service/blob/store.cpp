@@ -149,7 +149,8 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
     }
     POLLUX_CO_TRY(done);
   }
-  POLLUX_CO_TRY(co_await journal_->commit());
+  // What the source held at the cut is part of what becomes durable, in place as it may have been written.
+  POLLUX_CO_TRY(co_await journal_->commit(Journal::Data::kFlush));
   co_return live(options.id);
 }
 

@@ -73,7 +73,7 @@ void CrashHarness::barrier(ModelVolume& volume) {
   volume.since.clear();
 }
 
-// A change of the set of volumes is committed with everything before it.
+// A snapshot, a clone and a checkpoint are flushes of everything before them.
 void CrashHarness::barrier() {
   for (auto& [id, volume] : model_) barrier(volume);
 }
@@ -88,7 +88,6 @@ bool CrashHarness::create(const Uuid& id, std::uint64_t bytes) {
   blob::CreateOptions options{.id = id, .name = volume.name, .size_bytes = bytes, .created_ms = 1};
   if (!run(store_->create(std::move(options)), "create")) return false;
   volume.may_be_missing = false;
-  barrier();
   return true;
 }
 
@@ -113,7 +112,6 @@ bool CrashHarness::remove(const Uuid& id) {
   model_.at(id).may_be_missing = true;
   if (!run(store_->remove(id), "remove")) return false;
   model_.erase(id);
-  barrier();
   return true;
 }
 
@@ -124,7 +122,7 @@ bool CrashHarness::resize(const Uuid& id, std::uint64_t bytes) {
   volume.other_size.reset();
   volume.size_bytes = bytes;
   volume.latest.resize(bytes / kBlock, 0);
-  barrier();
+  volume.durable.resize(bytes / kBlock, 0);
   return true;
 }
 
@@ -139,7 +137,7 @@ bool CrashHarness::revert(const Uuid& id, const Uuid& snapshot) {
   }
   if (!run(store_->revert(id, snapshot), "revert")) return false;
   volume.latest = std::move(contents);
-  barrier();
+  barrier(volume);
   return true;
 }
 

@@ -45,6 +45,7 @@ struct VolumeService::Impl {
     return place->pool->info(*place->volume);
   }
 
+  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec);
   reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device);
   void follow_growth(Pool& pool);
   reactor::Task<Status> close_pool(Pool& pool);
@@ -54,6 +55,19 @@ VolumeService::VolumeService(reactor::ReactorGroup& reactors) : impl_(std::make_
 VolumeService::~VolumeService() = default;
 
 // ---- Pools
+
+// The kernel takes down the rings of a process that was killed in the background, and holds its lock on the device
+// until then: tens of milliseconds in which the next service must not give up.
+reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_device(bdev::Spec spec) {
+  constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+  constexpr std::uint64_t kPauseUs = 10'000;
+  const std::uint64_t deadline_ns = monotonic_ns() + kPatienceNs;
+  while (true) {
+    auto device = bdev::open(spec);
+    if (device || device.error().code != ErrorCode::kBusy || monotonic_ns() >= deadline_ns) co_return device;
+    co_await home.sleep_us(kPauseUs);
+  }
+}
 
 // Loads the pool on the device and takes it in. kExists when its name or id is taken.
 reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device) {
@@ -110,7 +124,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
     }
   }
   if (spec.id.is_nil() || spec.name.empty()) co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name");
-  auto device = bdev::open(spec.bdev);
+  auto device = co_await impl_->open_device(spec.bdev);
   if (!device) co_return fail(std::move(device.error()));
   auto there = co_await blob::Store::probe(*device, impl_->home);
   if (there) {
@@ -141,7 +155,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec) {
   }
   // Import never makes a file.
   if (spec.kind == bdev::Spec::Kind::kUring) spec.size_bytes = 0;
-  auto device = bdev::open(spec);
+  auto device = co_await impl_->open_device(spec);
   if (!device) co_return fail(std::move(device.error()));
   auto pool = co_await impl_->adopt(spec, *device);
   if (!pool) co_return fail(std::move(pool.error()));
@@ -283,7 +297,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_snapshot(Uuid volume, Uu
     if (!there->volume->snapshot() || there->volume->parent_id != volume || there->volume->name != name) {
       co_return fail(taken(snapshot));
     }
-    POLLUX_CO_TRY(co_await store.journal().commit());
+    POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(snapshot);
   }
   blob::CreateOptions options{.id = snapshot, .name = name, .snapshot = true, .created_ms = wall_clock_ms()};
@@ -300,7 +314,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec
   if (spec.size_bytes == 0) spec.size_bytes = place->volume->size_bytes;
   if (auto there = impl_->find_volume(spec.id)) {
     if (!same_volume(*there->volume, spec) || there->volume->parent_id != snapshot) co_return fail(taken(spec.id));
-    POLLUX_CO_TRY(co_await store.journal().commit());
+    POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(spec.id);
   }
   blob::CreateOptions options = create_options(spec);

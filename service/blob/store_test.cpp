@@ -1,0 +1,168 @@
+// The store as a whole, on the simulated disk: the journal's ring, growth, background deletes, the checker.
+
+#include "blob/store.h"
+
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+
+#include "blob/checker.h"
+#include "blob/page_codec.h"
+#include "blob/sim_bdev.h"
+#include "blob/volume.h"
+
+using namespace pollux;
+using namespace pollux::blob;
+using reactor::call;
+
+namespace {
+
+template <typename T>
+T must(Result<T> result) {
+  if (!result) throw std::runtime_error(result.error().message);
+  if constexpr (!std::is_void_v<T>) return std::move(*result);
+}
+
+struct Fixture {
+  std::unique_ptr<reactor::ReactorGroup> reactors = must(reactor::ReactorGroup::start({{.id = 0}}));
+  reactor::Reactor& home = reactors->main();
+  std::shared_ptr<SimDisk> disk;
+  std::unique_ptr<Store> store;
+
+  void format(std::uint64_t bytes, std::uint32_t cluster_bytes = 64 * kKiB) {
+    disk = std::make_shared<SimDisk>(bytes);
+    FormatOptions options{.id = Uuid::random(), .name = "sim", .cluster_bytes = cluster_bytes, .created_ms = 1};
+    must(call(home, Store::format(make_sim_bdev(disk, 1), home, std::move(options))));
+  }
+  void open() { store = must(call(home, Store::open(make_sim_bdev(disk, 1), home))); }
+  void close() {
+    must(call(home, store->close()));
+    store.reset();
+  }
+  Uuid create(const std::string& name, std::uint64_t bytes) {
+    CreateOptions options{.id = Uuid::random(), .name = name, .size_bytes = bytes};
+    const Uuid id = options.id;
+    must(call(home, store->create(std::move(options))));
+    return id;
+  }
+  CheckReport check() { return must(call(home, check_pool(make_sim_bdev(disk, 1), home))); }
+  ~Fixture() {
+    if (store) must(call(home, store->close()));
+  }
+};
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(store, Fixture)
+
+BOOST_AUTO_TEST_CASE(a_new_pool_is_empty_and_in_order) {
+  format(32 * kMiB);
+  const auto report = check();
+  BOOST_TEST(report.clean());
+  BOOST_TEST(report.volumes == 0U);
+  open();
+  BOOST_TEST(store->usage().allocated_bytes == 0U);
+  BOOST_TEST(store->usage().free_bytes > 24 * kMiB);
+}
+
+BOOST_AUTO_TEST_CASE(what_holds_no_pool_is_told_from_what_holds_a_damaged_one) {
+  disk = std::make_shared<SimDisk>(32 * kMiB);
+  auto blank = call(home, Store::probe(make_sim_bdev(disk, 1), home));
+  BOOST_REQUIRE(!blank.has_value());
+  BOOST_TEST((blank.error().code == ErrorCode::kNotFound));
+  format(32 * kMiB);
+  disk->rot(2 * kSuperSlotStride - kSuperSlotStride + 100, 3);
+  auto damaged = call(home, Store::probe(make_sim_bdev(disk, 1), home));
+  BOOST_REQUIRE(!damaged.has_value());
+  BOOST_TEST((damaged.error().code == ErrorCode::kCorrupt));
+}
+
+BOOST_AUTO_TEST_CASE(the_journal_goes_round_its_ring_many_times) {
+  format(24 * kMiB);
+  open();
+  const Uuid id = create("one", kMiB);
+  const std::uint64_t checkpoints = store->super().checkpoint;
+  // A commit takes a page of the ring of 256.
+  for (std::uint64_t i = 1; i <= 1500; ++i) {
+    Qos qos{};
+    qos.limits[0] = i;
+    must(call(home, store->set_qos(id, qos)));
+  }
+  BOOST_TEST(store->super().checkpoint >= checkpoints + 4);
+  // As it lies there, with whatever is in the ring.
+  disk = std::make_shared<SimDisk>(disk->image());
+  BOOST_TEST(check().clean());
+  auto second = must(call(home, Store::open(make_sim_bdev(disk, 1), home)));
+  BOOST_TEST(second->state().find(id)->qos.limits[0] == 1500U);
+  must(call(home, second->close()));
+}
+
+BOOST_AUTO_TEST_CASE(many_volumes_with_snapshots_come_and_go_without_a_trace) {
+  format(64 * kMiB);
+  open();
+  const Usage before = store->usage();
+  std::vector<Uuid> all;
+  for (int i = 0; i < 150; ++i) {
+    all.push_back(create("v" + std::to_string(i), (i % 3 == 0 ? 4 * kGiB : kMiB)));
+    CreateOptions options{.id = Uuid::random(), .name = "s" + std::to_string(i), .snapshot = true};
+    all.push_back(options.id);
+    must(call(home, store->fork(all[all.size() - 2], std::move(options))));
+  }
+  close();
+  BOOST_TEST(check().clean());
+  open();
+  BOOST_TEST(store->usage().volumes == 150U);
+  BOOST_TEST(store->usage().snapshots == 150U);
+  for (const Uuid& id : all) must(call(home, store->remove(id)));
+  close();
+  open();
+  const auto idle = [](Store& s) -> reactor::Task<Status> {
+    while (!s.idle()) co_await s.home().yield();
+    co_return Status{};
+  };
+  must(call(home, idle(*store)));
+  BOOST_TEST(store->usage().volumes + store->usage().snapshots == 0U);
+  BOOST_TEST(store->usage().allocated_bytes == before.allocated_bytes);
+  close();
+  const auto report = check();
+  BOOST_TEST(report.clean());
+  BOOST_TEST(report.volumes == 0U);
+  BOOST_TEST(report.metadata_pages == 0U);
+}
+
+BOOST_AUTO_TEST_CASE(a_pool_takes_over_the_growth_of_its_device) {
+  format(24 * kMiB);
+  auto image = disk->image();
+  image.resize(40 * kMiB);
+  disk = std::make_shared<SimDisk>(std::move(image));
+  open();
+  const Usage before = store->usage();
+  must(call(home, store->grow()));
+  BOOST_TEST(store->usage().capacity_bytes == before.capacity_bytes + 16 * kMiB);
+  BOOST_TEST(store->usage().free_bytes == before.free_bytes + 16 * kMiB);
+  close();
+  BOOST_TEST(check().clean());
+  open();
+  BOOST_TEST(store->usage().capacity_bytes == before.capacity_bytes + 16 * kMiB);
+}
+
+BOOST_AUTO_TEST_CASE(the_checker_finds_what_is_lost_and_what_is_leaked) {
+  format(24 * kMiB);
+  auto image = disk->image();
+  Superblock super;
+  std::memcpy(&super, image.data() + kSuperSlotStride, sizeof(super));
+  const Geometry geometry = Geometry::from(super.cluster_bytes, super.cluster_count, super.journal_bytes);
+  // A count where nobody uses the cluster.
+  std::byte* page = image.data() + geometry.refcount_slot_offset(0, 0);
+  if (!page_valid(page, PageType::kRefcounts, 0, super.checkpoint, checksum_seed(super.pool_id))) page += kPageBytes;
+  auto* counts = reinterpret_cast<RefcountPage*>(page);
+  counts->words[super.cluster_count - 1] = 3;
+  seal_page(page, PageType::kRefcounts, 0, super.checkpoint, checksum_seed(super.pool_id));
+  disk = std::make_shared<SimDisk>(std::move(image));
+  const auto report = check();
+  BOOST_TEST(report.leaked == 1U);
+  BOOST_TEST(report.lost == 0U);
+  BOOST_REQUIRE(report.findings.size() == 1U);
+  BOOST_TEST(report.findings[0].find("cluster " + std::to_string(super.cluster_count - 1)) != std::string::npos);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

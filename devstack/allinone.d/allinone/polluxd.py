@@ -16,10 +16,17 @@ NAME = 'polluxd'
 COMPUTE_PROGRAM = 'pollux-nova-compute'
 #: Deleted volumes give their space back in the background.
 RECLAIM_S = 60.0
+#: Pools are opened, and their journals replayed, before the service is ready.
+READY_S = 120.0
 
 
 def certificates(settings: Settings) -> pathlib.Path:
     return settings.state / 'certs'
+
+
+def pid_file(settings: Settings) -> pathlib.Path:
+    """There while the service is ready."""
+    return settings.run / 'polluxd' / 'polluxd.pid'
 
 
 def config_text(settings: Settings) -> str:
@@ -30,6 +37,7 @@ def config_text(settings: Settings) -> str:
 host_id = "{settings.host}"
 state_dir = "{settings.folder('data', 'polluxd')}"
 runtime_dir = "{settings.folder('run', 'polluxd')}"
+pid_file = "{pid_file(settings)}"
 
 [memory]
 hugepages = "off"
@@ -86,12 +94,14 @@ def start(context: Context) -> None:
         processes.run('polluxctl', ['polluxctl', 'certs', 'init', str(certs), '--host', settings.host])
     config = settings.etc / 'polluxd.toml'
     files.write(config, config_text(settings))
+    if not processes.running(NAME):
+        pid_file(settings).unlink(missing_ok=True)
     processes.start(NAME, [str(build.polluxd_path(settings)), '--config', str(config)])
 
-    def listening() -> bool:
+    def ready() -> bool:
         processes.must_run(NAME)
-        return wait.port_open(LOOPBACK, settings.ports.polluxd)
-    wait.until('polluxd listens', listening, 60, hint=f'see {processes.log(NAME)}')
+        return pid_file(settings).exists()
+    wait.until('polluxd is ready', ready, READY_S, hint=f'see {processes.log(NAME)}')
     names = {row['Name'] for row in json.loads(polluxctl(context, 'pool', 'list', '-f', 'json'))}
     if settings.pool_name not in names:
         polluxctl(context, 'pool', 'create', settings.pool_name, '--file', str(settings.data / 'polluxd' / 'pool.img'),

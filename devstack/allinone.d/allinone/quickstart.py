@@ -28,8 +28,9 @@ from .settings import GIB, LOOPBACK, Ports, Settings
 PACKAGES = (*debian.BUILD, 'python3', 'python3-venv', 'openssl', 'kmod')
 VOLUME = 'try'
 VOLUME_BYTES = 256 << 20
-#: What the guest does. It has /lib/guest.sh of tests/guest/files, and `serial` names the volume that it expects.
+#: What the guest does; `serial` names the volume that it expects. /lib/guest.sh is tests/guest/files/guest.sh.
 SCRIPT = r'''
+. /lib/guest.sh
 wait_for_disks 1 || { mark "FAILED no disk came"; exit 1; }
 dev=$(disks)
 [ "$(disk_serial "$dev")" = "$serial" ] || { mark "FAILED serial of $dev is $(disk_serial "$dev")"; exit 1; }
@@ -83,6 +84,7 @@ def run(settings: Settings, progress: Progress) -> int:
     sys.path.insert(0, str(settings.repo / 'tests'))
     os.environ.setdefault('POLLUX_TEST_CACHE', str(settings.folder('data', 'guest', 'cache')))
     os.environ.setdefault('POLLUX_TEST_LOGS', str(settings.folder('logs')))
+    from guest.console import GuestError
     from guest.machine import VhostUserDisk
     from guest.uml import Uml
 
@@ -101,12 +103,16 @@ def run(settings: Settings, progress: Progress) -> int:
         disk = VhostUserDisk(pathlib.Path(attachment['socket_path']), 'scsi')
         with progress.step('User-mode Linux writes, flushes, reads back') as step, \
                 Uml(SCRIPT, [disk], name='try', variables={'serial': volume}) as guest:
-            guest.wait_script(60)
-            wrote = guest.wait(r'@@WROTE sha256=(\S+)')[1]
-            read = guest.wait(r'@@READ sha256=(\S+)')[1]
+            try:
+                guest.wait_script(60)
+                wrote = guest.wait(r'@@WROTE sha256=(\S+)')[1]
+                read = guest.wait(r'@@READ sha256=(\S+)')[1]
+            except GuestError as error:
+                raise AllInOneError(str(error)) from error
             lines = [line.text for line in guest.console.lines() if line.text.startswith('@@')]
             step.note = 'the same bytes' if wrote == read else 'DIFFERENT bytes'
-        stats = polluxd.polluxctl(context, 'volume', 'stats', volume)
+        columns = ('read_ops', 'write_ops', 'flush_ops', 'read_bytes', 'write_bytes', 'errors')
+        stats = polluxd.polluxctl(context, 'volume', 'stats', volume, *(f'-c{column}' for column in columns))
         with progress.step('everything stopped and removed'):
             polluxd.polluxctl(context, 'detach', attachment['attachment_id'])
             polluxd.polluxctl(context, 'controller', 'delete', client)

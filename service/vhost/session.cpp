@@ -57,6 +57,7 @@ Session::~Session() = default;
 Verdict Session::on_message(Message& message) {
   std::lock_guard lock(mutex_);
   if (closed_) return Verdict::kDrop;
+  log::debug("{}: request {}, {} bytes, {} descriptors", name_, message.request, message.size_bytes, message.fd_count);
   auto verdict = handle(message);
   if (verdict) return *verdict;
   log::warn("{}: front end disconnected after request {}: {}", name_, message.request, verdict.error().message);
@@ -203,6 +204,7 @@ void Session::on_close() {
   std::lock_guard lock(mutex_);
   if (closed_) return;
   closed_ = true;
+  log::debug("{}: front end disconnected", name_);
   for (Vring& vring : vrings_) stop(vring);
   vrings_.clear();
   memory_.reset();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from guest import bootimage
 pytest_plugins = ["pollux_testing"]
 
 SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def pytest_configure() -> None:
+    # The runner ends a suite that takes too long with SIGTERM: fixtures and guests are still closed then.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: pytest.exit("terminated", returncode=1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,7 +29,7 @@ def test_what_a_guest_flushed_is_read_by_later_guests_and_after_kill(
         return kind(check_disk, [disk_of(attachment)], variables={**variables, "PHASE": phase})
 
     with guest("write") as first:
-        first.wait_script(120)
+        first.wait_script()
         # A disk that cannot discard would pass the rest of the script.
         first.wait("@@DISCARD")
         first.wait_end()

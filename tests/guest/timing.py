@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 
-_HIGHEST_LOAD_FACTOR = 8.0
+_HIGHEST_LOAD_FACTOR = 5.0
 
 
 def stretch() -> float:

@@ -95,7 +95,9 @@ Uuid uuid_of(const std::string& name) {
 
 void add_scsi(vhost::VhostService& service, const ScsiArgument& argument, bool read_only) {
   const vhost::ScsiTarget where{argument.target, 0};
-  const std::string id = argument.name + ":" + std::to_string(argument.target);
+  // A file is one volume, however often it is attached.
+  const bool shared = argument.spec.starts_with("file:");
+  const std::string id = shared ? argument.spec : argument.name + ":" + std::to_string(argument.target);
   if (auto added = service.add_scsi_target(argument.name, where, {open_disk(argument.spec), uuid_of(id), read_only});
       !added) {
     throw std::runtime_error(added.error().message);

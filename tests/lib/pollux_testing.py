@@ -8,6 +8,7 @@ like one of the service.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -50,6 +51,10 @@ POOL = "pool"
 _TRANSPORTS = {"scsi": Transport.SCSI, "blk": Transport.BLK}
 _START_S = 30
 _STOP_S = 30
+
+
+# A refused connection is how a test finds out that the service is not up yet.
+logging.getLogger("thrift.transport.TSocket").setLevel(logging.CRITICAL)
 
 
 class ServiceDied(Exception):
@@ -111,6 +116,7 @@ listen = ""
                 status = self._process.poll()
                 self._process.kill()
                 self._process.wait()
+                self._process = None
                 raise ServiceDied(f"polluxd did not start (status {status}):\n{self._log_tail()}")
             time.sleep(0.02)
 

@@ -21,6 +21,8 @@ QUICK = ("unit", "python", "initiator", "guest")
 _NOTHING_TO_RUN = 77
 _LIMIT_S = {"quick": 15 * 60, "default": 40 * 60, "full": 12 * 3600}
 _SHOWN_ON_FAILURE = 60
+# For a suite to end what it started, once it is told to stop.
+_CLEANUP_S = 60
 
 
 class _Failed(Exception):
@@ -123,7 +125,10 @@ def _execute(run: Run, name: str, program: Path, log: Path, results: Path) -> in
             return process.wait(_LIMIT_S[run.level])
         except subprocess.TimeoutExpired:
             output.write(f"\nstopped: not done after {_LIMIT_S[run.level]} s\n".encode())
-            return -signal.SIGKILL
+            with suppress(subprocess.TimeoutExpired, ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(_CLEANUP_S)
+            return -signal.SIGTERM
         finally:
             # Also on Ctrl-C, and for what a suite left running.
             with suppress(ProcessLookupError):

@@ -124,7 +124,7 @@ void add_extended_inquiry(Page& page) {
 void add_block_limits(Page& page, const LogicalUnit& unit) {
   const std::uint32_t shift = unit.block_shift();
   std::uint8_t* at = page.extend(60) - 4;
-  // WSNZ 0: WRITE SAME of zero blocks reaches to the end.
+  at[4] = 0x01;  // WSNZ: WRITE SAME of zero blocks, which would reach to the end, is refused
   at[5] = static_cast<std::uint8_t>(max_compare_blocks(unit));
   put_be16(at + 6,
            static_cast<std::uint16_t>(std::min<std::uint32_t>(unit.bdev().optimal_io_bytes() >> shift, 0xffff)));

@@ -103,6 +103,7 @@ BOOST_AUTO_TEST_CASE(block_limits_are_the_limits_that_are_enforced) {
   Bench bench({.bdev = {.optimal_io_bytes = 4096}});
   const Bytes data = page(bench, 0xb0);
   BOOST_REQUIRE_EQUAL(data.size(), 64u);
+  BOOST_TEST(data[4] == 0x01);
   BOOST_TEST(data[5] == 128);
   BOOST_TEST(get_be16(data.data() + 6) == 8);
   BOOST_TEST(get_be32(data.data() + 8) == kMaxTransferBytes / 512);

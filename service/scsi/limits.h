@@ -14,7 +14,7 @@ namespace pollux::scsi {
 inline constexpr std::uint64_t kMaxTransferBytes = 32 * kMiB;
 inline constexpr std::uint32_t kMaxUnmapBlocks = 1024 * 1024;
 inline constexpr std::uint32_t kMaxUnmapDescriptors = 256;
-inline constexpr std::uint64_t kMaxWriteSameBlocks = 65536;
+inline constexpr std::uint64_t kMaxWriteSameBlocks = 32768;
 
 inline std::uint32_t max_transfer_blocks(const LogicalUnit& unit) {
   return static_cast<std::uint32_t>(kMaxTransferBytes >> unit.block_shift());

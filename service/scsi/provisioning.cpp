@@ -147,12 +147,11 @@ void unmap(LunChannel& channel, Task& task) {
 }
 
 bool prepare_write_same(LunChannel& channel, Task& task) {
-  BlockRange range = decode_range(task.cdb.data());
+  const BlockRange range = decode_range(task.cdb.data());
   const bool no_data_out = task.cdb[0] == kWriteSame16 && (task.cdb[1] & kNoDataOutBit) != 0;
   if (!take_range(channel, task, range)) return false;
-  // WSNZ is 0 in VPD page B0h: no blocks means all to the end.
-  if (range.blocks == 0) task.work.blocks = channel.unit().size_blocks() - range.lba;
-  if (task.work.blocks > kMaxWriteSameBlocks) {
+  // WSNZ in VPD page B0h: zero blocks, which would mean all to the end, are refused.
+  if (range.blocks == 0 || range.blocks > kMaxWriteSameBlocks) {
     finish_invalid_cdb(channel, task, range.length_byte);
     return false;
   }
@@ -169,7 +168,6 @@ bool prepare_write_same(LunChannel& channel, Task& task) {
 }
 
 void write_same(LunChannel& channel, Task& task) {
-  if (task.work.blocks == 0) return finish_good(channel, task);
   if (task.cdb[0] == kWriteSame16 && (task.cdb[1] & kNoDataOutBit) != 0) {
     aim_zeroes(channel, task, task.work.lba, task.work.blocks, (task.cdb[1] & kUnmapBit) != 0);
     return channel.to_device_and_finish(task, 0);

@@ -146,16 +146,15 @@ BOOST_AUTO_TEST_CASE(write_same_of_zeros_is_one_request_and_frees_only_with_unma
   BOOST_TEST((bench.bdev->peek(0, 512) == block));
 }
 
-BOOST_AUTO_TEST_CASE(write_same_of_zero_blocks_reaches_to_the_end) {
-  Bench bench;
-  bench.bdev->fill(0xaa);
-  check_good(bench.run({.cdb = range_cdb({0x93, kBlocks - 9, 0}), .data_out = Bytes(512)}), 512);
-  BOOST_TEST((bench.bdev->peek((kBlocks - 9) * 512, 9 * 512) == Bytes(9 * 512)));
-  BOOST_TEST((bench.bdev->peek((kBlocks - 10) * 512, 512) == Bytes(512, 0xaa)));
-  check_good(bench.run({.cdb = range_cdb({0x93, kBlocks, 0}), .data_out = Bytes(512)}), 0);
-  Bench big({.bdev = {.size_bytes = 64 * kMiB}});
-  check_invalid_cdb(big.run({.cdb = range_cdb({0x93, 0, 0}), .data_out = Bytes(512)}), 10);
-  check_invalid_cdb(big.run({.cdb = range_cdb({0x41, 0, 0}), .data_out = Bytes(512)}), 7);
+BOOST_AUTO_TEST_CASE(write_same_of_no_blocks_or_of_too_many_is_refused) {
+  Bench bench({.bdev = {.size_bytes = 64 * kMiB}});
+  for (std::uint32_t blocks : {0u, static_cast<std::uint32_t>(kMaxWriteSameBlocks) + 1}) {
+    check_invalid_cdb(bench.run({.cdb = range_cdb({0x93, 0, blocks}), .data_out = Bytes(512)}), 10);
+    check_invalid_cdb(bench.run({.cdb = range_cdb({0x41, 0, blocks}), .data_out = Bytes(512)}), 7);
+  }
+  check_sense(bench.run({.cdb = range_cdb({0x93, UINT64_MAX, 0}), .data_out = Bytes(512)}), sense::kLbaOutOfRange);
+  BOOST_TEST(bench.bdev->seen().empty());
+  check_good(bench.run({.cdb = range_cdb({0x93, 0, kMaxWriteSameBlocks}), .data_out = Bytes(512)}), 512);
 }
 
 BOOST_AUTO_TEST_CASE(write_same_checks_its_fields) {

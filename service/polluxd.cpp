@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "control/config.h"
 #include "control/daemon.h"
+#include "control/memory.h"
 #include "control/notify.h"
 
 namespace {
@@ -138,6 +139,10 @@ int main(int argc, char** argv) {
   }
   if (const auto status = pollux::log::init(config->service.log_level, config->service.log_file); !status) {
     std::cerr << status.error().message << '\n';
+    return kExitFailure;
+  }
+  if (const auto status = pollux::control::apply_memory(config->memory, argv); !status) {
+    pollux::log::error("start: {}", status.error().message);
     return kExitFailure;
   }
   // A client that goes away is an error of its connection, not the end of the service.

@@ -171,11 +171,10 @@ void Handler::volume_delete(const rpc::RequestContext& ctx, const std::string& v
     const auto id = check_uuid(volume_id, "volume_id");
     if (!id) return fail(id.error());
     const auto remove = [&]() -> Status {
-      // Deleting what is not there succeeds, but a volume in a pool that is not open is there.
-      const auto volume = ask(backend_.volumes.describe_volume(*id), deadline);
-      if (!volume && volume.error().code == ErrorCode::kNotFound) return {};
-      if (!volume) return fail(volume.error());
-      return ask(backend_.volumes.delete_volume(*id), deadline);
+      // Deleting what is not there succeeds; ask() tells it from what is in a pool that is not open.
+      auto deleted = ask(backend_.volumes.delete_volume(*id), deadline);
+      if (!deleted && deleted.error().code == ErrorCode::kNotFound) return {};
+      return deleted;
     };
     return backend_.attachments.delete_volume(*id, remove, deadline);
   });

@@ -21,6 +21,8 @@ namespace pollux::control {
 namespace {
 
 constexpr int kBacklog = 16;
+// A client that keeps misbehaving cannot fill the disk with what the log says of it.
+constexpr unsigned kLoggedBreaches = 20;
 
 reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device) {
   co_await reactor.enter();
@@ -126,8 +128,7 @@ void NbdServer::take_client() {
   }
   const std::lock_guard lock(mutex_);
   if (clients_.size() >= options_.max_connections) {
-    log::warn("data socket {}: refused a connection: there are {} (data.max_connections)", options_.path,
-              clients_.size());
+    note_breach("there are " + std::to_string(clients_.size()) + " (data.max_connections)");
     return;
   }
   auto& reactor = reactors_.at(next_reactor_++ % reactors_.size());
@@ -136,7 +137,7 @@ void NbdServer::take_client() {
   try {
     client.thread = std::thread([this, &client] {
       if (const auto status = client.connection->run(); !status) {
-        log::warn("data socket {}: connection dropped: {}", options_.path, status.error().message);
+        note_breach(status.error().message);
       }
       client.connection->interrupt();
       const std::lock_guard finishing(mutex_);
@@ -147,6 +148,12 @@ void NbdServer::take_client() {
     clients_.pop_back();
     log::error("data socket {}: no thread for a connection: {}", options_.path, e.what());
   }
+}
+
+void NbdServer::note_breach(const std::string& what) {
+  const unsigned before = breaches_.fetch_add(1);
+  if (before < kLoggedBreaches) log::warn("data socket {}: connection dropped: {}", options_.path, what);
+  if (before + 1 == kLoggedBreaches) log::warn("data socket {}: more of these are not listed", options_.path);
 }
 
 void NbdServer::stop_accepting() {

@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <list>
@@ -58,6 +59,7 @@ class NbdServer {
   void accept_loop();
   void take_client();
   void reap();
+  void note_breach(const std::string& what);
   void stop_accepting();
   void interrupt_all();
 
@@ -69,7 +71,8 @@ class NbdServer {
   std::thread acceptor_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::list<Client> clients_;     // under mutex_
+  std::list<Client> clients_;  // under mutex_
+  std::atomic<unsigned> breaches_{0};
   std::size_t next_reactor_ = 0;  // the acceptor's
 };
 

@@ -10,10 +10,11 @@ std::shared_ptr<Connection> Endpoint::on_connect() {
   std::lock_guard lock(mutex_);
   std::erase_if(sessions_, [](const auto& session) { return session->closed(); });
   if (sessions_.size() >= kMaxSessions) {
-    log::warn("{}: refused a front end, {} are connected", path_, sessions_.size());
+    std::uint64_t suppressed = 0;
+    if (limiter_.allow(suppressed)) log::warn("{}: refused a front end, {} are connected", path_, sessions_.size());
     return nullptr;
   }
-  auto session = std::make_shared<Session>(path_, *device_, placement_);
+  auto session = std::make_shared<Session>(path_, *device_, placement_, limiter_);
   sessions_.push_back(session);
   return session;
 }

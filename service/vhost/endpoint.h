@@ -38,6 +38,7 @@ class Endpoint final : public Acceptor {
   const std::string path_;
   const std::unique_ptr<Device> device_;
   Placement& placement_;
+  LogLimiter limiter_;
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Session>> sessions_;
 };

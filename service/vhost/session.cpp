@@ -49,8 +49,8 @@ std::pair<std::size_t, std::size_t> expected_fds(const Message& message) {
 
 }  // namespace
 
-Session::Session(std::string name, Device& device, Placement& placement)
-    : name_(std::move(name)), device_(device), placement_(placement), vrings_(device.virtqueues()) {}
+Session::Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter)
+    : name_(std::move(name)), device_(device), placement_(placement), limiter_(limiter), vrings_(device.virtqueues()) {}
 
 Session::~Session() = default;
 
@@ -60,8 +60,18 @@ Verdict Session::on_message(Message& message) {
   log::debug("{}: request {}, {} bytes, {} descriptors", name_, message.request, message.size_bytes, message.fd_count);
   auto verdict = handle(message);
   if (verdict) return *verdict;
-  log::warn("{}: front end disconnected after request {}: {}", name_, message.request, verdict.error().message);
+  blame("front end disconnected after request " + std::to_string(message.request) + ": " + verdict.error().message);
   return Verdict::kDrop;
+}
+
+void Session::blame(const std::string& what) {
+  std::uint64_t suppressed = 0;
+  if (!limiter_.allow(suppressed)) return;
+  if (suppressed == 0) {
+    log::warn("{}: {}", name_, what);
+  } else {
+    log::warn("{}: {} (and {} such events before)", name_, what, suppressed);
+  }
 }
 
 Result<Verdict> Session::handle(Message& message) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "vhost/device.h"
+#include "vhost/log_limiter.h"
 #include "vhost/queue_poller.h"
 #include "vhost/transport.h"
 #include "vhost/vhost_user.h"
@@ -25,8 +26,8 @@ namespace pollux::vhost {
 
 class Session final : public Connection {
  public:
-  // `name` is the socket's, for the log. Device and placement must outlive the session's on_close().
-  Session(std::string name, Device& device, Placement& placement);
+  // `name` is the socket's, for the log. Device, placement and limiter must outlive the session's on_close().
+  Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter);
   ~Session() override;
 
   Verdict on_message(Message& message) override;
@@ -88,11 +89,14 @@ class Session final : public Connection {
   // Stops the running queues, lets `change` happen, and starts them again.
   Status change_at_rest(const std::function<Status()>& change);
 
+  // Tells the log what the front end has done wrong.
+  void blame(const std::string& what);
   bool negotiated(std::uint64_t feature) const { return (features_ & feature) != 0; }
 
   const std::string name_;
   Device& device_;
   Placement& placement_;
+  LogLimiter& limiter_;
 
   mutable std::mutex mutex_;
   std::atomic<bool> closed_{false};

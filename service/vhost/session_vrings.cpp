@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 
-#include "base/log.h"
 #include "vhost/hop.h"
 #include "vhost/session.h"
 
@@ -166,7 +165,7 @@ void Session::stop(Vring& vring) {
   vring.fds = queue.take_fds();
   past_requests_ += queue.counters().requests.load(std::memory_order_relaxed);
   past_errors_ += queue.counters().errors.load(std::memory_order_relaxed);
-  if (const char* reason = queue.broken_reason()) log::warn("{}: a queue was given up: {}", name_, reason);
+  if (const char* reason = queue.broken_reason()) blame(std::string("a queue was given up: ") + reason);
   vring.queue.reset();
   vring.poller = nullptr;
   placement_.leave(poller);

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pki import Identity
+from pollux.rpc import PolluxService
+from pollux.rpc import ttypes as rpc
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol
+from thrift.transport.TTransport import TMemoryBuffer
 
 
 class Link:
@@ -81,3 +90,53 @@ def silent_listener() -> Iterator[str]:
         thread.join(10)
         for one in kept:
             one.close()
+
+
+class Refusing:
+    """Answers as a service that cannot do it now, `times` times, and then with its description."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+        self.asked: list[str] = []
+
+    def describe(self, ctx: rpc.RequestContext) -> rpc.ServiceInfo:
+        self.asked.append(ctx.request_id)
+        if len(self.asked) <= self._times:
+            raise rpc.PolluxError(rpc.ErrorCode.RETRY, "another change is under way")
+        return rpc.ServiceInfo("fake", "0", 1, set(), 0, 1)
+
+    def answer(self, request: bytes) -> bytes:
+        """A frame for a frame."""
+        output = TMemoryBuffer()
+        PolluxService.Processor(self).process(TBinaryProtocol(TMemoryBuffer(request)), TBinaryProtocol(output))
+        content: bytes = output.getvalue()
+        return struct.pack("!I", len(content)) + content
+
+
+@contextlib.contextmanager
+def speaking(answer: Callable[[bytes], bytes], identity: Identity, ca: Path) -> Iterator[str]:
+    """The address of a TLS server with this certificate that answers each frame with what `answer` returns."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(identity.certificate, identity.key)
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def serve(plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as secure:
+            stream = secure.makefile("rb")
+            while header := stream.read(4):
+                secure.sendall(answer(stream.read(struct.unpack("!I", header)[0])))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield "{}:{}".format(*listener.getsockname())
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import re
 import socket
 import ssl
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pki import Authority
@@ -196,6 +199,46 @@ def test_a_silent_service_costs_no_more_than_the_deadline(service: Service) -> N
         with pytest.raises(errors.Unreachable, match=address):
             service.client(address=address, deadline_ms=500, connect_ms=PATIENCE_MS).describe()
         assert 0.3 < time.monotonic() - started < 5
+
+
+def test_a_service_that_asks_to_come_back_later_is_asked_again(service: Service) -> None:
+    refusing = faults.Refusing(3)
+    with speaking_as_service(service, refusing.answer) as client:
+        assert client.describe(request_id="req-1").host_id == "fake"
+    # The service can tell that they are one request.
+    assert refusing.asked == ["req-1"] * 4
+
+
+def test_a_service_that_never_can_ends_with_its_own_words_at_the_deadline(service: Service) -> None:
+    started = time.monotonic()
+    with (
+        speaking_as_service(service, faults.Refusing(1 << 30).answer, deadline_ms=600) as client,
+        pytest.raises(errors.Retry, match="another change is under way"),
+    ):
+        client.describe()
+    assert 0.2 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"\x7f\xff\xff\xff", "announced an answer of 2147483647 bytes"),
+        (b"\0\0\0\x08not this", "cannot be read"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(service: Service, answer: bytes, says: str) -> None:
+    with (
+        speaking_as_service(service, lambda request: answer, connect_ms=PATIENCE_MS) as client,
+        pytest.raises(errors.Internal, match=says),
+    ):
+        client.describe()
+
+
+@contextlib.contextmanager
+def speaking_as_service(service: Service, answer: Callable[[bytes], bytes], **changes: Any) -> Iterator[Client]:
+    authority = service.polluxd.authority
+    with faults.speaking(answer, authority.issue("fake"), authority.certificate) as address:
+        yield service.client(address=address, **changes)
 
 
 # ---------------------------------------------------------------- threads and green threads

@@ -6,6 +6,7 @@ import argparse
 import collections
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,8 +31,9 @@ time, most of it for packages and the build, and a few minutes later on.
 
 
 def up(cloud: Cloud, arguments: argparse.Namespace) -> int:
+    cloud.check()
     with cloud.locked():
-        cloud.prepare()
+        cloud.install()
         cloud.up()
     cloud.progress.plain(f'\nThe cloud is up. To use it:\n  . {cloud.openrc}\n  openstack volume list')
     return 0
@@ -39,13 +41,14 @@ def up(cloud: Cloud, arguments: argparse.Namespace) -> int:
 
 def run_demo(cloud: Cloud, arguments: argparse.Namespace) -> int:
     """Leaves the machine as it was: a cloud that was up stays up, one that was started for the demo is stopped."""
+    cloud.check()
     with cloud.locked():
         was_up = cloud.is_up()
         tour = demo.Demo(cloud)
         failure: AllInOneError | None = None
         try:
             try:
-                cloud.prepare()
+                cloud.install()
                 cloud.up()
                 tour.run()
             except AllInOneError as error:
@@ -64,7 +67,10 @@ def run_demo(cloud: Cloud, arguments: argparse.Namespace) -> int:
 
 
 def run_try(cloud: Cloud, arguments: argparse.Namespace) -> int:
-    return quickstart.run(cloud.settings, cloud.progress)
+    quickstart.check()
+    with cloud.locked():
+        settings = quickstart.prepare(cloud.settings, cloud.progress)
+    return quickstart.run(settings, cloud.progress)
 
 
 def show_status(cloud: Cloud, arguments: argparse.Namespace) -> int:
@@ -131,6 +137,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     os.umask(0o022)
+    # As Ctrl-C does: whatever is under way ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(arguments.action(Cloud(Settings.load(arguments.state), Progress()), arguments))
     except AllInOneError as error:

@@ -64,9 +64,12 @@ class Cloud:
 
     # ------------------------------------------------------------------ up
 
-    def prepare(self) -> None:
-        """Requirements and Debian packages: what everything else stands on."""
+    def check(self) -> None:
+        """Before the first change, the state folder included."""
         requirements.check(self.settings, self.processes)
+
+    def install(self) -> None:
+        """Debian packages: what everything else stands on."""
         debian.install(self.progress, self.settings.logs / 'packages.log',
                        debian.SERVICES + debian.BUILD + debian.GUEST, debian.NEWER)
 

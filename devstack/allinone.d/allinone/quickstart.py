@@ -66,24 +66,25 @@ def scratch_context(settings: Settings) -> Iterator[Context]:
         shutil.rmtree(state)
 
 
-def prepare(settings: Settings, progress: Progress) -> None:
-    """Packages, polluxd and polluxctl."""
-    if os.geteuid() != 0:
-        raise AllInOneError('This machine lacks what is needed; nothing was changed:\n  - it must run as root')
-    if requirements.release().get('VERSION_ID') != '12':
-        raise AllInOneError('This machine lacks what is needed; nothing was changed:\n  - it is made for Debian 12')
-    settings.state.mkdir(parents=True, exist_ok=True)
+def check() -> None:
+    """Raise with what the machine lacks, before anything is changed."""
+    requirements.refuse(requirements.system_lacks())
+
+
+def prepare(settings: Settings, progress: Progress) -> Settings:
+    """Packages, polluxd and polluxctl; the settings by which these are found."""
     debian.install(progress, settings.logs / 'packages.log', PACKAGES, ())
-    venv.install_tools(settings, progress)
-    build.polluxd(settings, progress)
-
-
-def run(settings: Settings, progress: Progress) -> int:
     tools = dataclasses.replace(settings, shared_venv=venv.tools_path(settings))
-    prepare(tools, progress)
-    sys.path.insert(0, str(settings.repo / 'tests'))
-    os.environ.setdefault('POLLUX_TEST_CACHE', str(settings.folder('data', 'guest', 'cache')))
-    os.environ.setdefault('POLLUX_TEST_LOGS', str(settings.folder('logs')))
+    venv.install_tools(tools, progress)
+    build.polluxd(tools, progress)
+    return tools
+
+
+def run(tools: Settings, progress: Progress) -> int:
+    """Uses the one folder for guests' kernels and consoles, and for the rest a scratch folder."""
+    sys.path.insert(0, str(tools.repo / 'tests'))
+    os.environ.setdefault('POLLUX_TEST_CACHE', str(tools.folder('data', 'guest', 'cache')))
+    os.environ.setdefault('POLLUX_TEST_LOGS', str(tools.folder('logs')))
     from guest.console import GuestError
     from guest.machine import VhostUserDisk
     from guest.uml import Uml

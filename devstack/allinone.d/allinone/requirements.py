@@ -52,8 +52,15 @@ def localhost_is_loopback() -> bool:
         return False
 
 
-def missing(settings: Settings, ports: bool = True) -> list[str]:
-    """One sentence for each requirement that is not met. `ports` only matter when nothing of ours runs yet."""
+def refuse(lacks: list[str]) -> None:
+    """Raise when something is missing, with all of it."""
+    if lacks:
+        raise AllInOneError('\n'.join(['This machine lacks what is needed; nothing was changed:']
+                                      + [f'  - {lack}' for lack in lacks]))
+
+
+def system_lacks() -> list[str]:
+    """What even a guest without OpenStack needs."""
     lacks: list[str] = []
     if os.geteuid() != 0:
         lacks.append('it must run as root: it starts libvirt and QEMU and installs Debian packages')
@@ -64,6 +71,12 @@ def missing(settings: Settings, ports: bool = True) -> list[str]:
         lacks.append(f'it is made for x86_64; this is {platform.machine()}')
     if shutil.which('apt-get') is None:
         lacks.append('apt-get is not there')
+    return lacks
+
+
+def missing(settings: Settings, ports: bool = True) -> list[str]:
+    """One sentence for each requirement that is not met. `ports` only matter when nothing of ours runs yet."""
+    lacks = system_lacks()
     if available_memory_bytes() < settings.needed_memory_bytes:
         lacks.append(f'it needs {settings.needed_memory_bytes / GIB:.0f} GiB of available memory; '
                      f'there are {available_memory_bytes() / GIB:.1f} GiB')
@@ -87,6 +100,4 @@ def check(settings: Settings, processes: Processes) -> None:
     lacks = missing(settings, ports=not processes.names())
     if processes.names():
         lacks = [lack for lack in lacks if 'available memory' not in lack]
-    if lacks:
-        raise AllInOneError('\n'.join(['This machine lacks what is needed; nothing was changed:']
-                                      + [f'  - {lack}' for lack in lacks]))
+    refuse(lacks)

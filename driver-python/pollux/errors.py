@@ -71,6 +71,8 @@ class Unreachable(PolluxError):
     code = 'UNREACHABLE'
     #: A session had been made before it broke.
     spoke = False
+    #: And it was an old one, which says nothing of whether the service answers now.
+    stale = False
 
 
 class Untrusted(PolluxError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import threading
 import time
 import uuid
@@ -77,9 +78,12 @@ class Client:
                 return self._attempt(name, arguments, request, end, reachable_until)
             except errors.Unreachable as error:
                 failure: errors.PolluxError = error
-                if error.spoke and time.monotonic() >= reachable_until:
-                    # It broke in the middle of a long call: a restart has its full time from here.
-                    reachable_until = min(end, time.monotonic() + self.settings.connect_ms / 1000)
+                now = time.monotonic()
+                if error.stale or (error.spoke and now >= reachable_until):
+                    # It broke while idle or in the middle of a long call: a restart has its full time from here.
+                    reachable_until = min(end, now + self.settings.connect_ms / 1000)
+                if error.stale and now < end:
+                    continue
                 give_up = reachable_until
             except errors.Retry as error:
                 failure = error
@@ -93,44 +97,39 @@ class Client:
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
     def _attempt(self, name: str, arguments: tuple[Any, ...], request: str, end: float, reachable_until: float) -> Any:
-        while True:
-            connection = self._take(reachable_until)
-            reused, connection.used = connection.used, True
-            left_s = end - time.monotonic()
-            connection.deadline = end + _GRACE_S
-            context = types.RequestContext(request_id=request, deadline_ms=max(1, int(left_s * 1000)))
-            service = PolluxService.Client(TBinaryProtocol(connection))
-            try:
-                answer = getattr(service, name)(context, *arguments)
-            except types.PolluxError as error:
-                self._put_back(connection)
-                raise errors.from_service(error) from None
-            except errors.Unreachable as error:
-                connection.close()
-                if reused:
-                    # The service may have restarted while the connection was idle; that says nothing of now.
-                    continue
-                error.spoke = True
-                raise
-            except errors.PolluxError:
-                connection.close()
-                raise
-            except TApplicationException as error:
-                connection.close()
-                if error.type == TApplicationException.UNKNOWN_METHOD:
-                    raise errors.Unsupported(f'The service at {self.settings.address} does not know the call {name}: '
-                                             'it is older than this client') from error
-                raise errors.Internal(f'{name}: {error}') from error
-            except (TProtocolException, TTransportException, UnicodeDecodeError) as error:
-                connection.close()
-                raise errors.Internal(f'{name}: the answer of {self.settings.address} cannot be read: '
-                                      f'{error}') from error
-            except BaseException:
-                # Interrupted in the middle (a green thread may be killed): what the wire holds is unknown.
-                connection.close()
-                raise
+        connection = self._take(reachable_until)
+        reused, connection.used = connection.used, True
+        left_s = end - time.monotonic()
+        connection.deadline = end + _GRACE_S
+        context = types.RequestContext(request_id=request, deadline_ms=max(1, int(left_s * 1000)))
+        service = PolluxService.Client(TBinaryProtocol(connection))
+        try:
+            answer = getattr(service, name)(context, *arguments)
+        except types.PolluxError as error:
             self._put_back(connection)
-            return answer
+            raise errors.from_service(error) from None
+        except errors.Unreachable as error:
+            connection.close()
+            error.spoke, error.stale = True, reused
+            raise
+        except errors.PolluxError:
+            connection.close()
+            raise
+        except TApplicationException as error:
+            connection.close()
+            if error.type == TApplicationException.UNKNOWN_METHOD:
+                raise errors.Unsupported(f'The service at {self.settings.address} does not know the call {name}: '
+                                         'it is older than this client') from error
+            raise errors.Internal(f'{name}: {error}') from error
+        except (TProtocolException, TTransportException, EOFError, ValueError, struct.error) as error:
+            connection.close()
+            raise errors.Internal(f'{name}: the answer of {self.settings.address} cannot be read: {error}') from error
+        except BaseException:
+            # Interrupted in the middle (a green thread may be killed): what the wire holds is unknown.
+            connection.close()
+            raise
+        self._put_back(connection)
+        return answer
 
     def _take(self, until: float) -> Connection:
         now = time.monotonic()

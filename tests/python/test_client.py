@@ -274,7 +274,8 @@ def test_green_threads_share_a_client_and_never_block_each_other(service: Servic
     assert done.returncode == 0, done.stderr
     assert "served 200" in done.stdout
     assert "gave up" in done.stdout
-    assert int(re.search(r"ticks (\d+)", done.stdout)[1]) >= 20
+    # Who waits for the listener that never answers waits for four seconds; nobody else may.
+    assert float(re.search(r"longest gap ([\d.]+) s", done.stdout)[1]) < 3
 
 
 # ---------------------------------------------------------------- settings

@@ -20,7 +20,7 @@ set(POLLUX_ARROWS_vhost base reactor bdev volume virtio scsi metrics)
 set(POLLUX_ARROWS_control base reactor bdev volume vhost metrics)
 
 add_library(pollux_flags INTERFACE)
-target_compile_options(pollux_flags INTERFACE -Wall -Wextra -Werror -Wshadow=local -Wno-missing-field-initializers -fno-omit-frame-pointer
+target_compile_options(pollux_flags INTERFACE -Wall -Wextra -Werror $<$<CXX_COMPILER_ID:GNU>:-Wshadow=local> -Wno-missing-field-initializers -fno-omit-frame-pointer
                        -mcx16 -msse4.2)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # With optimisation on, coroutine frames of g++ 12 trip the first, and "text" + std::string the second (GCC 105651).

@@ -6,7 +6,6 @@ the lines). What the steps found is kept as facts, so that a test can ask for th
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from . import cinder, guest_image, nova, polluxd
@@ -60,9 +59,11 @@ class Demo:
             self._pass('pollux', snapshots=True)
             self._pass('pollux-blk', snapshots=False)
         except AllInOneError:
-            with contextlib.suppress(AllInOneError):
-                self._save_consoles()
-            self._remove_leftovers()
+            for clearing_up in (self._save_consoles, self._remove_leftovers):
+                try:
+                    clearing_up()
+                except AllInOneError as further:
+                    self._progress.plain(f'           while clearing up: {further}')
             raise
         with self._progress.step('everything is deleted, the pool is as empty as before') as step:
             self._remove_leftovers()

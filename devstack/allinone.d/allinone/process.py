@@ -133,6 +133,10 @@ class Processes:
         identity = Identity(known['pid'], known['start_ticks'], known['boot_id'])
         return identity if identify(identity.pid) == identity else None
 
+    def started_at_s(self, name: str) -> float:
+        """When the process of this name was started, in seconds since the epoch; it must be on record."""
+        return self._record(name).stat().st_mtime
+
     def running(self, name: str) -> bool:
         return self.identity(name) is not None
 

@@ -1,7 +1,9 @@
 // The data path against a model: several reactors, several volumes, snapshots and clones taken under I/O.
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <deque>
+#include <future>
 #include <map>
 
 #include "volume/test_support.h"
@@ -198,6 +200,124 @@ BOOST_AUTO_TEST_CASE(random_operations_match_the_model_on_every_reactor) {
     BOOST_REQUIRE((open.channels[0].read(0, back) == bdev::IoStatus::kOk));
     BOOST_TEST((back == open.model));
   }
+}
+
+namespace {
+
+// Owns a region of the volume and checks every read of it; runs on its channel's reactor.
+struct Worker {
+  bdev::Channel& channel;
+  reactor::Reactor& reactor;
+  std::uint64_t begin;
+  std::uint64_t bytes;
+  std::mt19937_64 random;
+  std::vector<std::byte> model;
+  std::atomic<bool>& stop;
+  std::uint64_t operations = 0;
+
+  reactor::Task<Result<std::string>> run() {
+    co_await reactor.enter();
+    while (!stop.load(std::memory_order_relaxed)) {
+      ++operations;
+      const std::uint64_t unit = random() % 4 == 0 ? 512 : 4096;
+      const std::uint64_t offset = random() % (bytes / unit) * unit;
+      const std::uint64_t length = std::min((1 + random() % 24) * unit, bytes - offset);
+      const std::uint64_t what = random() % 16;
+      if (what < 7) {
+        const auto data = pattern(length, random());
+        if (co_await bdev::write(channel, begin + offset, data.data(), length) != bdev::IoStatus::kOk) {
+          co_return std::string("a write failed");
+        }
+        std::copy(data.begin(), data.end(), model.begin() + static_cast<long>(offset));
+      } else if (what < 9) {
+        if (co_await bdev::unmap(channel, begin + offset, length) != bdev::IoStatus::kOk) {
+          co_return std::string("an unmap failed");
+        }
+        std::fill_n(model.begin() + static_cast<long>(offset), length, std::byte{0});
+      } else if (what < 10) {
+        if (co_await bdev::flush(channel) != bdev::IoStatus::kOk) co_return std::string("a flush failed");
+      } else {
+        std::vector<std::byte> back(length);
+        if (co_await bdev::read(channel, begin + offset, back.data(), length) != bdev::IoStatus::kOk) {
+          co_return std::string("a read failed");
+        }
+        if (!std::equal(back.begin(), back.end(), model.begin() + static_cast<long>(offset))) {
+          co_return "wrong data at byte " + std::to_string(begin + offset);
+        }
+      }
+      if (operations % 8 == 0) co_await reactor.yield();
+    }
+    co_return std::string();
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(io_from_all_reactors_stays_right_under_snapshots_clones_growth_and_deletes) {
+  const std::uint64_t seed = test_seed();
+  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
+  const char* wanted = std::getenv("POLLUX_TEST_OPERATIONS");
+  const int rounds = wanted ? std::atoi(wanted) / 100 : 12;
+  make_pool(512 * kMiB, 64 * kKiB);
+  constexpr std::uint64_t kRegion = 512 * kKiB + 4096;  // regions meet within a cluster
+  constexpr unsigned kWorkers = 9;
+  const Uuid id = make_volume("busy", 8 * kMiB);
+  auto device = run(service.open(id));
+  std::deque<RemoteChannel> channels;
+  for (unsigned i = 0; i < 3; ++i) channels.emplace_back(*device, reactors->at(i));
+  std::atomic<bool> stop{false};
+  std::deque<Worker> workers;
+  std::vector<std::future<std::string>> results;
+  // The workers end, and are waited for, however this test ends.
+  struct Stopper {
+    std::atomic<bool>& stop;
+    ~Stopper() { stop = true; }
+  } stopper{stop};
+  for (unsigned i = 0; i < kWorkers; ++i) {
+    RemoteChannel& channel = channels[i % 3];
+    workers.push_back({channel.channel(), channel.reactor(), i * kRegion, kRegion, std::mt19937_64(seed + i),
+                       std::vector<std::byte>(kRegion), stop});
+    results.push_back(std::async(std::launch::async,
+                                 [&worker = workers.back()] { return must(call(worker.reactor, worker.run())); }));
+  }
+
+  const auto contents = [&](const Uuid& which) {
+    auto opened = run(service.open(which));
+    RemoteChannel reader(*opened, reactors->at(1));
+    std::vector<std::byte> bytes(8 * kMiB);
+    BOOST_REQUIRE((reader.read(0, bytes) == bdev::IoStatus::kOk));
+    return bytes;
+  };
+  std::map<Uuid, std::vector<std::byte>> snapshots;
+  for (int round = 0; round < rounds; ++round) {
+    const Uuid snapshot = Uuid::random();
+    run(service.create_snapshot(id, snapshot, "s" + std::to_string(round)));
+    snapshots[snapshot] = contents(snapshot);
+    const Uuid clone = Uuid::random();
+    run(service.clone(snapshot, {.id = clone, .name = "c" + std::to_string(round)}));
+    BOOST_TEST((contents(clone) == snapshots[snapshot]));
+    run(service.delete_volume(clone));
+    run(service.extend_volume(id, 8 * kMiB + static_cast<std::uint64_t>(round + 1) * 16 * kMiB));
+    if (snapshots.size() > 4) {
+      const auto gone = snapshots.begin();
+      BOOST_TEST((contents(gone->first) == gone->second));
+      run(service.delete_volume(gone->first));
+      snapshots.erase(gone);
+    }
+  }
+  stop = true;
+  std::uint64_t operations = 0;
+  for (unsigned i = 0; i < kWorkers; ++i) {
+    BOOST_TEST(results[i].get() == "");
+    operations += workers[i].operations;
+  }
+  for (const auto& [snapshot, bytes] : snapshots) BOOST_TEST((contents(snapshot) == bytes));
+  const auto now = contents(id);
+  for (const Worker& worker : workers) {
+    BOOST_TEST(std::equal(worker.model.begin(), worker.model.end(), now.begin() + static_cast<long>(worker.begin)));
+  }
+  BOOST_TEST_MESSAGE(operations << " operations");
+  BOOST_TEST(operations > 100U);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

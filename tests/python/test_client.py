@@ -21,6 +21,7 @@ from pollux import errors
 from pollux.client import Client
 from pollux.client import settings as client_settings
 
+from guest.timing import wait_until
 from python import faults
 from python.services import GIB, POOL, Service, new_id, volume_spec
 
@@ -71,7 +72,9 @@ def assert_refused(service: Service, client: Client) -> None:
     assert time.monotonic() - started < PATIENCE_MS / 1000 / 2
     assert str(client.settings.certificate) in str(caught.value)
     assert service.address in str(caught.value)
-    assert len(refusals_in_log(service)) > lines_before
+    # The service writes its line when it has let the alert reach us.
+    wait_until(lambda: len(refusals_in_log(service)) > lines_before, 10, "a line in the service's log")
+    assert len(refusals_in_log(service)) == lines_before + 1
 
 
 def test_a_service_of_another_authority_is_not_trusted(service: Service, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ Status Daemon::start_services() {
   POLLUX_TRY(parts.attachments->restore(parts.pools->all_open()));
   const auto attached = parts.store->attachments();
   if (!attached) return fail(attached.error());
-  log::info("start: {} attachments restored", attached->size());
+  log::info("start: {} attachments recorded, all back but for those named above", attached->size());
 
   DataSockets::Options data_options;
   data_options.dir = config_.service.runtime_dir;

@@ -326,7 +326,9 @@ unsigned UringChannel::poll() {
 }
 
 bool UringChannel::arm() {
-  poll();
+  // A completion taken here may be an answer that a poller which is armed already has still to publish: sleeping now would
+  // leave the guest waiting for it.
+  if (poll() != 0) return false;
   return !unsubmitted_ && waiting_head_ == nullptr && io_uring_cq_ready(&ring_) == 0;
 }
 

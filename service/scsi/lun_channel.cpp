@@ -29,7 +29,7 @@ LunChannel::LunChannel(std::shared_ptr<Nexus> nexus, reactor::Reactor& reactor, 
       reactor_(reactor),
       device_(std::move(device)),
       scratch_(std::move(scratch)),
-      anchor_(std::make_shared<ChannelAnchor>(reactor, this)) {}
+      anchor_(new ChannelAnchor{reactor, this}) {}
 
 LunChannel::~LunChannel() {
   assert(idle());

@@ -74,9 +74,10 @@ def install_project(settings: Settings, progress: Progress) -> bool:
     package = str(settings.repo / 'driver-python')
     pip = [settings.program('pip'), 'install', '--disable-pip-version-check', '-c', str(CONSTRAINTS)]
     with progress.step('Python package pollux', log):
-        run([*pip, package], log)
-        # The version number stays the same while the sources change.
+        # By force: the version number stays the same while the sources change.
         run([*pip, '--force-reinstall', '--no-deps', package], log)
+        # It is there, so this only fetches what it depends on.
+        run([*pip, 'pollux'], log)
         files.write(marker, wanted)
     return True
 

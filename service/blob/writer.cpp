@@ -25,7 +25,19 @@ Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lan
       lane_(lane),
       cluster_bytes_(state.geometry.cluster_bytes),
       sub_block_bytes_(1U << state.geometry.sub_block_shift),
-      open_(kOpenClusters) {}
+      open_(kOpenClusters) {
+  commit_turn_.writer = this;
+  commit_turn_.run = [](reactor::Message& message) {
+    Writer& self = *static_cast<CommitTurn&>(message).writer;
+    self.committing_.append(self.published_);
+    self.journal_.sync(self.commit_waiter_);
+  };
+  commit_waiter_.writer = this;
+  commit_waiter_.flush = false;
+  commit_waiter_.done = [](Journal::Waiter& waiter, bool ok) {
+    static_cast<CommitWaiter&>(waiter).writer->committed(ok);
+  };
+}
 
 Writer::Masks Writer::masks(std::uint32_t offset, std::uint32_t length) const {
   const std::uint32_t shift = state_.geometry.sub_block_shift;
@@ -72,6 +84,25 @@ void Writer::drain() {
 void Writer::finish(HomeIo& io, bdev::IoStatus status) {
   io.status = status;
   io.done(io);
+}
+
+void Writer::finish_when_committed(HomeIo& io) {
+  published_.push(io);
+  start_commit();
+}
+
+void Writer::start_commit() {
+  if (commit_started_ || published_.empty()) return;
+  commit_started_ = true;
+  lane_.reactor().post(commit_turn_);
+}
+
+void Writer::committed(bool ok) {
+  commit_started_ = false;
+  HomeIoList done;
+  done.append(committing_);
+  start_commit();
+  while (HomeIo* io = done.pop()) finish(*io, ok ? bdev::IoStatus::kOk : bdev::IoStatus::kIoError);
 }
 
 void Writer::dispatch(HomeIo& io) {
@@ -201,7 +232,11 @@ void Writer::filled(HomeIo& io) {
   --cluster.in_flight;
   lane_.end(io.epoch_);
   release(cluster);
-  finish(io, status);
+  if (status == bdev::IoStatus::kOk) {
+    finish_when_committed(io);
+  } else {
+    finish(io, status);
+  }
   drain();
 }
 
@@ -239,24 +274,28 @@ void Writer::zero(HomeIo& io) {
   }
   const bool own_it = state_.exclusive(volume, io.index);
   const MapEntry entry = state_.entry(volume, io.index);
-  bdev::IoStatus status = bdev::IoStatus::kOk;
+  MapEntry changed = entry;
   if (entry.own != 0) {
     const Masks range = masks(io.offset, io.length);
     const std::uint64_t unused = state_.geometry.unused_bits();
     if (whole_cluster(io)) {
-      status = publish(volume, io.index, MapEntry{});
+      changed = {};
     } else if (own_it && entry.base == 0 && (entry.bits & range.touched & ~range.covered) == 0) {
       // A cleared bit reads as zeros here. A cluster without any goes back.
-      MapEntry cleared = entry;
-      cleared.bits = (entry.bits & ~range.covered) | unused;
-      if (cleared.bits == unused) cleared = {};
-      if (cleared.bits != entry.bits) status = publish(volume, io.index, cleared);
+      changed.bits = (entry.bits & ~range.covered) | unused;
+      if (changed.bits == unused) changed = {};
     } else {
       return start_slow(io);
     }
   }
   lane_.end(io.epoch_);
-  finish(io, status);
+  if (changed.bits == entry.bits && changed.own == entry.own) return finish(io, bdev::IoStatus::kOk);
+  const bdev::IoStatus status = publish(volume, io.index, changed);
+  if (status == bdev::IoStatus::kOk) {
+    finish_when_committed(io);
+  } else {
+    finish(io, status);
+  }
 }
 
 }  // namespace pollux::blob

@@ -7,8 +7,8 @@
 // one cluster. What needs more (a write smaller than a sub-block into a sub-block never written, a cluster that is
 // shared and half written) is a coroutine that has the cluster for itself.
 //
-// Order makes it safe: data first, then the map in memory, then the journal. A crash before the journal commit forgets
-// the cluster, which was free, and leaves the old contents. Home reactor only.
+// Order makes it safe: data first, then the map in memory, then the journal, then the answer. A crash before the
+// journal commit forgets the cluster, which was free, and leaves the old contents. Home reactor only.
 
 #include <cstdint>
 #include <optional>
@@ -60,6 +60,11 @@ class Writer {
   bdev::IoStatus publish(Volume& volume, std::uint32_t index, const MapEntry& entry);
   void release(OpenCluster& cluster);
   void finish(HomeIo& io, bdev::IoStatus status);
+  // Answers when the record that publish() queued is on the device: a completed write outlives the process, which a
+  // guest does too. What one turn of the reactor collects shares a journal round.
+  void finish_when_committed(HomeIo& io);
+  void start_commit();
+  void committed(bool ok);
 
   // writer_slow.cpp
   void start_slow(HomeIo& io);
@@ -83,6 +88,16 @@ class Writer {
   HomeIoList backlog_;
   HomeIoList space_waiters_;
   HomeIoList slow_backlog_;
+  // Published, not yet on the device: those of the round under way, and those of the next.
+  HomeIoList committing_;
+  HomeIoList published_;
+  bool commit_started_ = false;
+  struct CommitTurn : reactor::Message {
+    Writer* writer = nullptr;
+  } commit_turn_;
+  struct CommitWaiter : Journal::Waiter {
+    Writer* writer = nullptr;
+  } commit_waiter_;
   bool draining_ = false;
   std::uint32_t slow_running_ = 0;
 };

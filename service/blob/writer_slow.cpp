@@ -52,6 +52,8 @@ reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
   if (HomeIo* next = slow_backlog_.pop()) ready_.push(*next);
   if (status == IoStatus::kNoSpace && space_.reclaim()) {
     space_waiters_.push(io);
+  } else if (status == IoStatus::kOk) {
+    finish_when_committed(io);
   } else {
     finish(io, status);
   }

@@ -74,6 +74,10 @@ class CrashHarness {
   bool checkpoint();
   bool wait_until_idle();
 
+  // What was answered is there from now on, flushed or not: for the death of the process, which the disk does not
+  // notice.
+  void expect_all_that_was_answered() { barrier(); }
+
   // Throws when anything in the pool is not as the model allows. Afterwards the model says what is there.
   void verify();
   // Throws unless the checker finds nothing wrong in what the disk holds.

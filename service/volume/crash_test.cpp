@@ -88,6 +88,27 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
   BOOST_TEST(cuts > 50U);
 }
 
+BOOST_AUTO_TEST_CASE(what_was_answered_outlives_the_process_without_a_flush) {
+  const auto reactors = start_reactors(1);
+  CrashHarness pool(reactors->main());
+  pool.open(CrashHarness::formatted(reactors->main(), kDiskBytes, kClusterBytes), test_seed());
+  const Uuid one = id_of(1), snap = id_of(2);
+  const auto killed = [&] {
+    pool.expect_all_that_was_answered();
+    const auto image = pool.disk().image();
+    pool.open(image, 1);
+    pool.verify();
+  };
+  BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 4096}, {70 * kKiB, 512}, {128 * kKiB, 64 * kKiB}}));
+  killed();
+  BOOST_REQUIRE(pool.write(one, {{512, 1024}, {4096, 8192}}) && pool.unmap(one, {128 * kKiB, 64 * kKiB}));
+  killed();
+  BOOST_REQUIRE(pool.fork(one, snap, true) && pool.write(one, {{0, 512}, {8192, 4096}}) &&
+                pool.unmap(one, {4096, 4096}));
+  killed();
+  BOOST_TEST(pool.model().size() == 2U);
+}
+
 BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_was_promised) {
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();

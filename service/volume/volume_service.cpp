@@ -251,8 +251,10 @@ reactor::Task<Status> VolumeService::delete_volume(Uuid id) {
   co_await impl_->home.enter();
   auto place = impl_->find_volume(id);
   if (!place) co_return fail(std::move(place.error()));
-  place->pool->open.erase(id);
-  co_return co_await place->pool->store->remove(id);
+  Pool& pool = *place->pool;
+  POLLUX_CO_TRY(co_await pool.store->remove(id));
+  pool.open.erase(id);
+  co_return Status{};
 }
 
 reactor::Task<Result<VolumeInfo>> VolumeService::extend_volume(Uuid id, std::uint64_t size_bytes) {

@@ -23,7 +23,7 @@ Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool) {
 }
 
 unsigned VhostQueue::poll() {
-  unsigned done = work();
+  unsigned done = 0;
   if (!stopping() && wants_chain()) {
     const unsigned ready = ring_->look();
     for (unsigned i = 0; i < ready; ++i) {

@@ -95,8 +95,6 @@ class VhostQueue {
   virtual void take(const virtio::Chain& chain, virtio::IovecList& pieces) = 0;
   // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
   virtual bool wants_chain() const { return true; }
-  // Called at every turn before chains are taken.
-  virtual unsigned work() { return 0; }
 
   void begin() { ++in_flight_; }
   // Answers a chain whose request began. Its data must be in place.
@@ -108,8 +106,6 @@ class VhostQueue {
 
   virtio::Virtqueue& ring() { return *ring_; }
   IovecPool& pool() { return *pool_; }
-  reactor::Reactor& reactor() { return *reactor_; }
-  std::uint32_t in_flight() const { return in_flight_; }
   bool stopping() const { return static_cast<bool>(stopped_); }
   bool pop(virtio::Chain& chain, virtio::IovecList& pieces);
 

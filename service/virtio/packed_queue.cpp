@@ -155,7 +155,8 @@ void PackedQueue::push(std::uint16_t id, std::uint16_t entries, std::uint32_t wr
   } else {
     store_release(&desc->flags, flags);
   }
-  log_device_area(sizeof(PackedDesc) * std::uint64_t{used_.index}, sizeof(PackedDesc));
+  // Answers go into the descriptor ring; the log address that front ends give is the event area's.
+  log_ring(desc, sizeof(PackedDesc));
   used_.advance(entries, setup_.size);
   ++staged_;
   if (inflight_.active()) inflight_.stage(id);
@@ -190,12 +191,14 @@ void PackedQueue::disable_kicks() {
   if (kicks_off_) return;
   kicks_off_ = true;
   store_relaxed(&device_event_->flags, kPackedEventDisable);
+  log_ring(device_event_, sizeof(PackedEvent));
 }
 
 bool PackedQueue::enable_kicks() {
   if (broken()) return true;
   if (replayed_ < replay_.size()) return false;
   store_relaxed(&device_event_->flags, kPackedEventEnable);
+  log_ring(device_event_, sizeof(PackedEvent));
   kicks_off_ = false;
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (!available()) return true;

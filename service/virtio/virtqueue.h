@@ -103,6 +103,11 @@ class Virtqueue {
   void log_device_area(std::uint64_t offset, std::uint64_t length) {
     if (setup_.log && setup_.device_log_addr) setup_.log->mark(*setup_.device_log_addr + offset, length);
   }
+  // The same for a part of the ring that has no log address of its own.
+  void log_ring(const void* part, std::uint64_t length) {
+    if (!setup_.log || !setup_.device_log_addr) return;
+    if (const auto addr = setup_.memory->guest_addr(part)) setup_.log->mark(*addr, length);
+  }
 
   QueueSetup setup_;
   unsigned staged_ = 0;

@@ -253,6 +253,13 @@ void FrontEnd::disconnect() {
 void FrontEnd::reconnect() {
   disconnect();
   start(only_);
+  // A kick that the dead process took along is made up for.
+  for (std::uint16_t i = 0; i < options_.queues; ++i) kick(i);
+}
+
+bool FrontEnd::wait_lost(int deadline_ms) {
+  pollfd entry{wire_->fd(), POLLRDHUP, 0};
+  return ::poll(&entry, 1, deadline_ms) > 0;
 }
 
 void FrontEnd::kick(std::uint16_t index) {

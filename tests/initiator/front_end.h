@@ -82,6 +82,8 @@ class FrontEnd {
   void disconnect();
   // Connects again, to the same or another process, and goes on with the rings as they are.
   void reconnect();
+  // True when the back end has closed the connection before the deadline.
+  bool wait_lost(int deadline_ms);
 
   DriverRing& ring(std::uint16_t index) { return *queues_.at(index).ring; }
   GuestRam& ram() { return ram_; }

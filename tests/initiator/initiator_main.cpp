@@ -2,11 +2,14 @@
 //
 //   pollux-initiator --socket S --blk --queues 2 --depth 32 --seconds 5
 //   pollux-initiator --socket S --scsi --target 0 --verify --packed --indirect --requests 100000
+//   pollux-initiator --socket S --blk --verify --reconnect --seconds 60     while somebody kills the service
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <iostream>
+#include <thread>
 
 #include "initiator/load.h"
 
@@ -52,7 +55,7 @@ int main(int argc, char** argv) {
   CLI::App app("a vhost-user front end that reads and writes");
   FrontEndOptions front;
   LoadOptions load;
-  bool blk = false, scsi = false, json = false, poll = false, measure = true;
+  bool blk = false, scsi = false, reconnect = false, json = false, poll = false, measure = true;
   unsigned target = 0, queues = 1;
   app.add_option("--socket", front.socket_path)->required();
   auto* kind = app.add_option_group("transport");
@@ -66,6 +69,7 @@ int main(int argc, char** argv) {
   app.add_flag("--indirect", front.ring.indirect);
   app.add_flag("--event-idx", front.ring.event_idx);
   app.add_flag("--inflight", front.inflight);
+  app.add_flag("--reconnect", reconnect, "go on when the service dies and comes back, with in-flight tracking");
   app.add_option("--depth", load.queue_depth, "requests in flight on each queue");
   app.add_option("--io", load.io_bytes, "bytes of a request");
   app.add_option("--piece", load.piece_bytes, "bytes of a segment; 0: one segment");
@@ -82,6 +86,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   measure = !load.verify;
   load.use_calls = !poll;
+  front.inflight = front.inflight || reconnect;
   if (load.requests == 0 && load.seconds == 0) load.seconds = 5;
   try {
     front.queues = static_cast<std::uint16_t>(queues + (scsi ? 2 : 0));
@@ -100,8 +105,26 @@ int main(int argc, char** argv) {
       disk = std::make_unique<BlkDisk>();
       load.length_bytes = blk_capacity(front_end);
     }
+    std::atomic<bool> finished{false};
+    unsigned reconnects = 0;
+    std::string lost;
+    std::thread keeper([&] {
+      try {
+        while (reconnect && !finished) {
+          if (!front_end.wait_lost(50)) continue;
+          front_end.reconnect();
+          ++reconnects;
+        }
+      } catch (const std::exception& error) {
+        lost = error.what();
+      }
+    });
     const LoadResult result = run_load(front_end, *disk, queues, load, load.verify);
+    finished = true;
+    keeper.join();
+    if (!lost.empty()) throw std::runtime_error("cannot reconnect: " + lost);
     front_end.stop();
+    if (reconnect) std::fprintf(stderr, "reconnected %u times\n", reconnects);
     const double iops = result.seconds > 0 ? static_cast<double>(result.requests) / result.seconds : 0;
     if (json) {
       std::printf(

@@ -24,7 +24,9 @@ class Mailbox {
   // Any thread.
   void push(Message& message) {
     message.next.store(nullptr, std::memory_order_relaxed);
-    Message* previous = head_.exchange(&message, std::memory_order_acq_rel);
+    // Sequentially consistent, so that a sender who then reads "sleeping" and a receiver who sets it and then reads
+    // empty() cannot both miss each other.
+    Message* previous = head_.exchange(&message, std::memory_order_seq_cst);
     previous->next.store(&message, std::memory_order_release);
   }
 

@@ -106,9 +106,8 @@ void Reactor::stop() {
 
 void Reactor::post(Message& message) {
   mailbox_.push(message);
-  // Pairs with the store of sleeping_ before the last look at the mailbox: one of the two sees the other.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (sleeping_.load(std::memory_order_relaxed)) wake();
+  // After the push, in one order with the receiver's store of sleeping_ and its last look at the mailbox.
+  if (sleeping_.load(std::memory_order_seq_cst)) wake();
 }
 
 void Reactor::post(std::function<void()> fn) {

@@ -68,10 +68,15 @@ def test_scsi_hot_plug_works_over_and_over(polluxd: Polluxd, boot_image: Path, t
     data = polluxd.create_volume(16 * MIB)
     with QemuBoot([disk_of(polluxd.attach(boot.volume_id, "scsi", client="vm"), boot=True)]) as guest:
         guest.wait("@@POLLUX-BOOTED", _BOOT_S)
+        # The guest writes to an empty disk and reads it back; the disk stays until that is done.
+        first = polluxd.attach(data.volume_id, "scsi", client="vm")
+        written = guest.wait(r"@@DISK-VERIFIED dev=sdb sha256=(\S+)")[1]
+        start = guest.console.position
+        polluxd.detach(first.attachment_id)
+        guest.wait("@@DISK-REMOVED dev=sdb", start=start)
         for _ in range(times):
             start = guest.console.position
             attachment = polluxd.attach(data.volume_id, "scsi", client="vm")
-            guest.wait("@@DISK-ADDED dev=sdb", start=start)
+            assert guest.wait(r"@@DISK-ADDED dev=sdb .* sha256=(\S+)", start=start)[1] == written
             polluxd.detach(attachment.attachment_id)
             guest.wait("@@DISK-REMOVED dev=sdb", start=start)
-        assert not guest.console.find_all("MISMATCH|FAILED|unreadable")

@@ -2,8 +2,8 @@
 #
 #   pollux_room(NAME blob SOURCES a.cpp b.cpp USES bdev reactor LIBS PkgConfig::ISAL TESTS a_test.cpp)
 #
-# USES: rooms whose headers the room's own headers include. PRIVATE_USES: rooms that only its sources include, so that
-# whoever uses this room does not see them.
+# USES: rooms whose headers the room's own headers include. PRIVATE_USES, PRIVATE_LIBS: what only its sources
+# include, so that whoever uses this room does not see it.
 #
 # A room may use only rooms listed for it in POLLUX_ARROWS_<room>; anything else stops the configuration. A room sees the
 # headers of the rooms it uses and of no other, because every room exports its own include directory and nothing wider.
@@ -32,7 +32,7 @@ if(POLLUX_SANITIZE)
 endif()
 
 function(pollux_room)
-  cmake_parse_arguments(R "" "NAME" "SOURCES;USES;PRIVATE_USES;LIBS;TESTS;TEST_LIBS" ${ARGN})
+  cmake_parse_arguments(R "" "NAME" "SOURCES;USES;PRIVATE_USES;LIBS;PRIVATE_LIBS;TESTS;TEST_LIBS" ${ARGN})
   foreach(used IN LISTS R_USES R_PRIVATE_USES)
     if(NOT used IN_LIST POLLUX_ARROWS_${R_NAME})
       message(FATAL_ERROR "room ${R_NAME} may not use room ${used}: see POLLUX_ARROWS_${R_NAME} in cmake/PolluxRoom.cmake")
@@ -56,7 +56,7 @@ function(pollux_room)
     list(APPEND private_deps pollux::${used})
   endforeach()
   # pollux_flags is not part of the interface, so that generated code can be compiled without it.
-  target_link_libraries(${target} PUBLIC ${deps} ${R_LIBS} PRIVATE ${private_deps} pollux_flags)
+  target_link_libraries(${target} PUBLIC ${deps} ${R_LIBS} PRIVATE ${private_deps} ${R_PRIVATE_LIBS} pollux_flags)
 
   foreach(test IN LISTS R_TESTS)
     get_filename_component(stem ${test} NAME_WE)

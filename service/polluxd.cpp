@@ -16,9 +16,9 @@
 #include <string>
 
 #include "base/log.h"
+#include "base/memory.h"
 #include "control/config.h"
 #include "control/daemon.h"
-#include "control/memory.h"
 #include "control/notify.h"
 
 namespace {
@@ -84,6 +84,14 @@ bool write_pid_file(const std::string& path) {
   return static_cast<bool>(file);
 }
 
+pollux::memory::Options memory_options(const Config::Memory& memory) {
+  using pollux::memory::Hugepages;
+  const auto hugepages = memory.hugepages == "on"    ? Hugepages::kOn
+                         : memory.hugepages == "off" ? Hugepages::kOff
+                                                     : Hugepages::kAuto;
+  return {hugepages, memory.size_mb};
+}
+
 int serve(const Config& config) {
   pollux::log::info("polluxd {} starts as {}", POLLUX_VERSION, config.service.host_id);
   Loop loop;
@@ -141,10 +149,12 @@ int main(int argc, char** argv) {
     std::cerr << status.error().message << '\n';
     return kExitFailure;
   }
-  if (const auto status = pollux::control::apply_memory(config->memory, argv); !status) {
+  if (const auto status = pollux::memory::start(memory_options(config->memory)); !status) {
     pollux::log::error("start: {}", status.error().message);
     return kExitFailure;
   }
+  pollux::log::info("start: {} MiB of {} pages", config->memory.size_mb,
+                    pollux::memory::usage().hugepages ? "huge" : "ordinary");
   // A client that goes away is an error of its connection, not the end of the service.
   std::signal(SIGPIPE, SIG_IGN);
   return serve(*config);

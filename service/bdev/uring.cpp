@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/units.h"
 #include "reactor/reactor.h"
 
@@ -215,7 +216,7 @@ void UringChannel::drain_waiting() {
 
 bool UringChannel::make_bounce(Op& op) {
   const IoRequest& request = *op.request;
-  void* memory = std::aligned_alloc(kBounceAlignment, align_up<std::uint64_t>(request.length_bytes, kBounceAlignment));
+  void* memory = memory::allocate(request.length_bytes, kBounceAlignment);
   if (memory == nullptr) return false;
   op.bounce = {memory, request.length_bytes};
   if (request.op == IoOp::kWrite) {
@@ -272,7 +273,7 @@ bool UringChannel::start_op(Op& op) {
 }
 
 void UringChannel::release(Op& op) {
-  std::free(op.bounce.iov_base);
+  memory::release(op.bounce.iov_base);
   op.bounce = {};
   op.request = nullptr;
   op.next_free = free_;

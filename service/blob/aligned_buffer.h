@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "base/memory.h"
 #include "blob/format.h"
 
 namespace pollux::blob {
@@ -15,7 +16,8 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   // Zeroed.
   explicit AlignedBuffer(std::size_t bytes)
-      : data_(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kPageBytes}))), bytes_(bytes) {
+      : data_(static_cast<std::byte*>(memory::allocate(bytes, kPageBytes))), bytes_(bytes) {
+    if (data_ == nullptr) throw std::bad_alloc();
     std::memset(data_.get(), 0, bytes);
   }
   std::byte* data() { return data_.get(); }
@@ -24,10 +26,7 @@ class AlignedBuffer {
   bool empty() const { return bytes_ == 0; }
 
  private:
-  struct Free {
-    void operator()(std::byte* data) const { ::operator delete (data, std::align_val_t{kPageBytes}); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
+  std::unique_ptr<std::byte, memory::Release> data_;
   std::size_t bytes_ = 0;
 };
 

@@ -5,7 +5,6 @@
 #include <set>
 #include <sstream>
 
-#include "control/memory.h"
 
 using namespace pollux;
 using namespace pollux::control;
@@ -158,18 +157,4 @@ BOOST_AUTO_TEST_CASE(endpoints_parse_names_and_both_address_families) {
   for (const char* wrong : {"", ":1", "host", "host:", "host:70000", "host:-1", "::1:5", "[::1:5", "[]:5", "host:1x"}) {
     BOOST_TEST(!Endpoint::parse(wrong), wrong);
   }
-}
-
-BOOST_AUTO_TEST_CASE(hugepages_are_used_as_configured_and_as_there_are) {
-  const std::string meminfo =
-      "MemTotal: 1 kB\nHugePages_Total: 64\nHugePages_Free: 40\nHugePages_Rsvd: 8\nHugepagesize: 2048 kB\n";
-  const auto use = [&](const char* mode, std::uint32_t size_mb) { return wants_hugepages({mode, size_mb}, meminfo); };
-  BOOST_TEST(!use("off", 16).value());
-  BOOST_TEST(use("auto", 64).value());
-  BOOST_TEST(!use("auto", 65).value());
-  BOOST_TEST(use("on", 64).value());
-  const auto missing = use("on", 65);
-  BOOST_REQUIRE(!missing);
-  BOOST_TEST(contains(missing.error().message, "64 MiB of hugepages are free"), missing.error().message);
-  BOOST_TEST(!wants_hugepages({"auto", 16}, "").value());
 }

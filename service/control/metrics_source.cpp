@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/memory.h"
 
 namespace pollux::control {
 
@@ -27,6 +28,7 @@ class Collector {
 
   std::vector<Family> run() {
     service();
+    memory_heap();
     pools();
     sessions();
     reactors();
@@ -56,6 +58,14 @@ class Collector {
     auto result = reactor::call(reactor, std::move(task), kDeadlineMs);
     if (!result) ++incomplete_;
     return result;
+  }
+
+  void memory_heap() {
+    const auto usage = memory::usage();
+    if (!usage.started) return;
+    const Labels pages = {{"pages", usage.hugepages ? "huge" : "ordinary"}};
+    add("pollux_memory_heap_bytes", "DPDK's heap.", Kind::kGauge, pages, usage.heap_bytes);
+    add("pollux_memory_heap_used_bytes", "Of DPDK's heap.", Kind::kGauge, pages, usage.heap_used_bytes);
   }
 
   void service() {

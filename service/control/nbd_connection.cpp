@@ -11,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/memory.h"
 #include "base/units.h"
 #include "control/nbd_protocol.h"
 
@@ -70,9 +71,6 @@ reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bd
 
 // A request on its way: to the reactor as a message, on it as an IoRequest, back as a message.
 struct Connection::Slot : reactor::Message, bdev::IoRequest {
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
   Connection* connection = nullptr;
   std::uint64_t cookie = 0;
   std::uint32_t error = kOk;
@@ -80,14 +78,14 @@ struct Connection::Slot : reactor::Message, bdev::IoRequest {
   std::uint32_t counted_bytes = 0;  // of bytes_in_use_
   bool flush_after = false;         // FUA on a command whose device operation has none
   iovec data{};
-  std::unique_ptr<void, Free> buffer;
+  std::unique_ptr<void, memory::Release> buffer;
   std::size_t buffer_bytes = 0;
 
   bool reserve(std::size_t bytes) {
     if (buffer_bytes >= bytes) return true;
     buffer_bytes = 0;
     const std::size_t rounded = align_up<std::size_t>(bytes, kBufferAlignment);
-    buffer.reset(std::aligned_alloc(kBufferAlignment, rounded));
+    buffer.reset(memory::allocate(rounded, kBufferAlignment));
     if (buffer) buffer_bytes = rounded;
     return buffer != nullptr;
   }

@@ -43,7 +43,7 @@ BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds,
       channel_(channel),
       may_cache_(may_cache),
       block_bytes_(shared.bdev->block_bytes()),
-      requests_(new Request[ring().size()]) {
+      requests_(ring().size()) {
   for (std::uint16_t i = 0; i < ring().size(); ++i) {
     requests_[i].queue = this;
     requests_[i].id = i;

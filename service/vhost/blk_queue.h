@@ -46,7 +46,7 @@ class BlkQueue final : public VhostQueue {
   bdev::Channel& channel_;
   const bool may_cache_;
   const std::uint32_t block_bytes_;
-  std::unique_ptr<Request[]> requests_;
+  memory::Vector<Request> requests_;
 };
 
 }  // namespace pollux::vhost

@@ -19,7 +19,7 @@ std::optional<scsi::TaskFunction> to_function(std::uint32_t subtype) {
 }  // namespace
 
 ScsiControlQueue::ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
-    : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(new Request[ring().size()]) {
+    : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
   for (std::uint16_t i = 0; i < ring().size(); ++i) {
     requests_[i].queue = this;
     requests_[i].id = i;

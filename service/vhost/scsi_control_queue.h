@@ -29,7 +29,7 @@ class ScsiControlQueue final : public VhostQueue {
   static void on_complete(scsi::TaskManagement& management);
 
   ScsiLane& lane_;
-  std::unique_ptr<Request[]> requests_;
+  memory::Vector<Request> requests_;
 };
 
 }  // namespace pollux::vhost

@@ -40,7 +40,7 @@ class ScsiRequestQueue final : public VhostQueue {
   static void on_complete(scsi::Task& task);
 
   ScsiLane& lane_;
-  std::unique_ptr<Request[]> requests_;
+  memory::Vector<Request> requests_;
 };
 
 }  // namespace pollux::vhost

@@ -7,9 +7,9 @@
 
 namespace pollux::vhost {
 
-IovecPool::IovecPool(std::size_t arrays) : memory_(new iovec[arrays * kArrayPieces]), scratch_(new iovec[kMaxPieces]) {
+IovecPool::IovecPool(std::size_t arrays) : memory_(arrays * kArrayPieces), scratch_(kMaxPieces) {
   free_.reserve(arrays);
-  for (std::size_t i = 0; i < arrays; ++i) free_.push_back(memory_.get() + i * kArrayPieces);
+  for (std::size_t i = 0; i < arrays; ++i) free_.push_back(memory_.data() + i * kArrayPieces);
 }
 
 Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool) {

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/memory.h"
 #include "reactor/reactor.h"
 #include "virtio/unique_fd.h"
 #include "virtio/virtqueue.h"
@@ -38,11 +39,11 @@ class IovecPool {
   void give(iovec* array) { free_.push_back(array); }
   bool empty() const { return free_.empty(); }
   // Where a chain is gathered before it is known how much of it has to be kept.
-  virtio::IovecList scratch() { return {scratch_.get(), kMaxPieces, 0}; }
+  virtio::IovecList scratch() { return {scratch_.data(), kMaxPieces, 0}; }
 
  private:
-  std::unique_ptr<iovec[]> memory_;
-  std::unique_ptr<iovec[]> scratch_;
+  memory::Vector<iovec> memory_;
+  memory::Vector<iovec> scratch_;
   std::vector<iovec*> free_;
 };
 

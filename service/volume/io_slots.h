@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/memory.h"
 #include "bdev/bdev.h"
 #include "blob/home_io.h"
 #include "blob/journal.h"
@@ -76,8 +77,8 @@ class IoSlots : public blob::LaneExtension {
 
  private:
   blob::Lane& lane_;
-  std::vector<IoSlot> slots_;
-  std::vector<LargeSlice> large_;
+  memory::Vector<IoSlot> slots_;
+  memory::Vector<LargeSlice> large_;
   IoSlot* free_ = nullptr;
   std::vector<LargeSlice*> free_large_;
   bdev::IoRequest* waiting_head_ = nullptr;

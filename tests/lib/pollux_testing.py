@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from guest.machine import VhostUserDisk
+from guest.timing import Deadline
 from pki import Authority, Identity
 from pollux.rpc import PolluxService
 from pollux.rpc.ttypes import (
@@ -41,9 +43,6 @@ from pollux.rpc.ttypes import (
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.transport.TSSLSocket import TSSLSocket
 from thrift.transport.TTransport import TFramedTransport, TTransportException
-
-from guest.machine import VhostUserDisk
-from guest.timing import Deadline
 
 MIB = 1 << 20
 POOL = "pool"

@@ -1,4 +1,4 @@
-"""One cloud for the suite: the demo brings it up and leaves it running for the tests that follow; at the end it is stopped.
+"""One cloud for the suite: the demo brings it up and leaves it running for the tests that follow, then it is stopped.
 
 It has a state folder of its own, which stays between runs so that the Python environment is installed once.
 """

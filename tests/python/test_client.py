@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guest.timing import wait_until
 from pki import Authority
 from pollux import errors
 from pollux.client import Client
 from pollux.client import settings as client_settings
 
-from guest.timing import wait_until
 from python import faults
 from python.services import GIB, POOL, Service, new_id, volume_spec
 

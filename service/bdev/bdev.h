@@ -76,6 +76,9 @@ class Channel {
   // On the channel's reactor. Submission to the kernel or hardware may wait for the reactor's next turn, so that
   // everything one turn collects goes out together.
   virtual void submit(IoRequest& request) = 0;
+  // Somebody waits for what is in flight to end, to go away: a device that holds requests back on purpose (limits) lets
+  // them go now, and from here on. On the channel's reactor.
+  virtual void expedite() {}
 };
 
 class Bdev {
@@ -93,7 +96,11 @@ class Bdev {
   virtual bool supports_unmap() const { return false; }
   // Unit in which unmap frees space; 0 when it does not.
   virtual std::uint32_t unmap_granularity_bytes() const { return 0; }
-  // On the reactor that will use it; destroyed there with no request in flight. Keeps the device alive.
+  // Looks whether what is behind the device grew, and takes the new size over; who asked with on_resize() is told. Any
+  // thread; does not wait for I/O.
+  virtual void refresh_size() {}
+  // On the reactor that will use it; destroyed there with no request in flight, if need be from within the completion
+  // of the last one. Keeps the device alive.
   virtual Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) = 0;
 
   // Calls back, on any thread, after the size grew. The token unsubscribes when it is destroyed, and does not return

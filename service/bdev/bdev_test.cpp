@@ -146,6 +146,92 @@ Task<Result<IoStatus>> read_at(Reactor& reactor, Bdev& bdev, std::uint64_t offse
   co_return co_await read(**channel, offset, buffer.data(), length);
 }
 
+// A request with memory of its own, that counts its answers.
+struct Counted : IoRequest {
+  iovec vector;
+  alignas(4096) std::array<unsigned char, 4096> buffer;
+  int answers = 0;
+
+  Counted() {
+    vector = {buffer.data(), buffer.size()};
+    op = IoOp::kRead;
+    length_bytes = buffer.size();
+    iov = &vector;
+    iov_count = 1;
+    complete = [](IoRequest& request) { ++static_cast<Counted&>(request).answers; };
+  }
+};
+
+// What arm() answered in the call that took the completion.
+Task<Result<bool>> armed_over_a_completion(Reactor& reactor, Bdev& bdev) {
+  auto channel = bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  auto* poller = dynamic_cast<reactor::Poller*>(channel->get());
+  if (poller == nullptr) co_return fail(ErrorCode::kInternal, "not a poller");
+  Counted request;
+  (*channel)->submit(request);
+  bool armed = false;
+  // The loop does not turn meanwhile: only arm() can take it.
+  while (request.answers == 0) armed = poller->arm();
+  co_return armed;
+}
+
+// Each answer on one channel sends a request on the other, so that arming one finds work for another that is armed.
+struct PingPong {
+  static constexpr int kRounds = 300;
+  struct Side : Counted {
+    PingPong* game = nullptr;
+    Channel* other = nullptr;
+    Side* next = nullptr;
+  } sides[2];
+  int left = kRounds;
+  reactor::Completion<bool> over;
+};
+
+Task<Result<bool>> ping_pong(Reactor& reactor, Bdev& bdev) {
+  auto first = bdev.open_channel(reactor);
+  if (!first) co_return fail(first.error());
+  auto second = bdev.open_channel(reactor);
+  if (!second) co_return fail(second.error());
+  PingPong game;
+  for (int i = 0; i < 2; ++i) {
+    game.sides[i].game = &game;
+    game.sides[i].other = (i == 0 ? second : first)->get();
+    game.sides[i].next = &game.sides[1 - i];
+    game.sides[i].complete = [](IoRequest& request) {
+      auto& side = static_cast<PingPong::Side&>(request);
+      if (--side.game->left == 0) return side.game->over.set(true);
+      side.other->submit(*side.next);
+    };
+  }
+  (*first)->submit(game.sides[0]);
+  co_return co_await game.over;
+}
+
+// A channel that goes away in the answer to its last request.
+struct Leaver : Counted {
+  std::unique_ptr<Channel> channel;
+  reactor::Completion<bool> gone;
+};
+
+Task<Result<bool>> leave(Reactor& reactor, Bdev& bdev) {
+  for (int round = 0; round < 20; ++round) {
+    auto channel = bdev.open_channel(reactor);
+    if (!channel) co_return fail(channel.error());
+    Leaver leaver;
+    leaver.channel = std::move(*channel);
+    leaver.complete = [](IoRequest& request) {
+      auto& mine = static_cast<Leaver&>(request);
+      mine.channel.reset();
+      mine.gone.set(true);
+    };
+    leaver.channel->submit(leaver);
+    co_await leaver.gone;
+    co_await reactor.yield();
+  }
+  co_return true;
+}
+
 const auto kKinds = boost::unit_test::data::make({Spec::Kind::kRam, Spec::Kind::kUring});
 
 }  // namespace
@@ -189,6 +275,49 @@ BOOST_DATA_TEST_CASE_F(Fixture, ranges_past_the_end_and_odd_ones_are_invalid, kK
     BOOST_REQUIRE(status.has_value());
     BOOST_CHECK(*status == IoStatus::kInvalid);
   }
+}
+
+BOOST_FIXTURE_TEST_CASE(arming_that_took_a_completion_does_not_let_the_reactor_sleep, Fixture) {
+  auto bdev = open_kind(Spec::Kind::kUring);
+  for (int i = 0; i < 20; ++i) {
+    auto armed = call(reactors->at(0), armed_over_a_completion(reactors->at(0), *bdev));
+    BOOST_REQUIRE_MESSAGE(armed.has_value(), (armed ? "" : armed.error().message));
+    BOOST_TEST(!*armed);
+  }
+}
+
+BOOST_FIXTURE_TEST_CASE(two_channels_on_one_reactor_that_sleeps_at_once_wake_each_other, Fixture) {
+  auto bdev = open_kind(Spec::Kind::kUring);
+  auto eager = ReactorGroup::start({{.id = 2, .idle_after_us = 0}});
+  BOOST_REQUIRE(eager.has_value());
+  constexpr std::uint64_t kDeadlineMs = 30'000;
+  const auto played = call((*eager)->main(), ping_pong((*eager)->main(), *bdev), kDeadlineMs);
+  BOOST_REQUIRE_MESSAGE(played.has_value(), (played ? "" : played.error().message));
+}
+
+BOOST_DATA_TEST_CASE_F(Fixture, a_channel_may_go_in_the_answer_to_its_last_request, kKinds, kind) {
+  auto bdev = open_kind(kind);
+  const auto left = call(reactors->at(0), leave(reactors->at(0), *bdev));
+  BOOST_TEST(left.has_value());
+}
+
+BOOST_FIXTURE_TEST_CASE(a_file_that_grew_tells_its_listeners_and_can_be_used_to_its_new_end, Fixture) {
+  auto bdev = open_kind(Spec::Kind::kUring);
+  std::uint64_t told = 0;
+  const auto token = bdev->on_resize([&told](std::uint64_t bytes) { told = bytes; });
+  bdev->refresh_size();
+  BOOST_TEST(told == 0U);
+  BOOST_REQUIRE(truncate(file.c_str(), 2 * kSize) == 0);
+  bdev->refresh_size();
+  BOOST_TEST(told == 2 * kSize);
+  BOOST_TEST(bdev->size_bytes() == 2 * kSize);
+  const auto status = call(reactors->at(0), read_at(reactors->at(0), *bdev, 2 * kSize - 4096, 4096));
+  BOOST_REQUIRE(status.has_value());
+  BOOST_TEST((*status == IoStatus::kOk));
+  // One that shrank keeps its size: what lies beyond fails by itself.
+  BOOST_REQUIRE(truncate(file.c_str(), kSize) == 0);
+  bdev->refresh_size();
+  BOOST_TEST(bdev->size_bytes() == 2 * kSize);
 }
 
 BOOST_FIXTURE_TEST_CASE(a_file_in_use_is_busy_and_free_again_after_closing, Fixture) {

@@ -62,6 +62,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   bool supports_unmap() const override { return true; }
   std::uint32_t unmap_granularity_bytes() const override { return 4096; }
   Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
+  void refresh_size() override;
 
   int fd() const { return fd_; }
   std::uint32_t memory_alignment_bytes() const { return alignment_.memory_bytes; }
@@ -118,6 +119,8 @@ class UringChannel : public Channel, public reactor::Poller {
   IoRequest* waiting_head_ = nullptr;
   IoRequest* waiting_tail_ = nullptr;
   bool unsubmitted_ = false;
+  // While poll() runs: where to say that a completion has ended this channel.
+  bool* ended_ = nullptr;
 };
 
 Result<std::unique_ptr<Channel>> UringBdev::open_channel(reactor::Reactor& reactor) {
@@ -145,6 +148,7 @@ Status UringChannel::start() {
 }
 
 UringChannel::~UringChannel() {
+  if (ended_ != nullptr) *ended_ = true;
   if (!ring_open_) return;
   reactor_.remove_poller(*this);
   reactor_.unwatch(ring_.ring_fd);
@@ -316,19 +320,24 @@ unsigned UringChannel::poll() {
   }
   std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
   const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);
+  bool ended = false;
+  ended_ = &ended;
   for (unsigned i = 0; i < count; ++i) {
     Op& op = *static_cast<Op*>(io_uring_cqe_get_data(cqes[i]));
     const int result = cqes[i]->res;
     // The slot goes back first: finish() may submit again and so needs room.
     io_uring_cqe_seen(&ring_, cqes[i]);
     finish(op, result);
+    // Its last request may have been what kept the channel; nothing of it may be touched any more.
+    if (ended) return i + 1;
   }
+  ended_ = nullptr;
   return count;
 }
 
 bool UringChannel::arm() {
-  // A completion taken here may be an answer that a poller which is armed already has still to publish: sleeping now would
-  // leave the guest waiting for it.
+  // A completion taken here may be an answer that a poller which is armed already has still to publish: sleeping now
+  // would leave the guest waiting for it.
   if (poll() != 0) return false;
   return !unsubmitted_ && waiting_head_ == nullptr && io_uring_cq_ready(&ring_) == 0;
 }
@@ -390,6 +399,23 @@ Result<std::uint64_t> size_of(int fd, const std::string& path, bool* is_block_de
   std::uint64_t bytes = 0;
   if (ioctl(fd, BLKGETSIZE64, &bytes) != 0) return fail(ErrorCode::kIoError, describe_errno("cannot size " + path));
   return bytes;
+}
+
+// Growth alone: a device that shrank keeps its size here, and what lies beyond fails as the kernel says.
+void UringBdev::refresh_size() {
+  bool is_block_device = false;
+  const auto found = size_of(fd_, path_, &is_block_device);
+  // A device that is gone says so at the next request.
+  if (!found) return;
+  const std::uint64_t size = align_down<std::uint64_t>(*found, 4096);
+  std::uint64_t known = size_bytes_.load(std::memory_order_relaxed);
+  while (size > known) {
+    if (size_bytes_.compare_exchange_weak(known, size, std::memory_order_relaxed)) {
+      log::info("{} grew from {} to {} bytes", path_, known, size);
+      notify_resized();
+      return;
+    }
+  }
 }
 
 }  // namespace

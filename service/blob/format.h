@@ -265,6 +265,14 @@ struct ResizeRecord {
   RecordHeader header;
   std::uint64_t size_bytes;
 };
+// A record of this type with its header filled in and everything else zero.
+template <typename Record>
+Record make_record(RecordType type, VolumeNo volume) {
+  Record record{};
+  record.header = {.type = type, .bytes = sizeof(Record), .volume = volume};
+  return record;
+}
+
 struct VolumeOnlyRecord {
   RecordHeader header;
 };

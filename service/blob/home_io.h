@@ -18,6 +18,7 @@ class HomeIo : public reactor::Message {
     kLoad,   // bring the map of this cluster into memory
     kWrite,  // iov into the cluster
     kZero,   // the range reads as zeros afterwards; space comes back where it can
+    kOwn,    // the whole cluster: what is mapped there becomes the volume's alone, nothing is shared with a snapshot
   };
 
   Volume* volume = nullptr;

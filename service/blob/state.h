@@ -63,6 +63,8 @@ class State : public PageSource {
   MapEntry entry(const Volume& volume, std::uint32_t index) const;
   // True when a write may change the entry's own cluster in place. Refreshes stale hints on the way.
   bool exclusive(Volume& volume, std::uint32_t index);
+  // Sends writes to this cluster home until exclusive() is asked again, whoever may share it. Its leaf is loaded.
+  void hold_shared(const Volume& volume, std::uint32_t index);
   // Makes or refreshes the data path's table.
   void build_view(Volume& volume);
   void publish_slot(Volume& volume, std::size_t slot);

@@ -70,6 +70,16 @@ bool State::exclusive(Volume& volume, std::uint32_t index) {
   return true;
 }
 
+void State::hold_shared(const Volume& volume, std::uint32_t index) {
+  const PageNo page = volume.leaves[index / kLeafEntries];
+  if (page == 0) return;
+  Entry& at = leaf(page)->entries[index % kLeafEntries];
+  MapEntry entry = at.get();
+  if (entry.own == 0 || entry.shared) return;
+  entry.shared = true;
+  at.set(entry);
+}
+
 void State::publish_slot(Volume& volume, std::size_t slot) {
   if (!volume.view) return;
   const PageNo page = volume.leaves[slot];

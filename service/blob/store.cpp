@@ -17,13 +17,6 @@ constexpr std::size_t kMaxDirtyPages = 16384;
 // Metadata pages that one structural change needs at most besides a fork's or resize's index pages.
 constexpr std::uint32_t kPagesPerChange = 2;
 
-template <typename Record>
-Record make_record(RecordType type, VolumeNo volume) {
-  Record record{};
-  record.header = {.type = type, .bytes = sizeof(Record), .volume = volume};
-  return record;
-}
-
 VolumeCreateRecord make_create(const CreateOptions& options, VolumeNo number) {
   auto record = make_record<VolumeCreateRecord>(RecordType::kVolumeCreate, number);
   record.id = options.id;
@@ -44,6 +37,10 @@ std::uint32_t index_pages(const Volume& volume) {
 
 Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : lanes_(std::move(device), home) {}
 Store::~Store() = default;
+
+std::string Store::name() const {
+  return {super().name, super().name_bytes};
+}
 
 Result<Volume*> Store::live(const Uuid& id) const {
   Volume* volume = state_->find(id);
@@ -90,8 +87,8 @@ Status Store::check_create(const CreateOptions& options) const {
 Status Store::check_promise(std::uint64_t clusters) const {
   if (clusters <= space_->available()) return {};
   return fail(ErrorCode::kNoSpace,
-              "the pool has " + std::to_string(space_->available() * state_->geometry.cluster_bytes) + " bytes left, " +
-                  std::to_string(clusters * state_->geometry.cluster_bytes) + " are needed");
+              "pool '" + name() + "' has " + std::to_string(space_->available() * state_->geometry.cluster_bytes) +
+                  " bytes left, " + std::to_string(clusters * state_->geometry.cluster_bytes) + " are needed");
 }
 
 reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
@@ -161,7 +158,9 @@ reactor::Task<Status> Store::remove(Uuid id) {
     if (!found) co_return fail(std::move(found.error()));
     Volume& volume = **found;
     if (volume.view) co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " is in use; detach it first");
-    if (volume.pinned) co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " has a job running");
+    if (volume.pinned) {
+      co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " has a job running; wait for it or cancel it");
+    }
     POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kDelete, volume.number).header));
     empty_in_background(volume);
   }
@@ -203,13 +202,6 @@ reactor::Task<Status> Store::set_qos(Uuid id, Qos qos) {
   auto record = make_record<SetQosRecord>(RecordType::kSetQos, (*found)->number);
   record.qos = qos;
   POLLUX_CO_TRY(change(record.header));
-  co_return co_await journal_->commit();
-}
-
-reactor::Task<Status> Store::detach(Uuid id) {
-  auto found = live(id);
-  if (!found) co_return fail(std::move(found.error()));
-  POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kDetach, (*found)->number).header));
   co_return co_await journal_->commit();
 }
 
@@ -267,48 +259,6 @@ void Store::unview(Volume& volume) {
   if (--volume.opens == 0) volume.view.reset();
 }
 
-// ---- Background
-
-void Store::empty_in_background(Volume& volume) {
-  ++background_;
-  reactor::spawn(empty(volume.number), [this] { --background_; });
-}
-
-reactor::Task<void> Store::empty(VolumeNo number) {
-  // The caller goes on first.
-  co_await home().yield();
-  Volume& volume = *state_->find(number);
-  const Uuid id = volume.id;
-  Progress progress{.volume_id = id, .kind = "delete"};
-  progress_.push_back(&progress);
-  if (auto done = co_await empty_steps(volume, progress); !done) {
-    log::error("delete of volume {} does not go on: {}", id.to_string(), done.error().message);
-  }
-  std::erase(progress_, &progress);
-}
-
-// Leaf by leaf; a crash leaves the volume marked as deleting with some leaves gone, and the next start goes on.
-reactor::Task<Status> Store::empty_steps(Volume& volume, Progress& progress) {
-  constexpr std::size_t kLeavesPerTurn = 16;
-  POLLUX_CO_TRY(co_await loader_->index(volume));
-  progress.total = volume.leaves.size();
-  for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
-    progress.done = slot;
-    if (volume.leaves[slot] == 0) continue;
-    if (closing_) co_return Status{};
-    if (state_->pages.refs(volume.leaves[slot]) == 1) co_await loader_->leaf_of(volume, slot);
-    auto record = make_record<DropLeafRecord>(RecordType::kDropLeaf, volume.number);
-    record.slot = static_cast<std::uint32_t>(slot);
-    POLLUX_CO_TRY(change(record.header));
-    if (slot % kLeavesPerTurn == 0) {
-      if (journal_->congested()) POLLUX_CO_TRY(co_await journal_->commit());
-      co_await home().yield();
-    }
-  }
-  POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kVolumeFree, volume.number).header));
-  co_return co_await journal_->commit();
-}
-
 void Store::committed() {
   if (state_->dirty.pending().size() > kMaxDirtyPages) checkpoint_wanted_ = true;
   if (std::exchange(checkpoint_wanted_, false) && !checkpointer_->running() && !closing_) {
@@ -320,12 +270,6 @@ void Store::committed() {
 
 reactor::Task<void> Store::checkpoint_in_background() {
   if (auto done = co_await checkpointer_->run(); !done) log::error("{}", done.error().message);
-}
-
-std::vector<Progress> Store::progress() const {
-  std::vector<Progress> all;
-  for (const Progress* each : progress_) all.push_back(*each);
-  return all;
 }
 
 Usage Store::usage() const {

@@ -55,13 +55,20 @@ struct Usage {
   std::uint32_t snapshots = 0;
 };
 
-// Long work in the background.
-struct Progress {
+enum class JobState : std::uint8_t { kRunning = 1, kDone = 2, kFailed = 3, kCancelled = 4 };
+
+// Long work in the background. A delete is a job under the volume's own id, and gone when it is done.
+struct Job {
+  Uuid id;
   Uuid volume_id;
   std::string kind;
-  std::uint64_t done = 0;
+  JobState state = JobState::kRunning;
+  std::uint64_t done = 0;  // clusters
   std::uint64_t total = 0;
+  std::string error;
+  bool cancelled = false;
 };
+inline constexpr const char* kFlatten = "flatten";
 
 class Store {
  public:
@@ -89,8 +96,14 @@ class Store {
   reactor::Task<Status> set_qos(Uuid id, Qos qos);
   // The volume's contents become those of the snapshot. kBusy: open. kInvalid: not its snapshot.
   reactor::Task<Status> revert(Uuid id, Uuid snapshot);
-  // The volume no longer counts as a child of its snapshot.
-  reactor::Task<Status> detach(Uuid id);
+  // Starts to give the volume its own copy of all that it shares with others; then it has no parent any more. The
+  // volume may be in use. The same job id again answers that job as it stands; a restart forgets jobs, and repeating
+  // the request goes on where it stopped. kBusy: has a job. kInvalid: a snapshot. kExists: another job's id.
+  reactor::Task<Result<Job>> flatten(Uuid id, Uuid job);
+  // kNotFound; kUnsupported: a delete.
+  Status cancel(const Uuid& job);
+  // Those that run and the last of those that ended, in order of their beginning.
+  std::vector<Job> jobs() const;
 
   // The volume can be read and written through its view until unview(). Nested.
   reactor::Task<Result<Volume*>> view(Uuid id);
@@ -108,7 +121,7 @@ class Store {
   const Superblock& super() const { return checkpointer_->super(); }
   std::uint64_t replayed_records() const { return replayed_records_; }
   Usage usage() const;
-  std::vector<Progress> progress() const;
+  std::string name() const;
   bool idle() const { return background_ == 0 && !space_->reclaiming() && !checkpointer_->running(); }
 
  private:
@@ -122,7 +135,13 @@ class Store {
   Status check_promise(std::uint64_t clusters) const;
   void empty_in_background(Volume& volume);
   reactor::Task<void> empty(VolumeNo number);
-  reactor::Task<Status> empty_steps(Volume& volume, Progress& progress);
+  reactor::Task<Status> empty_steps(Volume& volume, Job& job);
+  Job* find_job(const Uuid& id) const;
+  void forget_old_jobs();
+  reactor::Task<void> run_flatten(Volume& volume, Job& job);
+  reactor::Task<Status> flatten_steps(Volume& volume, Job& job);
+  std::uint32_t list_shared(const Volume& volume, std::size_t slot, std::vector<std::uint32_t>& shared) const;
+  reactor::Task<Status> own_cluster(Volume& volume, std::uint32_t index);
   reactor::Task<void> checkpoint_in_background();
   void committed();
 
@@ -136,7 +155,7 @@ class Store {
   std::unique_ptr<Writer> writer_;
   // Changes of the set of volumes, one at a time up to the point where they are in memory and in the journal's queue.
   reactor::AsyncMutex structure_;
-  std::vector<Progress*> progress_;
+  std::vector<std::unique_ptr<Job>> jobs_;
   std::uint32_t background_ = 0;
   bool closing_ = false;
   bool checkpoint_wanted_ = false;

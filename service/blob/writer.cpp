@@ -127,7 +127,8 @@ void Writer::dispatch(HomeIo& io) {
     return;
   }
   io.epoch_ = lane_.begin();
-  io.op == HomeIo::Op::kWrite ? write(io) : zero(io);
+  if (io.op == HomeIo::Op::kWrite) return write(io);
+  io.op == HomeIo::Op::kZero ? zero(io) : own(io);
 }
 
 reactor::Task<void> Writer::load_and_start(HomeIo& io) {
@@ -139,12 +140,17 @@ void Writer::write(HomeIo& io) {
   Volume& volume = *io.volume;
   const Masks range = masks(io.offset, io.length);
   OpenCluster* cluster = open_.find(volume.number, io.index);
+  if (cluster != nullptr && (cluster->exclusive || !cluster->waiting.empty())) {
+    // Before exclusive(), which may let other reactors write in place: not while the cluster is being copied.
+    lane_.end(io.epoch_);
+    cluster->waiting.push(io);
+    return;
+  }
   const bool own_it = state_.exclusive(volume, io.index);
   const MapEntry entry = state_.entry(volume, io.index);
-  const bool queue_here = cluster != nullptr && (cluster->exclusive || !cluster->waiting.empty());
 
   // All of it was written before and is ours alone: nothing about the map changes.
-  if (!queue_here && own_it && (entry.bits & range.touched) == range.touched) return write_in_place(io, entry.own);
+  if (own_it && (entry.bits & range.touched) == range.touched) return write_in_place(io, entry.own);
 
   const bool aligned = range.touched == range.covered;
   // Sub-blocks that only a half-written cluster shared with another map holds; a new cluster must get them too, unless
@@ -152,7 +158,7 @@ void Writer::write(HomeIo& io) {
   const std::uint64_t inherited =
       entry.own != 0 && !own_it && !entry.full() ? entry.bits & ~state_.geometry.unused_bits() & ~range.covered : 0;
   const bool settled = cluster != nullptr || own_it;
-  if (queue_here || (cluster != nullptr && (!aligned || (cluster->busy & range.touched) != 0))) {
+  if (cluster != nullptr && (!aligned || (cluster->busy & range.touched) != 0)) {
     lane_.end(io.epoch_);
     cluster->waiting.push(io);
     return;
@@ -263,6 +269,18 @@ bdev::IoStatus Writer::publish(Volume& volume, std::uint32_t index, const MapEnt
   }
   journal_.append(record.header);
   return bdev::IoStatus::kOk;
+}
+
+void Writer::own(HomeIo& io) {
+  if (OpenCluster* cluster = open_.find(io.volume->number, io.index)) {
+    lane_.end(io.epoch_);
+    cluster->waiting.push(io);
+    return;
+  }
+  const MapEntry entry = state_.entry(*io.volume, io.index);
+  if (entry.own != 0 && (entry.base != 0 || !state_.exclusive(*io.volume, io.index))) return start_slow(io);
+  lane_.end(io.epoch_);
+  finish(io, bdev::IoStatus::kOk);
 }
 
 void Writer::zero(HomeIo& io) {

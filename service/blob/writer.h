@@ -5,7 +5,7 @@
 // volume's own (allocated now if need be); when the data is there, the sub-blocks' bits are set and a record is queued
 // for the journal. Nothing is read, copied or filled with zeros, and any number of such writes are under way, also in
 // one cluster. What needs more (a write smaller than a sub-block into a sub-block never written, a cluster that is
-// shared and half written) is a coroutine that has the cluster for itself.
+// shared and half written; a flatten) is a coroutine that has the cluster for itself.
 //
 // Order makes it safe: data first, then the map in memory, then the journal, then the answer. A crash before the
 // journal commit forgets the cluster, which was free, and leaves the old contents. Home reactor only.
@@ -50,6 +50,7 @@ class Writer {
   void drain();
   void write(HomeIo& io);
   void zero(HomeIo& io);
+  void own(HomeIo& io);
   void write_in_place(HomeIo& io, ClusterNo own);
   void fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask);
   void filled(HomeIo& io);
@@ -70,6 +71,9 @@ class Writer {
   void start_slow(HomeIo& io);
   reactor::Task<void> slow(HomeIo& io, OpenCluster& cluster);
   reactor::Task<bdev::IoStatus> slow_steps(HomeIo& io, OpenCluster& cluster);
+  reactor::Task<bdev::IoStatus> own_steps(HomeIo& io, OpenCluster& cluster);
+  // A cluster of the slow operation's own, while nobody writes to the old one.
+  bool take_cluster(HomeIo& io, OpenCluster& cluster);
   reactor::Task<bdev::IoStatus> read_sub_block(const MapEntry& entry, std::uint32_t sub_block, std::byte* to);
   reactor::Task<bdev::IoStatus> copy_sub_blocks(ClusterNo from, ClusterNo to, std::uint64_t mask);
   reactor::Task<bdev::IoStatus> write_padded(HomeIo& io, const MapEntry& old, ClusterNo own, std::uint64_t have);

@@ -60,7 +60,41 @@ reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
   drain();
 }
 
+bool Writer::take_cluster(HomeIo& io, OpenCluster& cluster) {
+  // The sharer may go while this copies, and a neighbour's change then publishes the leaf as unshared: the entry itself
+  // must keep the data path out of the old cluster until the new one has taken its place.
+  state_.hold_shared(*io.volume, io.index);
+  const auto fresh = space_.allocate(*io.volume);
+  if (!fresh) return false;
+  cluster.own = *fresh;
+  cluster.fresh = true;
+  return true;
+}
+
+// What the volume shares here moves to a cluster of its own; sub-blocks that were never written stay so.
+reactor::Task<IoStatus> Writer::own_steps(HomeIo& io, OpenCluster& cluster) {
+  Volume& volume = *io.volume;
+  const std::uint64_t unused = state_.geometry.unused_bits();
+  const bool own_it = state_.exclusive(volume, io.index);
+  const MapEntry old = state_.entry(volume, io.index);
+  if (old.own == 0 || (own_it && old.base == 0)) co_return IoStatus::kOk;
+  MapEntry target{.own = old.own, .base = 0, .bits = old.base != 0 ? kAllBits : old.bits};
+  if (!own_it) {
+    if (!take_cluster(io, cluster)) co_return IoStatus::kNoSpace;
+    target.own = cluster.own;
+    if (auto s = co_await copy_sub_blocks(old.own, target.own, old.bits & ~unused); s != IoStatus::kOk) co_return s;
+  }
+  if (old.base != 0) {
+    // The data path writes in place where bits are set, and comes here for the others.
+    if (auto s = co_await copy_sub_blocks(old.base, target.own, ~old.bits); s != IoStatus::kOk) co_return s;
+  }
+  const IoStatus status = publish(volume, io.index, target);
+  if (status == IoStatus::kOk) cluster.fresh = false;
+  co_return status;
+}
+
 reactor::Task<IoStatus> Writer::slow_steps(HomeIo& io, OpenCluster& cluster) {
+  if (io.op == HomeIo::Op::kOwn) co_return co_await own_steps(io, cluster);
   Volume& volume = *io.volume;
   const std::uint64_t unused = state_.geometry.unused_bits();
   const Masks range = masks(io.offset, io.length);
@@ -79,11 +113,8 @@ reactor::Task<IoStatus> Writer::slow_steps(HomeIo& io, OpenCluster& cluster) {
   MapEntry target = old;
   std::uint64_t copied = 0;
   if (!own_it) {
-    const auto fresh = space_.allocate(volume);
-    if (!fresh) co_return IoStatus::kNoSpace;
-    cluster.own = *fresh;
-    cluster.fresh = true;
-    target = {.own = *fresh, .base = old.full() ? old.own : old.base, .bits = unused};
+    if (!take_cluster(io, cluster)) co_return IoStatus::kNoSpace;
+    target = {.own = cluster.own, .base = old.full() ? old.own : old.base, .bits = unused};
     // Never own upon own: what the half-written cluster holds beyond this write moves to the new one.
     if (!old.full() && old.own != 0) copied = old.bits & ~unused & ~range.touched;
   }

@@ -76,7 +76,8 @@ void Handler::describe(rpc::ServiceInfo& answer, const rpc::RequestContext& ctx)
     info.host_id = backend_.host_id;
     info.version = backend_.version;
     info.api_version = rpc::g_pollux_constants.API_VERSION;
-    info.capabilities = {"scsi", "blk", "snapshots", "clones", "thin", "thick", "nbd", "ram", "uring"};
+    info.capabilities = {"scsi", "blk",   "snapshots", "clones", "flatten", "revert", "extend",
+                         "thin", "thick", "qos",       "jobs",   "nbd",     "ram",    "uring"};
     info.started_at_ms = backend_.started_at_ms;
     info.reactors = static_cast<std::int32_t>(backend_.reactors.size());
     return info;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "blob/volume.h"
+#include "volume/pool.h"
 #include "volume/volume_service.h"
 
 namespace pollux::volume {
@@ -35,7 +36,9 @@ VolumeBdev::VolumeBdev(blob::Store& store, blob::Volume& record)
       block_bytes_(std::max<std::uint32_t>(kSectorBytes, store.lanes().device().block_bytes())),
       sub_block_bytes_(blob::sub_block_bytes(store.super().cluster_bytes)),
       read_only_(record.snapshot()),
-      gone_(std::make_unique<VolumeStats>()) {}
+      gone_(std::make_unique<VolumeStats>()) {
+  limiter_.set(from_store(record.qos));
+}
 
 VolumeBdev::~VolumeBdev() {
   store_.home().post([&store = store_, &record = record_] { store.unview(record); });

@@ -9,6 +9,7 @@
 
 #include "bdev/bdev.h"
 #include "blob/store.h"
+#include "volume/qos.h"
 #include "volume/volume_channel.h"
 
 namespace pollux::volume {
@@ -33,6 +34,7 @@ class VolumeBdev : public bdev::Bdev, public std::enable_shared_from_this<Volume
 
   // After the store has resized the volume.
   void resized() { notify_resized(); }
+  QosLimiter& limiter() { return limiter_; }
   // Adds up what all channels counted, those that are gone included. Any thread.
   void add_stats(VolumeStats& stats) const;
 
@@ -48,6 +50,7 @@ class VolumeBdev : public bdev::Bdev, public std::enable_shared_from_this<Volume
   const std::uint32_t block_bytes_;
   const std::uint32_t sub_block_bytes_;
   const bool read_only_;
+  QosLimiter limiter_;
   mutable std::mutex mutex_;  // channels and what the gone ones left; never on the data path
   std::vector<VolumeChannel*> channels_;
   std::unique_ptr<VolumeStats> gone_;

@@ -28,11 +28,13 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       block_bytes_(volume_->block_bytes()),
       cluster_bytes_(store.super().cluster_bytes),
       cluster_shift_(static_cast<std::uint32_t>(std::countr_zero(cluster_bytes_))),
-      sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))) {
+      sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))),
+      limiter_(volume_->limiter()) {
   volume_->add_channel(*this);
 }
 
 VolumeChannel::~VolumeChannel() {
+  throttle_.cancel();
   volume_->remove_channel(*this);
 }
 
@@ -52,6 +54,7 @@ void VolumeChannel::submit(IoRequest& request) {
   p.outstanding = 1;
   p.status = validate(request);
   if (requests_++ % kLatencySample == 0) p.started_ns = monotonic_ns();
+  if (held_head_ != nullptr || (limiter_.active() && !expedited_)) return hold(request);
   cut(request);
 }
 

@@ -13,6 +13,7 @@
 #include "bdev/bdev.h"
 #include "blob/store.h"
 #include "volume/io_slots.h"
+#include "volume/qos.h"
 
 namespace pollux::volume {
 
@@ -46,6 +47,7 @@ class VolumeChannel : public bdev::Channel {
   ~VolumeChannel() override;
 
   void submit(bdev::IoRequest& request) override;
+  void expedite() override;
 
   // Goes on with a request that waited for a slot.
   static void drive(bdev::IoRequest& request);
@@ -77,6 +79,10 @@ class VolumeChannel : public bdev::Channel {
     blob::MapEntry entry;
     bool leaf_shared = false;
   };
+
+  // volume_channel_qos.cpp
+  void hold(bdev::IoRequest& request);
+  void release_held();
 
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
@@ -111,6 +117,16 @@ class VolumeChannel : public bdev::Channel {
   const std::uint32_t cluster_bytes_;
   const std::uint32_t cluster_shift_;
   const std::uint32_t sub_block_shift_;
+  // Requests that the volume's limits hold back, in order. The first has booked its place, unless the limits changed.
+  QosLimiter& limiter_;
+  bdev::IoRequest* held_head_ = nullptr;
+  bdev::IoRequest* held_tail_ = nullptr;
+  bool booked_ = false;
+  bool releasing_ = false;
+  bool expedited_ = false;
+  std::uint64_t booked_generation_ = 0;
+  std::uint64_t due_ns_ = 0;
+  reactor::Timer throttle_{[this] { release_held(); }};
   ChannelCounters counters_;
   std::uint64_t requests_ = 0;
 };

@@ -92,7 +92,7 @@ struct JobInfo {
   std::string kind;
   Uuid volume_id;
   JobState state = JobState::kRunning;
-  std::uint64_t done = 0;
+  std::uint64_t done = 0;  // clusters
   std::uint64_t total = 0;
   std::string error;
 };
@@ -120,10 +120,13 @@ class VolumeService {
   reactor::Task<Result<VolumeInfo>> create_snapshot(Uuid volume, Uuid snapshot, std::string name);
   reactor::Task<Result<VolumeInfo>> clone(Uuid snapshot, VolumeSpec spec);
   reactor::Task<Result<VolumeInfo>> revert(Uuid volume, Uuid snapshot);
+  // Starts the job, or answers how it stands: see Store::flatten.
   reactor::Task<Result<JobInfo>> flatten(Uuid volume, Uuid job);
+  // Holds from the next request of a guest on.
   reactor::Task<Result<VolumeInfo>> set_qos(Uuid volume, QosLimits limits);
   reactor::Task<Result<VolumeStats>> stats(Uuid volume);
   reactor::Task<Result<std::vector<JobInfo>>> list_jobs();
+  // kNotFound. kUnsupported: a delete. One that ended stays as it ended.
   reactor::Task<Status> cancel_job(Uuid job);
 
   // The volume as a block device. While the returned object lives the volume cannot be deleted or reverted (kBusy). A

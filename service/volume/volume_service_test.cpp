@@ -196,6 +196,139 @@ BOOST_AUTO_TEST_CASE(revert_brings_the_snapshot_back) {
   BOOST_TEST(must(run(service->describe_pool("pool"))).allocated_bytes == kMiB);
 }
 
+BOOST_AUTO_TEST_CASE(flatten_frees_a_clone_from_all_it_shares_while_it_is_written) {
+  must(run(service->create_pool(ram_pool())));
+  const auto base = must(run(service->create_volume("pool", spec("base"))));
+  const Uuid snapshot = Uuid::random();
+  std::vector<std::byte> expected(16 * kMiB);
+  {
+    auto device = must(run(service->open(base.id)));
+    RemoteChannel channel(*device, reactors->at(1));
+    const auto bytes = pattern(6 * kMiB, 1);
+    BOOST_REQUIRE((channel.write(kMiB, bytes) == bdev::IoStatus::kOk));
+    std::copy(bytes.begin(), bytes.end(), expected.begin() + kMiB);
+  }
+  must(run(service->create_snapshot(base.id, snapshot, "snap")));
+  const auto clone = must(run(service->clone(snapshot, spec("clone"))));
+  auto device = must(run(service->open(clone.id)));
+  RemoteChannel channel(*device, reactors->at(1));
+  const auto put = [&](std::uint64_t offset, std::size_t bytes, std::uint64_t seed) {
+    const auto data = pattern(bytes, seed);
+    BOOST_REQUIRE((channel.write(offset, data) == bdev::IoStatus::kOk));
+    std::copy(data.begin(), data.end(), expected.begin() + static_cast<long>(offset));
+  };
+  // Half-written clusters: some of the clone's own over what it shares, some beside it.
+  put(2 * kMiB + 8192, 4096, 2);
+  put(512, 512, 3);
+  const Uuid job = Uuid::random();
+  BOOST_TEST((code(run(service->flatten(snapshot, Uuid::random()))) == ErrorCode::kInvalid));
+  must(run(service->flatten(clone.id, job)));
+  for (std::uint64_t i = 0; i < 100; ++i) put((i * 7919 % 4000) * 4096, 4096, 10 + i);
+  const auto find = [&] {
+    for (const auto& each : must(run(service->list_jobs()))) {
+      if (each.id == job) return each;
+    }
+    throw std::runtime_error("the job is not listed");
+  };
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (find().state == JobState::kRunning) {
+    BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::yield();
+  }
+  BOOST_TEST((find().state == JobState::kDone));
+  BOOST_TEST(find().done == find().total);
+  BOOST_TEST((must(run(service->flatten(clone.id, job))).state == JobState::kDone));
+  BOOST_TEST((code(run(service->flatten(base.id, job))) == ErrorCode::kExists));
+  const auto info = must(run(service->describe_volume(clone.id)));
+  BOOST_TEST(!info.parent_id.has_value());
+  std::vector<std::byte> back(16 * kMiB);
+  BOOST_REQUIRE((channel.read(0, back) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == expected));
+  // Nothing is shared with the clone any more: the others' space is theirs alone.
+  must(run(service->delete_volume(base.id)));
+  must(run(service->delete_volume(snapshot)));
+  const auto gone = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (must(run(service->describe_pool("pool"))).allocated_bytes != info.mapped_bytes) {
+    BOOST_REQUIRE(std::chrono::steady_clock::now() < gone);
+    std::this_thread::yield();
+  }
+  BOOST_REQUIRE((channel.read(0, back) == bdev::IoStatus::kOk));
+  BOOST_TEST((back == expected));
+}
+
+BOOST_AUTO_TEST_CASE(a_flatten_can_be_cancelled_and_fails_by_name_when_the_pool_is_full) {
+  must(run(service->create_pool(ram_pool(64 * kMiB))));
+  const auto base = must(run(service->create_volume("pool", spec("base", 40 * kMiB))));
+  {
+    auto device = must(run(service->open(base.id)));
+    RemoteChannel channel(*device, reactors->at(1));
+    for (std::uint64_t at = 0; at < 40 * kMiB; at += kMiB) {
+      BOOST_REQUIRE((channel.write(at, pattern(kMiB, at)) == bdev::IoStatus::kOk));
+    }
+  }
+  const Uuid snapshot = Uuid::random();
+  must(run(service->create_snapshot(base.id, snapshot, "snap")));
+  BOOST_TEST((code(run(service->cancel_job(Uuid::random()))) == ErrorCode::kNotFound));
+  const auto ended = [&](const Uuid& job) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (true) {
+      BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
+      for (const auto& each : must(run(service->list_jobs()))) {
+        if (each.id == job && each.state != JobState::kRunning) return each;
+      }
+    }
+  };
+  // Started and cancelled in one turn of the pool's reactor.
+  const Uuid cancelled = Uuid::random();
+  const auto both = [&]() -> reactor::Task<Status> {
+    co_await reactors->main().enter();
+    POLLUX_CO_TRY(co_await service->flatten(base.id, cancelled));
+    co_return co_await service->cancel_job(cancelled);
+  };
+  must(run(both()));
+  BOOST_TEST((ended(cancelled).state == JobState::kCancelled));
+  const Uuid full = Uuid::random();
+  must(run(service->flatten(base.id, full)));
+  const auto failed = ended(full);
+  BOOST_TEST((failed.state == JobState::kFailed));
+  BOOST_TEST(failed.error.find("pool 'pool' is full") != std::string::npos);
+  must(run(service->delete_volume(snapshot)));
+  const Uuid again = Uuid::random();
+  must(run(service->flatten(base.id, again)));
+  BOOST_TEST((ended(again).state == JobState::kDone));
+}
+
+BOOST_AUTO_TEST_CASE(a_full_pool_goes_on_when_its_file_grows) {
+  const auto path = std::filesystem::temp_directory_path() / ("pollux-" + Uuid::random().to_string());
+  const bdev::Spec file{.kind = bdev::Spec::Kind::kUring, .path = path.string(), .size_bytes = 32 * kMiB};
+  must(run(service->create_pool({.id = pool_id, .name = "file", .bdev = file})));
+  const auto one = must(run(service->create_volume("file", spec("one", 64 * kMiB))));
+  auto device = must(run(service->open(one.id)));
+  RemoteChannel channel(*device, reactors->at(1));
+  std::uint64_t at = 0;
+  auto status = bdev::IoStatus::kOk;
+  while (status == bdev::IoStatus::kOk) {
+    status = channel.write(at, pattern(kMiB, at));
+    if (status == bdev::IoStatus::kOk) at += kMiB;
+  }
+  BOOST_REQUIRE((status == bdev::IoStatus::kNoSpace));
+  std::filesystem::resize_file(path, 96 * kMiB);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (must(run(service->describe_pool("file"))).free_bytes < 60 * kMiB) {
+    BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::yield();
+  }
+  for (std::uint64_t more = at; more < 64 * kMiB; more += kMiB) {
+    BOOST_REQUIRE((channel.write(more, pattern(kMiB, more)) == bdev::IoStatus::kOk));
+  }
+  std::vector<std::byte> back(kMiB);
+  for (std::uint64_t each = 0; each < 64 * kMiB; each += kMiB) {
+    BOOST_REQUIRE((channel.read(each, back) == bdev::IoStatus::kOk));
+    BOOST_TEST((back == pattern(kMiB, each)));
+  }
+  std::filesystem::remove(path);
+}
+
 BOOST_AUTO_TEST_CASE(limits_are_kept_with_the_volume_and_io_is_counted) {
   must(run(service->create_pool(ram_pool())));
   const auto made = must(run(service->create_volume("pool", spec("one"))));

@@ -1,0 +1,209 @@
+// The calls on volumes, snapshots, jobs, and opening a volume for I/O. Pools are in volume_service.cpp.
+
+#include "base/clock.h"
+#include "volume/volume_service_impl.h"
+
+namespace pollux::volume {
+
+namespace {
+
+bool same_volume(const Volume& volume, const VolumeSpec& spec) {
+  return !volume.snapshot() && volume.name == spec.name && volume.size_bytes == spec.size_bytes &&
+         volume.thick() == (spec.provisioning == Provisioning::kThick);
+}
+
+blob::CreateOptions create_options(const VolumeSpec& spec) {
+  return {.id = spec.id,
+          .name = spec.name,
+          .size_bytes = spec.size_bytes,
+          .thick = spec.provisioning == Provisioning::kThick,
+          .created_ms = wall_clock_ms()};
+}
+
+JobInfo job_info(const blob::Job& job) {
+  return {.id = job.id,
+          .kind = job.kind,
+          .volume_id = job.volume_id,
+          .state = static_cast<JobState>(job.state),
+          .done = job.done,
+          .total = job.total,
+          .error = job.error};
+}
+
+Error taken(const Uuid& id) {
+  return {ErrorCode::kExists, "volume " + id.to_string() + " exists already with other properties"};
+}
+
+}  // namespace
+
+reactor::Task<Result<VolumeInfo>> VolumeService::create_volume(std::string pool_name, VolumeSpec spec) {
+  co_await impl_->home.enter();
+  auto pool = impl_->find_pool(pool_name);
+  if (!pool) co_return fail(std::move(pool.error()));
+  if (auto there = impl_->find_volume(spec.id)) {
+    if (there->pool != *pool || !same_volume(*there->volume, spec)) co_return fail(taken(spec.id));
+    // The first request may still be on its way to the device.
+    POLLUX_CO_TRY(co_await (*pool)->store->journal().commit());
+    co_return impl_->describe(spec.id);
+  }
+  blob::CreateOptions options = create_options(spec);
+  auto made = co_await (*pool)->store->create(std::move(options));
+  if (!made) co_return fail(std::move(made.error()));
+  co_return impl_->describe(spec.id);
+}
+
+reactor::Task<Status> VolumeService::delete_volume(Uuid id) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(id);
+  if (!place) co_return fail(std::move(place.error()));
+  Pool& pool = *place->pool;
+  POLLUX_CO_TRY(co_await pool.store->remove(id));
+  pool.open.erase(id);
+  co_return Status{};
+}
+
+reactor::Task<Result<VolumeInfo>> VolumeService::extend_volume(Uuid id, std::uint64_t size_bytes) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(id);
+  if (!place) co_return fail(std::move(place.error()));
+  Pool& pool = *place->pool;
+  POLLUX_CO_TRY(co_await pool.store->resize(id, size_bytes));
+  if (auto open = pool.opened(id)) open->resized();
+  co_return impl_->describe(id);
+}
+
+reactor::Task<Result<VolumeInfo>> VolumeService::describe_volume(Uuid id) {
+  co_await impl_->home.enter();
+  co_return impl_->describe(id);
+}
+
+reactor::Task<Result<std::vector<VolumeInfo>>> VolumeService::list_volumes(std::string pool_name,
+                                                                           std::optional<Uuid> after,
+                                                                           std::size_t limit) {
+  co_await impl_->home.enter();
+  auto pool = impl_->find_pool(pool_name);
+  if (!pool) co_return fail(std::move(pool.error()));
+  std::map<Uuid, const Volume*> sorted;
+  for (const auto& [number, volume] : (*pool)->store->state().volumes()) {
+    if (!volume->deleting() && (!after || volume->id > *after)) sorted.emplace(volume->id, volume.get());
+  }
+  std::vector<VolumeInfo> infos;
+  for (const auto& [id, volume] : sorted) {
+    if (infos.size() == limit) break;
+    infos.push_back((*pool)->info(*volume));
+  }
+  co_return infos;
+}
+
+reactor::Task<Result<VolumeInfo>> VolumeService::create_snapshot(Uuid volume, Uuid snapshot, std::string name) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(volume);
+  if (!place) co_return fail(std::move(place.error()));
+  blob::Store& store = *place->pool->store;
+  if (auto there = impl_->find_volume(snapshot)) {
+    if (!there->volume->snapshot() || there->volume->parent_id != volume || there->volume->name != name) {
+      co_return fail(taken(snapshot));
+    }
+    POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
+    co_return impl_->describe(snapshot);
+  }
+  blob::CreateOptions options{.id = snapshot, .name = name, .snapshot = true, .created_ms = wall_clock_ms()};
+  auto made = co_await store.fork(volume, std::move(options));
+  if (!made) co_return fail(std::move(made.error()));
+  co_return impl_->describe(snapshot);
+}
+
+reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec spec) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(snapshot);
+  if (!place) co_return fail(std::move(place.error()));
+  blob::Store& store = *place->pool->store;
+  if (spec.size_bytes == 0) spec.size_bytes = place->volume->size_bytes;
+  if (auto there = impl_->find_volume(spec.id)) {
+    if (!same_volume(*there->volume, spec) || there->volume->parent_id != snapshot) co_return fail(taken(spec.id));
+    POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
+    co_return impl_->describe(spec.id);
+  }
+  blob::CreateOptions options = create_options(spec);
+  auto made = co_await store.fork(snapshot, std::move(options));
+  if (!made) co_return fail(std::move(made.error()));
+  co_return impl_->describe(spec.id);
+}
+
+reactor::Task<Result<VolumeInfo>> VolumeService::revert(Uuid volume, Uuid snapshot) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(volume);
+  if (!place) co_return fail(std::move(place.error()));
+  POLLUX_CO_TRY(co_await place->pool->store->revert(volume, snapshot));
+  co_return impl_->describe(volume);
+}
+
+reactor::Task<Result<VolumeInfo>> VolumeService::set_qos(Uuid volume, QosLimits limits) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(volume);
+  if (!place) co_return fail(std::move(place.error()));
+  Pool& pool = *place->pool;
+  POLLUX_CO_TRY(co_await pool.store->set_qos(volume, to_store(limits)));
+  if (auto open = pool.opened(volume)) open->limiter().set(limits);
+  co_return impl_->describe(volume);
+}
+
+reactor::Task<Result<VolumeStats>> VolumeService::stats(Uuid volume) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(volume);
+  if (!place) co_return fail(std::move(place.error()));
+  VolumeStats stats;
+  if (auto open = place->pool->opened(volume)) open->add_stats(stats);
+  co_return stats;
+}
+
+// ---- Jobs
+
+reactor::Task<Result<JobInfo>> VolumeService::flatten(Uuid volume, Uuid job) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(volume);
+  if (!place) co_return fail(std::move(place.error()));
+  const auto started = co_await place->pool->store->flatten(volume, job);
+  if (!started) co_return fail(started.error());
+  co_return job_info(*started);
+}
+
+reactor::Task<Result<std::vector<JobInfo>>> VolumeService::list_jobs() {
+  co_await impl_->home.enter();
+  std::vector<JobInfo> jobs;
+  for (const auto& [id, pool] : impl_->pools) {
+    for (const blob::Job& each : pool->store->jobs()) jobs.push_back(job_info(each));
+  }
+  co_return jobs;
+}
+
+reactor::Task<Status> VolumeService::cancel_job(Uuid job) {
+  co_await impl_->home.enter();
+  for (const auto& [id, pool] : impl_->pools) {
+    Status cancelled = pool->store->cancel(job);
+    if (cancelled || cancelled.error().code != ErrorCode::kNotFound) co_return cancelled;
+  }
+  co_return fail(ErrorCode::kNotFound, "job " + job.to_string() + " does not exist");
+}
+
+// ---- I/O
+
+reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::open(Uuid id) {
+  co_await impl_->home.enter();
+  auto place = impl_->find_volume(id);
+  if (!place) co_return fail(std::move(place.error()));
+  Pool& pool = *place->pool;
+  if (auto open = pool.opened(id)) co_return open;
+  auto volume = co_await pool.store->view(id);
+  if (!volume) co_return fail(std::move(volume.error()));
+  // Somebody else may have opened it while this waited for the map.
+  if (auto open = pool.opened(id)) {
+    pool.store->unview(**volume);
+    co_return open;
+  }
+  auto device = std::make_shared<VolumeBdev>(*pool.store, **volume);
+  pool.open[id] = device;
+  co_return device;
+}
+
+}  // namespace pollux::volume

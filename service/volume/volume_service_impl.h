@@ -1,0 +1,62 @@
+#pragma once
+// What VolumeService works on: its pools, all on the service's reactor. Shared by volume_service.cpp (pools) and
+// volume_calls.cpp (volumes and jobs).
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "blob/volume.h"
+#include "reactor/mutex.h"
+#include "volume/pool.h"
+#include "volume/volume_service.h"
+
+namespace pollux::volume {
+
+using blob::Volume;
+
+struct VolumeService::Impl {
+  explicit Impl(reactor::ReactorGroup& group) : reactors(group), home(group.main()) {}
+
+  reactor::ReactorGroup& reactors;
+  // Everything here, and every store, is on this reactor.
+  reactor::Reactor& home;
+  std::map<Uuid, std::unique_ptr<Pool>> pools;
+  // One pool comes or goes at a time.
+  reactor::AsyncMutex pools_mutex;
+
+  // Looks for devices that grew.
+  reactor::Timer growth{[this] { look_for_growth(); }};
+
+  Result<Pool*> find_pool(const std::string& name_or_id) const {
+    for (const auto& [id, pool] : pools) {
+      if (pool->name == name_or_id || id.to_string() == name_or_id) return pool.get();
+    }
+    return fail(ErrorCode::kNotFound, "pool '" + name_or_id + "' does not exist or is not imported");
+  }
+
+  struct Place {
+    Pool* pool;
+    Volume* volume;
+  };
+  Result<Place> find_volume(const Uuid& id) const {
+    for (const auto& [pool_id, pool] : pools) {
+      if (Volume* volume = pool->store->state().find(id)) return Place{pool.get(), volume};
+    }
+    return fail(ErrorCode::kNotFound, "volume " + id.to_string() + " does not exist");
+  }
+
+  Result<VolumeInfo> describe(const Uuid& id) const {
+    auto place = find_volume(id);
+    if (!place) return fail(std::move(place.error()));
+    return place->pool->info(*place->volume);
+  }
+
+  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec);
+  reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device);
+  void follow_growth(Pool& pool);
+  void look_for_growth();
+  reactor::Task<Status> close_pool(Pool& pool);
+};
+
+}  // namespace pollux::volume

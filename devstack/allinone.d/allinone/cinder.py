@@ -5,8 +5,9 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from . import files, wsgi
+from . import files, wait, wsgi
 from .common import Context, pool_limits
+from .errors import AllInOneError
 from .identity import Api, login
 from .settings import LOOPBACK
 
@@ -15,6 +16,8 @@ BACKEND = 'pollux-1'
 BACKEND_NAME = 'pollux'
 DRIVER = 'pollux.cinder.driver.PolluxDriver'
 STAMP = '1'
+#: The API answers with an error after a minute (rpc_response_timeout) when the scheduler does not listen yet.
+START_S = 180
 #: Volume types: name to the transport by which a guest reaches the volume.
 TYPES = {'pollux': 'scsi', 'pollux-blk': 'blk'}
 
@@ -65,11 +68,21 @@ def start(context: Context) -> None:
     argument = f'--config-file={config_path(context)}'
     wsgi.start(settings, context.processes, API, 'cinder.wsgi.api', settings.ports.cinder, arguments=argument)
     context.processes.start(SCHEDULER, ['cinder-scheduler', argument])
+    wsgi.ready(settings, context.processes, API, settings.ports.cinder)
+    # What cinder-volume tells the scheduler before that listens is lost, and told again a minute later.
+    api = volume_api(context)
+    wait.until('cinder-scheduler answers', lambda: _pools(context, api) is not None, START_S,
+               hint=f'see {context.processes.log(SCHEDULER)}')
     context.processes.start(VOLUME, ['cinder-volume', argument])
 
 
-def api_ready(context: Context) -> None:
-    wsgi.ready(context.settings, context.processes, API, context.settings.ports.cinder)
+def _pools(context: Context, api: Api) -> list[str] | None:
+    """Names of the pools that the scheduler knows; None when it does not answer."""
+    context.processes.must_run(SCHEDULER)
+    try:
+        return [pool['name'] for pool in api.get('/scheduler-stats/get_pools')['pools']]
+    except (AllInOneError, OSError):
+        return None
 
 
 def volume_api(context: Context) -> Api:
@@ -81,7 +94,7 @@ def services_up(context: Context, api: Api) -> bool:
     for name in (SCHEDULER, VOLUME):
         context.processes.must_run(name)
     up = {one['binary'] for one in api.get('/os-services')['services'] if one['state'] == 'up'}
-    return {SCHEDULER, VOLUME} <= up
+    return {SCHEDULER, VOLUME} <= up and bool(_pools(context, api))
 
 
 def ensure_types(api: Api) -> None:

@@ -145,7 +145,6 @@ class Cloud:
 
     def _cinder(self) -> None:
         cinder.start(self.context)
-        cinder.api_ready(self.context)
 
     def _nova(self) -> None:
         nova.start_control(self.context)
@@ -158,7 +157,7 @@ class Cloud:
         nova.discover(self.context)
 
     def _report(self) -> None:
-        """cinder-volume counts as up once its driver has reached polluxd."""
+        """cinder-volume counts as up once its driver has reached polluxd, and the scheduler knows its pool."""
         api = cinder.volume_api(self.context)
         wait.until('Cinder\'s services report', lambda: cinder.services_up(self.context, api), READY_S, 0.5,
                    hint=f'see {self.processes.log(cinder.VOLUME)}')

@@ -4,7 +4,8 @@
 //   pollux-diskhost --dir /tmp/x --blk a=ram:64M --scsi g:0=file:/tmp/disk.img --reactors 2
 //
 // Prints "ready" when all sockets are there; ends at SIGTERM or SIGINT. Lines on standard input change it while it
-// runs: "add NAME:TARGET=SPEC", "remove NAME:TARGET"; each is answered by "ok" or "error ...".
+// runs: "add NAME:TARGET=SPEC", "remove NAME:TARGET"; each is answered by "ok" or "error ...". "counters" is answered
+// by a line of JSON with the reactors' counters.
 
 #include <signal.h>
 
@@ -20,6 +21,7 @@
 #include "base/log.h"
 #include "bdev/ram.h"
 #include "bdev/spec.h"
+#include "initiator/null_disk.h"
 #include "vhost/vhost_service.h"
 
 namespace {
@@ -37,14 +39,16 @@ std::uint64_t parse_size(const std::string& text) {
   throw std::runtime_error("unknown unit in size " + text);
 }
 
-// ram:SIZE, ram4k:SIZE (4096-byte blocks), file:PATH or file:PATH:SIZE.
+// null:SIZE, ram:SIZE, ram4k:SIZE (4096-byte blocks), file:PATH or file:PATH:SIZE.
 std::shared_ptr<bdev::Bdev> open_disk(const std::string& spec) {
   static std::map<std::string, std::shared_ptr<bdev::Bdev>> files;
   const auto colon = spec.find(':');
   const std::string kind = spec.substr(0, colon);
   const std::string rest = colon == std::string::npos ? "" : spec.substr(colon + 1);
   Result<std::shared_ptr<bdev::Bdev>> opened;
-  if (kind == "ram" || kind == "ram4k") {
+  if (kind == "null") {
+    opened = initiator::make_null_disk(parse_size(rest));
+  } else if (kind == "ram" || kind == "ram4k") {
     opened = bdev::make_ram_bdev("ram", parse_size(rest), kind == "ram" ? 512 : 4096);
   } else if (kind == "file") {
     if (auto& known = files[spec]) return known;
@@ -104,10 +108,27 @@ void add_scsi(vhost::VhostService& service, const ScsiArgument& argument, bool r
   }
 }
 
-void obey(vhost::VhostService& service, const std::string& line) {
+reactor::Task<Result<reactor::Reactor::Counters>> read_counters(reactor::Reactor& reactor) {
+  co_await reactor.enter();
+  co_return reactor.counters();
+}
+
+std::string counters(reactor::ReactorGroup& reactors) {
+  std::ostringstream out;
+  for (std::size_t i = 0; i < reactors.size(); ++i) {
+    const auto now = reactor::call(reactors.at(i), read_counters(reactors.at(i)));
+    if (!now) throw std::runtime_error(now.error().message);
+    out << (i == 0 ? "[" : ", ") << "{\"loops\": " << now->loops << ", \"busy_loops\": " << now->busy_loops
+        << ", \"busy_cycles\": " << now->busy_tsc << ", \"sleeps\": " << now->sleeps << "}";
+  }
+  return out.str() + "]";
+}
+
+std::string obey(vhost::VhostService& service, reactor::ReactorGroup& reactors, const std::string& line) {
   std::istringstream words(line);
   std::string verb, what;
   words >> verb >> what;
+  if (verb == "counters") return counters(reactors);
   const ScsiArgument argument = parse_scsi(what);
   if (verb == "add") {
     add_scsi(service, argument, false);
@@ -117,6 +138,7 @@ void obey(vhost::VhostService& service, const std::string& line) {
   } else {
     throw std::runtime_error("unknown verb " + verb);
   }
+  return "ok";
 }
 
 }  // namespace
@@ -129,7 +151,7 @@ int main(int argc, char** argv) {
   unsigned reactors = 2, queues = 4;
   bool read_only = false, poll = false;
   app.add_option("--dir", dir, "directory of the sockets")->required();
-  app.add_option("--blk", blks, "NAME=SPEC: a blk device; SPEC is ram:SIZE, ram4k:SIZE or file:PATH[:SIZE]");
+  app.add_option("--blk", blks, "NAME=SPEC: a blk device; SPEC is null:SIZE, ram:SIZE, ram4k:SIZE or file:PATH[:SIZE]");
   app.add_option("--scsi", scsis, "NAME:TARGET=SPEC: a target of a scsi controller");
   app.add_option("--queues", queues, "request queues of each device");
   app.add_option("--reactors", reactors, "how many reactors");
@@ -172,11 +194,10 @@ int main(int argc, char** argv) {
       add_scsi(**service, argument, read_only);
     }
     std::cout << "ready" << std::endl;
-    std::thread([&service] {
+    std::thread([&service, &group] {
       for (std::string line; std::getline(std::cin, line);) {
         try {
-          obey(**service, line);
-          std::cout << "ok" << std::endl;
+          std::cout << obey(**service, **group, line) << std::endl;
         } catch (const std::exception& error) {
           std::cout << "error " << error.what() << std::endl;
         }

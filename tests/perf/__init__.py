@@ -1,0 +1,1 @@
+"""Benchmarks of Pollux: tests/perf/run."""

@@ -1,0 +1,1 @@
+"""One module for each group of results; each has run(bench)."""

@@ -1,0 +1,44 @@
+"""Guests that do nothing: memory, processor time, and how long the first request after a pause takes."""
+
+from __future__ import annotations
+
+import time
+
+from perf.bench import Bench
+from perf.load import Workload
+from perf.process import cpu_seconds, private_kb
+from perf.service import MIB, Service
+
+GUESTS = 64
+SIZE = 64 * MIB
+_QUIET_S = 10.0
+_GAP_US = 5000
+_WAKES = 200
+
+
+def run(bench: Bench) -> None:
+    with bench.service() as service, bench.load() as load:
+        bench.add("memory/base-mb", private_kb(service.pid) / 1024, "MiB, private")
+        service.ram_pool("ram", 2 * GUESTS * SIZE)
+        sockets = [service.attach(service.volume("ram", SIZE)) for _ in range(GUESTS)]
+        names = [f"guest{number}" for number in range(GUESTS)]
+        before = _memory_kb(service)
+        for name, info in zip(names, sockets, strict=True):
+            load.connect(name, "scsi", info.socket_path, depth=32, ring=128, target=info.target)
+        # Every ring slot is used once, so that memory that is there on paper only counts too.
+        load.run(names, Workload(32), 0.2)
+        bench.add("memory/session-kb", (_memory_kb(service) - before) / GUESTS, "KiB a connected guest")
+        # What is counted against the service is what it does while nobody asks it for anything.
+        time.sleep(0.5)
+        begin, used = time.monotonic(), cpu_seconds(service.pid)
+        time.sleep(_QUIET_S)
+        percent = 100 * (cpu_seconds(service.pid) - used) / (time.monotonic() - begin)
+        bench.add("idle/cpu-percent", percent, f"% of a core, {GUESTS} idle guests")
+        awake = load.run(names[:1], Workload(1), 1.0)
+        woken = load.run(names[:1], Workload(1, gap_us=_GAP_US), _WAKES * _GAP_US / 1e6)
+        bench.add("idle/wake-us", woken.p50_us - awake.p50_us, "us more after a pause, median")
+
+
+def _memory_kb(service: Service) -> float:
+    """The process's own, and what it took of the heap that it had set aside."""
+    return private_kb(service.pid) + service.heap_used_bytes() / 1024

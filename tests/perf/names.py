@@ -1,0 +1,58 @@
+"""The names of all results, and which case measures which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+KINDS = ("null", "raw", "volume")
+TRANSPORTS = ("scsi", "blk")
+DEPTHS = (1, 32, 128)
+DIRECTIONS = {"rr": 100, "rw": 0}
+GUESTS = (1, 8, 32, 64)
+SNAPSHOT_DEPTHS = (1, 10, 50, 200)
+CONTROL = ("create", "snapshot", "clone", "delete")
+FIGURES = {"iops": "1/s", "cycles": "cycles/IO", "p50-us": "us", "p99-us": "us", "p999-us": "us"}
+
+
+def matrix() -> Iterator[tuple[str, str, str, int]]:
+    for transport in TRANSPORTS:
+        for direction in DIRECTIONS:
+            for depth in DEPTHS:
+                for kind in KINDS:
+                    yield kind, transport, direction, depth
+
+
+def cases() -> dict[str, list[str]]:
+    """Names by case, in the order in which they are measured."""
+    return {
+        "data": [
+            *(
+                f"{kind}/{transport}/{direction}{depth}/{figure}"
+                for kind, transport, direction, depth in matrix()
+                for figure in FIGURES
+            ),
+            "volume/raw/ratio",
+            "volume/raw/write-ratio",
+        ],
+        "mixes": [
+            *(f"{kind}/{transport}/mix32/iops" for kind in ("raw", "volume") for transport in TRANSPORTS),
+            *(f"{kind}/scsi/{direction}/mb-s" for kind in ("raw", "volume") for direction in ("seqread", "seqwrite")),
+            *(f"file/scsi/{direction}32/iops" for direction in DIRECTIONS),
+            *(f"volume/{what}/ratio" for what in ("thin", "clone", "packed", "indirect")),
+        ],
+        "guests": [
+            *(f"guests/{count}/iops" for count in GUESTS),
+            *(f"guests/{count}/ratio" for count in GUESTS[1:]),
+            "idle/neighbour-cycles",
+        ],
+        "queues": ["queues/2/ratio"],
+        "idle": ["memory/base-mb", "memory/session-kb", "idle/cpu-percent", "idle/wake-us"],
+        "depth": [f"depth/{depth}/ratio" for depth in SNAPSHOT_DEPTHS],
+        "firstwrite": ["firstwrite/thin/ratio", "firstwrite/clone/ratio"],
+        "control": [*(f"control/{verb}-ms" for verb in CONTROL), "control/flush-ms"],
+        "load": ["load/dirty-1tib-s", "load/5000-s"],
+    }
+
+
+def all_names() -> list[str]:
+    return [name for names in cases().values() for name in names]

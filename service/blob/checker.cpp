@@ -1,35 +1,52 @@
 #include "blob/checker.h"
 
+#include <algorithm>
+#include <map>
 #include <unordered_map>
 
+#include "blob/checkpoint.h"
+#include "blob/journal.h"
 #include "blob/loader.h"
 #include "blob/page_codec.h"
+#include "blob/parallel.h"
 #include "blob/recovery.h"
 
 namespace pollux::blob {
 
 namespace {
 
+constexpr std::size_t kLeavesPerTurn = 64;
+constexpr std::size_t kReadsInFlight = 32;
+
 class Checker {
  public:
   Checker(bdev::Channel& channel, reactor::Reactor& home, Recovered recovered)
-      : home_(home),
+      : channel_(channel),
+        home_(home),
         super_(recovered.super),
+        tail_(recovered.tail),
+        head_(recovered.head),
         state_(std::move(recovered.state)),
         loader_(*state_, channel, home, checksum_seed(super_.pool_id), super_.checkpoint) {
     report_.checkpoint = super_.checkpoint;
     report_.replayed_records = recovered.replayed_records;
+    // What is counted as free and used all the same is for this to find, and no reason to give the whole leaf up.
+    state_->trust_counts = false;
   }
 
-  reactor::Task<CheckReport> run() {
+  reactor::Task<Result<CheckReport>> run(Repair repair) {
     clusters_.assign(state_->refcounts.cluster_count(), 0);
     for (const auto& [number, volume] : state_->volumes()) {
       ++report_.volumes;
       ++pages_[number / kRecordsPerPage];
       co_await walk(*volume);
     }
+    // From here on nothing is damaged that was not found damaged above.
+    mend_ = repair == Repair::kYes;
+    compare_mapped();
     compare_pages();
     compare_clusters();
+    if (report_.repaired != 0) POLLUX_CO_TRY(co_await write());
     co_return std::move(report_);
   }
 
@@ -37,6 +54,27 @@ class Checker {
   void found(std::uint64_t& counter, std::string what) {
     ++counter;
     if (report_.findings.size() < kMaxFindings) report_.findings.push_back(std::move(what));
+  }
+
+  // True: put this finding right. Space is given up only when all that leads to it could be read.
+  bool mends(bool gives_space_up) {
+    if (!mend_ || (gives_space_up && report_.damaged != 0)) return false;
+    ++report_.repaired;
+    return true;
+  }
+
+  // The state as it is now becomes the next checkpoint, and the journal before it is done with.
+  reactor::Task<Status> write() {
+    Journal journal(channel_,
+                    {.ring_offset = super_.journal_offset,
+                     .ring_bytes = super_.journal_bytes,
+                     .pool_id = super_.pool_id,
+                     .checksum_seed = checksum_seed(super_.pool_id),
+                     .on_half_full = {},
+                     .on_committed = {}},
+                    tail_, head_);
+    Checkpointer checkpointer(*state_, journal, channel_, home_, super_);
+    co_return co_await checkpointer.run();
   }
 
   reactor::Task<void> walk(Volume& volume) {
@@ -47,11 +85,11 @@ class Checker {
     for (PageNo page : volume.index_pages) {
       if (page != 0) ++pages_[page];
     }
-    std::uint64_t mapped = 0;
+    std::uint32_t mapped = 0;
     for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
+      if (slot % kLeavesPerTurn == 0) co_await read_ahead(volume, slot);
       const PageNo page = volume.leaves[slot];
       if (page == 0) continue;
-      co_await loader_.leaf_of(volume, slot);
       const Leaf& leaf = *state_->leaf(page);
       // What a shared leaf names is counted once: one leaf, one reference.
       const bool first_time = ++pages_[page] == 1;
@@ -67,11 +105,27 @@ class Checker {
         ++clusters_[entry.own];
         if (entry.base != 0) ++clusters_[entry.base];
       }
-      if (slot % 64 == 63) co_await home_.yield();
     }
-    if (!volume.deleting() && mapped != volume.mapped) {
+    if (!volume.deleting() && mapped != volume.mapped) mapped_[volume.number] = mapped;
+  }
+
+  reactor::Task<void> read_ahead(Volume& volume, std::size_t first) {
+    const std::size_t count = std::min(kLeavesPerTurn, volume.leaves.size() - first);
+    const auto one = [&](std::size_t i) -> reactor::Task<Status> {
+      co_await loader_.leaf_of(volume, first + i);
+      co_return Status{};
+    };
+    // What cannot be read is in memory as a damaged leaf: no step fails.
+    static_cast<void>(co_await parallel(home_, count, kReadsInFlight, one));
+    co_await home_.yield();
+  }
+
+  void compare_mapped() {
+    for (const auto& [number, mapped] : mapped_) {
+      Volume& volume = *state_->find(number);
       found(report_.leaked, "volume " + volume.id.to_string() + " says it maps " + std::to_string(volume.mapped) +
                                 " clusters and maps " + std::to_string(mapped));
+      if (mends(/*gives_space_up=*/true)) state_->repair_mapped(volume, mapped);
     }
   }
 
@@ -91,9 +145,11 @@ class Checker {
       } else if (refs > expected) {
         found(report_.leaked,
               name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
+        if (mends(/*gives_space_up=*/true)) state_->pages.repair_refs(page, expected);
       } else if (refs < expected) {
         found(report_.lost,
               name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
+        if (mends(/*gives_space_up=*/false)) state_->pages.repair_refs(page, expected);
       }
     }
   }
@@ -111,38 +167,48 @@ class Checker {
       if (counted > uses) {
         found(report_.leaked,
               name + " counts " + std::to_string(counted) + " references and has " + std::to_string(uses));
+        if (mends(/*gives_space_up=*/true)) state_->refcounts.repair(cluster, uses);
       } else if (counted < uses) {
         found(report_.lost,
               name + " counts " + std::to_string(counted) + " references and has " + std::to_string(uses));
+        if (mends(/*gives_space_up=*/false)) state_->refcounts.repair(cluster, uses);
       }
     }
   }
 
+  bdev::Channel& channel_;
   reactor::Reactor& home_;
   const Superblock super_;
+  const JournalPosition tail_;
+  const JournalPosition head_;
   std::unique_ptr<State> state_;
   Loader loader_;
   CheckReport report_;
   std::unordered_map<PageNo, std::uint32_t> pages_;
   std::vector<std::uint32_t> clusters_;
+  // Volumes whose count of mapped clusters is wrong, with the right one.
+  std::map<VolumeNo, std::uint32_t> mapped_;
+  bool mend_ = false;
 };
 
-reactor::Task<Result<CheckReport>> check_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home) {
+reactor::Task<Result<CheckReport>> check_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
+                                               Repair repair) {
   auto super = co_await read_super(channel, device.size_bytes());
   if (!super) co_return fail(std::move(super.error()));
   auto recovered = co_await recover(channel, home, *super);
   if (!recovered) co_return fail(std::move(recovered.error()));
   Checker checker(channel, home, std::move(*recovered));
-  co_return co_await checker.run();
+  co_return co_await checker.run(repair);
 }
 
 }  // namespace
 
-reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
+                                              Repair repair) {
   co_await home.enter();
   auto channel = device->open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
-  auto report = co_await check_steps(*device, **channel, home);
+  auto report = co_await check_steps(*device, **channel, home, repair);
   // This runs in a completion of the channel, which ends with this scope.
   co_await home.yield();
   co_return report;

@@ -1,9 +1,11 @@
 #pragma once
-// Checker: reads a pool that nobody has open and says whether its metadata agrees with itself. What `polluxd --fsck`
-// does.
+// Checker: reads a pool that nobody has open and says whether its metadata agrees with itself, and mends what can be
+// mended without guessing. What `polluxd --fsck` does.
 //
-// It recovers the state as the next start would (the device is not written), then counts, by walking every volume, who
-// names each metadata page and cluster, and compares with the counts on disk. It never asserts on what it reads.
+// It recovers the state as the next start would, then counts, by walking every volume, who names each metadata page and
+// cluster, and compares with the counts on disk. It never asserts on what it reads. Without repair the device is not
+// written; with repair what is wrong is put right in memory and written as a checkpoint, so that a crash in the middle
+// leaves the pool as it was.
 
 #include <cstdint>
 #include <memory>
@@ -32,15 +34,23 @@ struct CheckReport {
   std::uint64_t leaked = 0;
   // Pages that cannot be read or make no sense.
   std::uint64_t damaged = 0;
+  // Of all these, how many a repair put right.
+  std::uint64_t repaired = 0;
   // A line for each finding, up to kMaxFindings.
   std::vector<std::string> findings;
 
-  bool clean() const { return lost + doubly_used + leaked + damaged == 0; }
+  std::uint64_t found() const { return lost + doubly_used + leaked + damaged; }
+  bool clean() const { return found() == 0; }
 };
 
 inline constexpr std::size_t kMaxFindings = 1000;
 
-// Errors of read_super() and recover(): the pool cannot be loaded at all.
-reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+enum class Repair : bool { kNo, kYes };
+
+// A repair corrects counts: what is counted too low is raised, what is leaked becomes free, unless something is
+// damaged, for what a page that cannot be read leads to is not known to be nobody's. Damaged and doubly used things are
+// left as they are. Errors of read_super() and recover(): the pool cannot be loaded at all; kIoError from a repair.
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
+                                              Repair repair = Repair::kNo);
 
 }  // namespace pollux::blob

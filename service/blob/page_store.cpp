@@ -81,6 +81,15 @@ std::uint32_t PageStore::drop_ref(PageNo page) {
   return 0;
 }
 
+void PageStore::repair_refs(PageNo page, std::uint32_t refs) {
+  if (refs == 0) {
+    change(page) &= kDirSlotBit;
+    mark_free(page);
+  } else {
+    change(page) = (word(page) & ~kDirRefsMask) | refs;
+  }
+}
+
 bool PageStore::exists(PageNo page) const {
   return page / geometry_.pages_per_cluster < clusters_.size();
 }

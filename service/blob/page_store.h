@@ -31,6 +31,9 @@ class PageStore {
   // The references that remain; at 0 the page is free. Precondition: it has one.
   std::uint32_t drop_ref(PageNo page);
 
+  // For a repair: the references that were found; at 0 the page is free.
+  void repair_refs(PageNo page, std::uint32_t refs);
+
   bool exists(PageNo page) const;
   // kFree for a page number that lies nowhere.
   PageType type(PageNo page) const;

@@ -100,6 +100,18 @@ void Refcounts::set_metadata(ClusterNo cluster, std::uint32_t number) {
   ++metadata_count_;
 }
 
+void Refcounts::repair(ClusterNo cluster, std::uint32_t refs) {
+  const std::uint32_t old = words_[cluster];
+  set_word(cluster, refs);
+  if (old == 0 && refs != 0) {
+    take(cluster);
+    ++used_count_;
+  } else if (old != 0 && refs == 0) {
+    --used_count_;
+    mark_free(cluster);
+  }
+}
+
 void Refcounts::serialize(std::uint32_t page, std::byte* bytes) const {
   const std::size_t first = std::size_t{page} * kWordsPerPage;
   // Beyond the end of the pool the words are zero.

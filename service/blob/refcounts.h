@@ -47,6 +47,8 @@ class Refcounts {
   // rotten metadata can cause.
   bool add(ClusterNo cluster);
   bool drop(ClusterNo cluster);
+  // For a repair: the references that were found.
+  void repair(ClusterNo cluster, std::uint32_t refs);
   // From count 0.
   void set_metadata(ClusterNo cluster, std::uint32_t number);
 

@@ -55,7 +55,15 @@ class State : public PageSource {
   void load_free_record(VolumeNo number) { free_records_.insert(number); }
   Status load_index(Volume& volume, std::size_t chunk, const PageNo* pages);
 
+  // For a repair: how many entries of the volume are mapped.
+  void repair_mapped(Volume& volume, std::uint32_t mapped) {
+    touch_volume(volume);
+    volume.mapped = mapped;
+  }
+
   // ---- Leaves
+  // A leaf that names a cluster counted as free is damaged. Not for the checker, which compares the counts itself.
+  bool trust_counts = true;
   Leaf* leaf(PageNo page) const { return page < leaves_.size() ? leaves_[page].get() : nullptr; }
   void load_leaf(PageNo page, const LeafPage& bytes);
   void load_damaged_leaf(PageNo page);

@@ -32,8 +32,9 @@ void State::load_leaf(PageNo page, const LeafPage& bytes) {
   Leaf& leaf = add_leaf(page);
   for (std::uint32_t i = 0; i < kLeafEntries; ++i) {
     const LeafEntry& entry = bytes.entries[i];
-    const bool counted = entry.own == 0 || (valid_entry(entry) && refcounts.word(entry.own) != 0 &&
-                                            (entry.base == 0 || refcounts.word(entry.base) != 0));
+    const bool counted =
+        !trust_counts || entry.own == 0 ||
+        (valid_entry(entry) && refcounts.word(entry.own) != 0 && (entry.base == 0 || refcounts.word(entry.base) != 0));
     if (!valid_entry(entry) || !counted) {
       leaf.damaged = true;
       return;

@@ -44,7 +44,35 @@ struct Fixture {
     must(call(home, store->create(std::move(options))));
     return id;
   }
-  CheckReport check() { return must(call(home, check_pool(make_sim_bdev(disk, 1), home))); }
+  CheckReport check(Repair repair = Repair::kNo) {
+    return must(call(home, check_pool(make_sim_bdev(disk, 1), home, repair)));
+  }
+  Superblock super() {
+    const auto image = disk->image();
+    Superblock best{};
+    for (const std::uint64_t at : {std::uint64_t{0}, kSuperSlotStride}) {
+      Superblock found;
+      std::memcpy(&found, image.data() + at, sizeof(found));
+      if (found.magic == kSuperMagic && found.checkpoint > best.checkpoint) best = found;
+    }
+    return best;
+  }
+  // Changes a metadata page of the last checkpoint, with a right checksum.
+  template <typename Page, typename Change>
+  void forge(PageType type, std::uint64_t number, Change change) {
+    const Superblock at = super();
+    auto image = disk->image();
+    PageHeader* best = nullptr;
+    for (std::size_t offset = 0; offset + kPageBytes <= image.size(); offset += kPageBytes) {
+      auto* header = reinterpret_cast<PageHeader*>(image.data() + offset);
+      if (!page_valid(image.data() + offset, type, number, at.checkpoint, checksum_seed(at.pool_id))) continue;
+      if (best == nullptr || header->generation > best->generation) best = header;
+    }
+    BOOST_REQUIRE(best != nullptr);
+    change(*reinterpret_cast<Page*>(best));
+    seal_page(reinterpret_cast<std::byte*>(best), type, number, best->generation, checksum_seed(at.pool_id));
+    disk = std::make_shared<SimDisk>(std::move(image));
+  }
   ~Fixture() {
     if (store) must(call(home, store->close()));
   }
@@ -145,24 +173,88 @@ BOOST_AUTO_TEST_CASE(a_pool_takes_over_the_growth_of_its_device) {
   BOOST_TEST(store->usage().capacity_bytes == before.capacity_bytes + 16 * kMiB);
 }
 
-BOOST_AUTO_TEST_CASE(the_checker_finds_what_is_lost_and_what_is_leaked) {
+BOOST_AUTO_TEST_CASE(wrong_counts_are_found_and_a_repair_puts_them_right) {
   format(24 * kMiB);
-  auto image = disk->image();
-  Superblock super;
-  std::memcpy(&super, image.data() + kSuperSlotStride, sizeof(super));
-  const Geometry geometry = Geometry::from(super.cluster_bytes, super.cluster_count, super.journal_bytes);
-  // A count where nobody uses the cluster.
-  std::byte* page = image.data() + geometry.refcount_slot_offset(0, 0);
-  if (!page_valid(page, PageType::kRefcounts, 0, super.checkpoint, checksum_seed(super.pool_id))) page += kPageBytes;
-  auto* counts = reinterpret_cast<RefcountPage*>(page);
-  counts->words[super.cluster_count - 1] = 3;
-  seal_page(page, PageType::kRefcounts, 0, super.checkpoint, checksum_seed(super.pool_id));
-  disk = std::make_shared<SimDisk>(std::move(image));
+  open();
+  const Uuid id = create("one", kMiB);
+  close();
+  const std::uint32_t clusters = super().cluster_count;
+  const auto free_before = [&] {
+    open();
+    const std::uint64_t bytes = store->usage().free_bytes;
+    close();
+    return bytes;
+  }();
+  forge<RefcountPage>(PageType::kRefcounts, 0, [&](RefcountPage& page) { page.words[clusters - 1] = 3; });
   const auto report = check();
   BOOST_TEST(report.leaked == 1U);
   BOOST_TEST(report.lost == 0U);
+  BOOST_TEST(report.repaired == 0U);
   BOOST_REQUIRE(report.findings.size() == 1U);
-  BOOST_TEST(report.findings[0].find("cluster " + std::to_string(super.cluster_count - 1)) != std::string::npos);
+  BOOST_TEST(report.findings[0].find("cluster " + std::to_string(clusters - 1)) != std::string::npos);
+  BOOST_TEST(check().leaked == 1U);  // looking changes nothing
+  BOOST_TEST(check(Repair::kYes).repaired == 1U);
+  BOOST_TEST(check().clean());
+  open();
+  BOOST_TEST(store->usage().free_bytes == free_before);
+  BOOST_TEST(store->state().find(id) != nullptr);
+}
+
+BOOST_AUTO_TEST_CASE(a_cluster_counted_too_low_is_raised_before_it_can_be_given_away) {
+  format(24 * kMiB);
+  open();
+  const Uuid id = create("one", kMiB);
+  ClusterNo cluster = 0;
+  const auto map_one = [&]() -> reactor::Task<Status> {
+    co_await home.enter();
+    cluster = *store->state().refcounts.allocate();
+    auto record = make_record<MapSetRecord>(RecordType::kMapSet, store->state().find(id)->number);
+    record.entry = {.own = cluster, .base = 0, .bits = kAllBits};
+    POLLUX_CO_TRY(store->state().apply(record.header));
+    store->journal().append(record.header);
+    co_return co_await store->journal().commit();
+  };
+  must(call(home, map_one()));
+  close();
+  BOOST_TEST(check().clean());
+  forge<RefcountPage>(PageType::kRefcounts, 0, [&](RefcountPage& page) { page.words[cluster] = 0; });
+  BOOST_TEST(check().lost == 1U);
+  const auto repaired = check(Repair::kYes);
+  BOOST_TEST(repaired.lost == 1U);
+  BOOST_TEST(repaired.repaired == 1U);
+  BOOST_TEST(check().clean());
+  open();
+  const auto mapped = [&]() -> reactor::Task<Result<ClusterNo>> {
+    co_await home.enter();
+    POLLUX_CO_TRY(co_await store->view(id));
+    Volume& volume = *store->state().find(id);
+    store->unview(volume);
+    co_return store->state().refcounts.word(cluster);
+  };
+  BOOST_TEST(must(call(home, mapped())) == 1U);
+}
+
+BOOST_AUTO_TEST_CASE(nothing_is_given_up_while_something_is_damaged) {
+  format(24 * kMiB);
+  open();
+  const Uuid id = create("one", kMiB);
+  const auto map_one = [&]() -> reactor::Task<Status> {
+    co_await home.enter();
+    auto record = make_record<MapSetRecord>(RecordType::kMapSet, store->state().find(id)->number);
+    record.entry = {.own = *store->state().refcounts.allocate(), .base = 0, .bits = kAllBits};
+    POLLUX_CO_TRY(store->state().apply(record.header));
+    store->journal().append(record.header);
+    co_return co_await store->journal().commit();
+  };
+  must(call(home, map_one()));
+  const PageNo leaf = store->state().find(id)->leaves[0];
+  close();
+  forge<LeafPage>(PageType::kLeaf, leaf, [&](LeafPage& page) { page.entries[0].own = 1; });  // the journal's
+  const auto report = check(Repair::kYes);
+  BOOST_TEST(report.damaged == 1U);
+  BOOST_TEST(report.leaked == 2U);  // the cluster, and the volume's own count
+  BOOST_TEST(report.repaired == 0U);
+  BOOST_TEST(check().leaked == 2U);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

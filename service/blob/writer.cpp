@@ -178,6 +178,9 @@ void Writer::write(HomeIo& io) {
     cluster->own = own;
     cluster->base = base;
     cluster->fresh = !own_it;
+    // All that a half-written shared cluster holds is replaced by this write: until it is there no other write may
+    // publish the new cluster, which would hide the old one.
+    cluster->exclusive = !own_it && entry.own != 0 && !entry.full();
   }
   fill(io, *cluster, range.touched);
 }

@@ -23,7 +23,9 @@ std::vector<std::byte> stamped(std::uint64_t blocks, std::uint64_t stamp) {
 std::vector<std::byte> CrashHarness::formatted(reactor::Reactor& home, std::uint64_t bytes,
                                                std::uint32_t cluster_bytes) {
   auto disk = std::make_shared<blob::SimDisk>(bytes);
-  blob::FormatOptions options{.id = Uuid::random(), .name = "sim", .cluster_bytes = cluster_bytes, .created_ms = 1};
+  Uuid id;
+  id.bytes.fill(0x50);
+  blob::FormatOptions options{.id = id, .name = "sim", .cluster_bytes = cluster_bytes, .created_ms = 1};
   must(reactor::call(home, blob::Store::format(make_sim_bdev(disk, 1), home, std::move(options))));
   return disk->image();
 }
@@ -139,6 +141,25 @@ bool CrashHarness::revert(const Uuid& id, const Uuid& snapshot) {
   volume.latest = std::move(contents);
   barrier(volume);
   return true;
+}
+
+reactor::Task<Status> CrashHarness::flatten_task(Uuid id) {
+  co_await home_.enter();
+  const Uuid job = Uuid::random();
+  POLLUX_CO_TRY(co_await store_->flatten(id, job));
+  while (true) {
+    for (const blob::Job& each : store_->jobs()) {
+      if (each.id != job || each.state == blob::JobState::kRunning) continue;
+      if (each.state == blob::JobState::kDone) co_return Status{};
+      co_return fail(ErrorCode::kIoError, each.error);
+    }
+    co_await home_.yield();
+  }
+}
+
+bool CrashHarness::flatten(const Uuid& id) {
+  // Nothing that can be read changes.
+  return run(flatten_task(id), "flatten");
 }
 
 // ---- I/O

@@ -63,6 +63,8 @@ class CrashHarness {
   bool remove(const Uuid& id);
   bool resize(const Uuid& id, std::uint64_t bytes);
   bool revert(const Uuid& id, const Uuid& snapshot);
+  // To its end.
+  bool flatten(const Uuid& id);
   struct Extent {
     std::uint64_t offset;
     std::uint64_t length;
@@ -97,6 +99,7 @@ class CrashHarness {
   void barrier();
   void barrier(ModelVolume& volume);
   std::vector<std::uint64_t> read_stamps(const Uuid& id, std::uint64_t bytes);
+  reactor::Task<Status> flatten_task(Uuid id);
   reactor::Task<Result<bool>> open_task(Uuid id);
   reactor::Task<Status> close_task(Uuid id);
   reactor::Task<Status> write_task(Uuid id, const std::vector<Extent>* extents,

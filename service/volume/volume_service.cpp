@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "blob/checker.h"
 #include "volume/volume_service_impl.h"
 
 namespace pollux::volume {
@@ -104,6 +105,8 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
   } else if (there.error().code != ErrorCode::kNotFound) {
     co_return fail(there.error().code, "the device seems to hold a pool that cannot be opened (" +
                                            there.error().message + "); erase its first megabyte to give it up");
+  } else if (!spec.may_format) {
+    co_return fail(std::move(there.error()));
   } else {
     // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
     blob::FormatOptions options{
@@ -149,6 +152,37 @@ reactor::Task<Status> VolumeService::export_pool(std::string name) {
   auto pool = impl_->find_pool(name);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return co_await impl_->close_pool(**pool);
+}
+
+reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool repair) {
+  co_await impl_->home.enter();
+  for (const auto& [id, pool] : impl_->pools) {
+    if (pool->spec.kind == spec.kind && pool->spec.path == spec.path) {
+      co_return fail(ErrorCode::kBusy, "pool '" + pool->name + "' on " + spec.path + " is open; export it first");
+    }
+  }
+  // A check never makes a file.
+  spec.size_bytes = 0;
+  auto device = bdev::open(spec);
+  if (!device) co_return fail(std::move(device.error()));
+  const auto super = co_await blob::Store::probe(*device, impl_->home);
+  if (!super) co_return fail(super.error());
+  auto report = co_await blob::check_pool(*device, impl_->home, repair ? blob::Repair::kYes : blob::Repair::kNo);
+  if (!report) co_return fail(std::move(report.error()));
+  PoolCheck check;
+  check.id = super->pool_id;
+  check.name.assign(super->name, super->name_bytes);
+  check.volumes = report->volumes;
+  check.metadata_pages = report->metadata_pages;
+  check.data_clusters = report->data_clusters;
+  check.replayed_records = report->replayed_records;
+  check.lost = report->lost;
+  check.doubly_used = report->doubly_used;
+  check.leaked = report->leaked;
+  check.damaged = report->damaged;
+  check.repaired = report->repaired;
+  check.findings = std::move(report->findings);
+  co_return check;
 }
 
 reactor::Task<Result<std::vector<PoolInfo>>> VolumeService::list_pools() {

@@ -25,6 +25,7 @@ struct PoolSpec {
   std::string name;
   bdev::Spec bdev;
   std::uint32_t cluster_bytes = 0;  // 0: the store's default
+  bool may_format = true;           // otherwise a device without a pool is kNotFound
 };
 
 struct PoolInfo {
@@ -49,6 +50,25 @@ struct VolumeSpec {
   std::string name;
   std::uint64_t size_bytes = 0;
   Provisioning provisioning = Provisioning::kThin;
+};
+
+// What a check of a pool found; blob/checker.h says what the words mean.
+struct PoolCheck {
+  Uuid id;
+  std::string name;
+  std::uint64_t volumes = 0;
+  std::uint64_t metadata_pages = 0;
+  std::uint64_t data_clusters = 0;
+  std::uint64_t replayed_records = 0;
+  std::uint64_t lost = 0;
+  std::uint64_t doubly_used = 0;
+  std::uint64_t leaked = 0;
+  std::uint64_t damaged = 0;
+  std::uint64_t repaired = 0;
+  std::vector<std::string> findings;
+
+  bool clean() const { return lost + doubly_used + leaked + damaged == 0; }
+  bool all_repaired() const { return lost + doubly_used + leaked + damaged == repaired; }
 };
 
 // 0: no limit.
@@ -107,6 +127,9 @@ class VolumeService {
   reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev);
   // By name or UUID text, as in every call below. kBusy while a volume of it is open.
   reactor::Task<Status> export_pool(std::string pool);
+  // Checks the pool on a device that nobody has open, and repairs what can be. kBusy: it is open, here or elsewhere.
+  // kNotFound, kUnsupported, kCorrupt: there is none that could be loaded.
+  reactor::Task<Result<PoolCheck>> check_pool(bdev::Spec bdev, bool repair);
   reactor::Task<Result<std::vector<PoolInfo>>> list_pools();
   reactor::Task<Result<PoolInfo>> describe_pool(std::string pool);
 

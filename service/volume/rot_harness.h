@@ -1,0 +1,21 @@
+#pragma once
+// For tests: a pool with something of everything in it, and what must hold for whatever became of its bytes.
+
+#include <cstddef>
+#include <vector>
+
+#include "volume/crash_harness.h"
+
+namespace pollux::volume::test {
+
+// Volumes, snapshots, half-written clusters, an indexed volume and something in the journal. The same bytes each time.
+std::vector<std::byte> busy_pool(reactor::Reactor& home);
+
+// Where in the image metadata pages lie, valid or not.
+std::vector<std::size_t> metadata_pages(const std::vector<std::byte>& image);
+
+// Checks, repairs, opens and uses the pool in this image; true when it opened. Throws when a repair left what it should
+// have put right. That nothing crashes is the process's to show.
+bool survives(reactor::Reactor& home, const std::vector<std::byte>& image);
+
+}  // namespace pollux::volume::test

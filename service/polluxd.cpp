@@ -1,7 +1,8 @@
 // polluxd: reads the command line and the configuration, starts the service, and waits for signals in a libuv loop.
 //
 // SIGTERM, SIGINT: drain and stop. SIGHUP: reopen the log, read the certificates again. Exit status: 0 after a clean
-// stop, 1 when starting or stopping failed, 2 for a wrong configuration.
+// stop, 1 when starting or stopping failed, 2 for a wrong configuration. --fsck has codes of its own, see
+// control/fsck.h.
 
 #include <unistd.h>
 #include <uv.h>
@@ -19,6 +20,7 @@
 #include "base/memory.h"
 #include "control/config.h"
 #include "control/daemon.h"
+#include "control/fsck.h"
 #include "control/notify.h"
 
 namespace {
@@ -131,11 +133,19 @@ int main(int argc, char** argv) {
   CLI::App app{"polluxd: polled block storage for the virtual machines of this host"};
   std::string path;
   bool check = false;
-  app.add_option("--config", path, "configuration file; etc/polluxd.toml describes every key")->required();
+  app.add_option("--config", path, "configuration file; etc/polluxd.toml describes every key");
   app.add_flag("--check", check, "say whether the configuration is right, and exit");
+  std::string device;
+  bool repair = false;
+  auto* fsck = app.add_option("--fsck", device,
+                              "check the pool on this file or device, which no service may have open, and exit: 0 in "
+                              "order, 1 errors and all repaired, 4 errors left, 8 nothing could be checked");
+  app.add_flag("--repair", repair, "with --fsck: correct wrong counts and free leaked space")->needs(fsck);
   app.set_version_flag("--version", "polluxd " POLLUX_VERSION);
   CLI11_PARSE(app, argc, argv);
 
+  if (!device.empty()) return pollux::control::run_fsck(device, repair, std::cout);
+  if (path.empty()) return app.exit(CLI::RequiredError("--config"));
   const auto config = pollux::control::load_config(path);
   if (!config) {
     std::cerr << config.error().message << '\n';

@@ -95,6 +95,8 @@ struct PoolSpec {
   3: required BdevSpec bdev,
   /** Power of two, 64 KiB to 4 MiB; the service's default when absent. */
   4: optional i32 cluster_bytes,
+  /** Format the device even if it holds a file system, a partition table or the like. It never overwrites another pool. */
+  5: optional bool overwrite,
 }
 
 struct PoolInfo {
@@ -261,7 +263,10 @@ service PolluxService {
   /** [all] */
   ServiceStats stats(1: RequestContext ctx) throws (1: PolluxError e),
 
-  /** [admin] Formats the device and opens the pool. A device that already holds a pool is EXISTS, unless it is this one. */
+  /**
+   * [admin] Formats the device and opens the pool. A device that already holds a pool is EXISTS, unless it is this one; so
+   * is one on which blkid recognises something, unless overwrite is set.
+   */
   PoolInfo pool_create(1: RequestContext ctx, 2: PoolSpec spec) throws (1: PolluxError e),
   /** [admin] Opens a pool that the device already holds. */
   PoolInfo pool_import(1: RequestContext ctx, 2: BdevSpec bdev) throws (1: PolluxError e),

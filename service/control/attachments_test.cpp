@@ -85,7 +85,7 @@ AttachRequest request(TransportKind transport = TransportKind::kScsi) {
 
 void prepare(Service& service, const std::string& folder) {
   volume::PoolSpec pool{kPool, "pool", {bdev::Spec::Kind::kUring, folder + "/pool", 256 * kMiB}, 0};
-  must(service.pools->create(pool, soon()), "pool");
+  must(service.pools->create(pool, false, soon()), "pool");
   for (const auto& id : {kVolume, kOther}) {
     volume::VolumeSpec spec{id, id.to_string(), 16 * kMiB, volume::Provisioning::kThin};
     must(reactor::call(service.reactors->main(), service.volumes->create_volume("pool", spec)), "volume");

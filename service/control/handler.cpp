@@ -109,7 +109,7 @@ void Handler::pool_create(rpc::PoolInfo& answer, const rpc::RequestContext& ctx,
   answer = run("pool_create", ctx, spec.name, [&](Deadline deadline) -> Result<rpc::PoolInfo> {
     const auto checked = from_rpc(spec);
     if (!checked) return fail(checked.error());
-    const auto pool = backend_.pools.create(*checked, deadline);
+    const auto pool = backend_.pools.create(*checked, spec.__isset.overwrite && spec.overwrite, deadline);
     if (!pool) return fail(pool.error());
     return to_rpc(*pool);
   });

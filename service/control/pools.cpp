@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "control/signature.h"
 
 namespace pollux::control {
 
@@ -50,7 +51,7 @@ Status Pools::record(const volume::PoolInfo& pool, const bdev::Spec& bdev) {
   return {};
 }
 
-Result<volume::PoolInfo> Pools::create(const volume::PoolSpec& spec, Deadline deadline) {
+Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, Deadline deadline) {
   const auto lock = turn(deadline);
   if (!lock) return fail(lock.error());
   {
@@ -62,7 +63,19 @@ Result<volume::PoolInfo> Pools::create(const volume::PoolSpec& spec, Deadline de
       }
     }
   }
+  spec.may_format = overwrite || spec.bdev.kind == bdev::Spec::Kind::kRam;
   auto pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), deadline.remaining_ms());
+  if (!pool && pool.error().code == ErrorCode::kNotFound && !spec.may_format) {
+    // No pool is there: what else is?
+    const auto signature = find_signature(spec.bdev.path);
+    if (!signature) return fail(signature.error());
+    if (!signature->empty()) {
+      return fail(ErrorCode::kExists, spec.bdev.path + " holds: " + *signature +
+                                          ". Nothing was written; to lose it, repeat the request with overwrite");
+    }
+    spec.may_format = true;
+    pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), deadline.remaining_ms());
+  }
   if (!pool) return pool;
   POLLUX_TRY(record(*pool, spec.bdev));
   return pool;

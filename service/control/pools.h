@@ -27,7 +27,7 @@ class Pools {
   // At start: opens what is recorded. A pool that does not open is logged and stays recorded; the others are opened.
   Status restore();
 
-  Result<volume::PoolInfo> create(const volume::PoolSpec& spec, Deadline deadline);
+  Result<volume::PoolInfo> create(volume::PoolSpec spec, bool overwrite, Deadline deadline);
   Result<volume::PoolInfo> import(const bdev::Spec& bdev, Deadline deadline);
   // By name or id. Also forgets a pool that is recorded and not open.
   Status forget(const std::string& pool, Deadline deadline);

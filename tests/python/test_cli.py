@@ -88,6 +88,24 @@ def test_a_pool_is_created_shown_exported_and_imported(ctl: Callable[..., Any], 
     ctl("pool", "export", name, plain=True)
 
 
+def test_a_device_with_a_file_system_is_not_formatted_by_mistake(
+    service: Service, ctl: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, name = tmp_path / "somebody's.img", f"p-{new_id()[:8]}"
+    file.touch()
+    os.truncate(file, 128 << 20)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-L", "precious", str(file)], check=True)
+    before = file.read_bytes()
+    refused = polluxctl("pool", "create", name, "--file", str(file), environment=service.environment())
+    assert refused.returncode != 0
+    assert "ext4 file system 'precious'" in refused.stderr
+    assert file.read_bytes() == before
+    assert name not in {row["Name"] for row in ctl("pool", "list")}
+    made = ctl("pool", "create", name, "--file", str(file), "--overwrite")
+    assert ctl("pool", "create", name, "--file", str(file), "--id", made["pool_id"])["pool_id"] == made["pool_id"]
+    ctl("pool", "export", name, plain=True)
+
+
 def test_a_controller_is_made_and_deleted(ctl: Callable[..., Any]) -> None:
     client = new_id()
     socket = ctl("controller", "ensure", client, "--queues", "2", plain=True).strip()

@@ -99,9 +99,11 @@ class Demo:
             openstack.await_volume(boot, 'in-use')
 
         with self._progress.step(f'{transport}: the guest booted from the volume') as step:
-            line = openstack.await_console(server, r'^@@POLLUX-BOOTED (.*)$').group(1)
+            serial = guest_serial(str(volume['id']), transport)
+            # A console may be read while it is written: the line is whole when its last word is.
+            line = openstack.await_console(server, rf'^@@POLLUX-BOOTED (.* serial=\S{{{len(serial)}}})').group(1)
             words = dict(word.split('=', 1) for word in line.split() if '=' in word)
-            expect('serial of the boot disk', words['serial'], guest_serial(str(volume['id']), transport))
+            expect('serial of the boot disk', words['serial'], serial)
             expect('boots counted on the disk', words['boots'], '1')
             facts['booted'] = words
             step.note = f'{words["dev"]}, serial {words["serial"]}'

@@ -24,7 +24,7 @@ def _device_options(parser: argparse.ArgumentParser) -> Any:
 
 
 class Create(base.ShowOne):
-    """Format a device and open the pool on it. What the device held is lost."""
+    """Format a device and open the pool on it. Refused when the device holds something that is recognised"""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -35,6 +35,8 @@ class Create(base.ShowOne):
                             help='Size of the memory, or of the file, which is made when it is missing.')
         parser.add_argument('--cluster', type=base.size, metavar='SIZE',
                             help="Unit of allocation: a power of two from 64K to 4M. Default: the service's.")
+        parser.add_argument('--overwrite', action='store_true',
+                            help='Lose the file system or partition table that the device holds.')
         parser.add_argument('--id', type=base.uuid_text, metavar='UUID', help='Default: a new one.')
         return base.add_examples(parser, [
             'polluxctl pool create fast --device /dev/nvme0n1',
@@ -52,7 +54,7 @@ class Create(base.ShowOne):
             bdev = types.BdevSpec(kind=types.BdevKind.URING, path=os.path.abspath(path), size_bytes=parsed_args.size)
         return _show(self.client.pool_create(types.PoolSpec(
             pool_id=parsed_args.id or base.new_id(), name=parsed_args.name, bdev=bdev,
-            cluster_bytes=parsed_args.cluster)))
+            cluster_bytes=parsed_args.cluster, overwrite=parsed_args.overwrite)))
 
 
 class Import(base.ShowOne):

@@ -37,15 +37,18 @@ class ModePages;
 class Reservations;
 struct ChannelAnchor;
 
-// Keeps persistent reservations for which APTPL was asked (SPC-5 5.14.5) across restarts.
+// Keeps persistent reservations across restarts of the service, which guests must not notice; and across power losses
+// of the host those for which APTPL was asked (SPC-5 5.14.5).
 class ReservationStore {
  public:
+  enum class Lasts : std::uint8_t { kUntilPowerLoss, kOverPowerLoss };
   virtual ~ReservationStore() = default;
-  // What was saved last; empty when nothing was. Called when the logical unit is made, never on a reactor.
+  // What was saved last and has not lapsed; empty when there is nothing. Called when the logical unit is made, never on
+  // a reactor.
   virtual Result<std::string> load(const Uuid& logical_unit) = 0;
   // Called on a reactor, must not block it. `done` once the state is durable or is not going to be; any thread, exactly
   // once. Saves of one logical unit take effect in the order of the calls. Empty state: forget.
-  virtual void save(const Uuid& logical_unit, std::string state, std::function<void(Status)> done) = 0;
+  virtual void save(const Uuid& logical_unit, std::string state, Lasts lasts, std::function<void(Status)> done) = 0;
 };
 
 // SAM-5 5.14 and SPC-5 clause on unit attentions, most important first (the order in which they are reported).
@@ -70,7 +73,7 @@ struct LogicalUnitOptions {
   std::string vendor = "POLLUX";
   std::string product = "VOLUME";
   std::string revision = "1.0";
-  // May be null: PERSISTENT RESERVE OUT then refuses APTPL.
+  // May be null: PERSISTENT RESERVE OUT then refuses APTPL, and registrations end with the service.
   std::shared_ptr<ReservationStore> reservations;
 };
 

@@ -264,18 +264,20 @@ void persistent_reserve_out(LunChannel& channel, Task& task) {
         })) {
       effects.verdict = Reservations::Verdict::kInvalidTransportId;
     } else {
-      const bool was_kept = reservations.aptpl();
+      const bool was_kept = !reservations.registrants().empty();
       effects = apply(reservations, name_of(channel.nexus()), action, type, parameters);
       if (effects.verdict == Reservations::Verdict::kDone) {
         unit.update_gates();
         tell(unit, effects);
         if (action == kPreemptAndAbort) to_abort = channels_of(unit, effects.preempted);
-        saving = unit.options().reservations != nullptr && (was_kept || reservations.aptpl());
+        saving = unit.options().reservations != nullptr && (was_kept || !reservations.registrants().empty());
       }
     }
     if (saving) {
       // Under the mutex, so that saves are in the order of the changes; the answer comes as a message of its own.
-      unit.options().reservations->save(unit.options().uuid, reservations.save(),
+      const auto lasts =
+          reservations.aptpl() ? ReservationStore::Lasts::kOverPowerLoss : ReservationStore::Lasts::kUntilPowerLoss;
+      unit.options().reservations->save(unit.options().uuid, reservations.save(), lasts,
                                         [&channel, &task, home = &channel.reactor(), to_abort](Status status) {
                                           home->post([&channel, &task, to_abort, saved = status.has_value()] {
                                             if (!saved)

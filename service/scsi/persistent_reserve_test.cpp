@@ -207,13 +207,14 @@ BOOST_AUTO_TEST_CASE(a_reservation_moves_to_the_named_guest) {
   check_good(bench.run(out({kRelease, 9, 0, 1}), {1, 0}), 24);
 }
 
-BOOST_AUTO_TEST_CASE(reservations_outlive_the_guest_and_with_aptpl_the_process) {
+BOOST_AUTO_TEST_CASE(reservations_outlive_the_guest_and_the_process_and_with_aptpl_the_power) {
   auto store = std::make_shared<TestStore>();
   {
     Bench bench({.store = store});
     check_good(bench.run(out({kRegister, 0, 1, 0, 0x01})), 24);
     check_good(bench.run(out({kReserve, 1, 0, 3})), 24);
     BOOST_TEST(store->saves == 2);
+    BOOST_TEST((store->lasts == ReservationStore::Lasts::kOverPowerLoss));
     BOOST_TEST((bench.run(in(2)).data[3] & 0x01) == 1);
   }
   {
@@ -224,8 +225,16 @@ BOOST_AUTO_TEST_CASE(reservations_outlive_the_guest_and_with_aptpl_the_process) 
     store->failing = true;
     check_sense(bench.run(out({kRelease, 1, 0, 3})), sense::kInternalTargetFailure);
     store->failing = false;
-    // Registering without APTPL ends the keeping.
+    // Registering without APTPL: kept for as long as the guest could not tell that the service was away.
     check_good(bench.run(out({kIgnore, 0, 1})), 24);
+    BOOST_TEST((store->lasts == ReservationStore::Lasts::kUntilPowerLoss));
+  }
+  {
+    Bench bench({.store = store});
+    BOOST_TEST((bench.run(in(2)).data[3] & 0x01) == 0);
+    BOOST_TEST(bench.run(in(0)).data[7] == 8);  // one key
+    // The last registration takes what was kept with it.
+    check_good(bench.run(out({kIgnore, 0, 0})), 24);
     BOOST_TEST(store->state.empty());
   }
   store->state = "nonsense";

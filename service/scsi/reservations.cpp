@@ -9,7 +9,7 @@ namespace pollux::scsi {
 
 namespace {
 
-constexpr char kStateHeader[] = "pollux-reservations-1";
+constexpr char kStateHeader[] = "pollux-reservations-2";
 
 }  // namespace
 
@@ -236,10 +236,10 @@ bool Reservations::allows(const Nexus& nexus, const Command& command, const std:
 }
 
 std::string Reservations::save() const {
-  if (!aptpl_ || registrants_.empty()) return {};
+  if (registrants_.empty()) return {};
   std::ostringstream out;
-  out << kStateHeader << ' ' << generation_ << ' ' << (held_ ? static_cast<int>(held_->type) : 0) << ' '
-      << registrants_.size() << '\n';
+  out << kStateHeader << ' ' << generation_ << ' ' << (aptpl_ ? 1 : 0) << ' '
+      << (held_ ? static_cast<int>(held_->type) : 0) << ' ' << registrants_.size() << '\n';
   for (const Registrant& registrant : registrants_) {
     const bool holder = held_ && held_->holder && *held_->holder == registrant.nexus;
     out << registrant.nexus.initiator << ' ' << registrant.nexus.relative_target_port << ' ' << registrant.key << ' '
@@ -254,9 +254,10 @@ Status Reservations::restore(const std::string& state) {
   std::istringstream in(state);
   std::string header;
   std::uint32_t generation = 0;
+  unsigned aptpl = 0;
   unsigned type = 0;
   std::size_t count = 0;
-  if (!(in >> header >> generation >> type >> count) || header != kStateHeader || count == 0 ||
+  if (!(in >> header >> generation >> aptpl >> type >> count) || header != kStateHeader || aptpl > 1 || count == 0 ||
       count > kMaxRegistrants || type > 8 || (type != 0 && !reservation_type(static_cast<std::uint8_t>(type)))) {
     return corrupt();
   }
@@ -282,7 +283,7 @@ Status Reservations::restore(const std::string& state) {
   }
   registrants_ = std::move(registrants);
   generation_ = generation;
-  aptpl_ = true;
+  aptpl_ = aptpl != 0;
   return {};
 }
 

@@ -202,7 +202,6 @@ BOOST_AUTO_TEST_CASE(a_reservation_moves_to_another_nexus) {
 BOOST_AUTO_TEST_CASE(what_was_saved_comes_back_and_anything_else_is_corrupt) {
   for (Type type : kTypes) {
     Reservations reservations = three();
-    BOOST_TEST(reservations.save().empty());
     reservations.register_key(kA, {.key = 1, .new_key = 11, .aptpl = true});
     reservations.reserve(kA, 11, type);
     const std::string state = reservations.save();
@@ -219,11 +218,12 @@ BOOST_AUTO_TEST_CASE(what_was_saved_comes_back_and_anything_else_is_corrupt) {
       if (status.has_value()) BOOST_TEST(cut.save() == state.substr(0, length));
     }
   }
-  for (const char* bad : {"x", "pollux-reservations-1 1 2 1\na 1 1 1\n", "pollux-reservations-1 1 1 1\na 1 1 0\n",
-                          "pollux-reservations-1 1 0 1\na 1 1 1\n", "pollux-reservations-1 1 0 99999\n",
-                          "pollux-reservations-1 1 7 1\na 1 1 1\n", "pollux-reservations-1 1 0 1\na 1 0 0\n"}) {
+  BOOST_TEST(Reservations().save().empty());
+  const std::string header = "pollux-reservations-2 1 ";
+  for (const char* bad : {"1 2 1\na 1 1 1\n", "1 1 1\na 1 1 0\n", "1 0 1\na 1 1 1\n", "1 0 99999\n", "1 7 1\na 1 1 1\n",
+                          "1 0 1\na 1 0 0\n", "2 0 1\na 1 1 0\n", "x"}) {
     Reservations reservations;
-    BOOST_TEST(!reservations.restore(bad).has_value());
+    BOOST_TEST(!reservations.restore(header + bad).has_value());
     BOOST_TEST(reservations.registrants().empty());
   }
 }

@@ -222,13 +222,15 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
 class TestStore : public ReservationStore {
  public:
   Result<std::string> load(const Uuid&) override { return state; }
-  void save(const Uuid&, std::string new_state, std::function<void(Status)> done) override {
+  void save(const Uuid&, std::string new_state, Lasts new_lasts, std::function<void(Status)> done) override {
     if (failing) return done(fail(ErrorCode::kIoError, "told to fail"));
     state = std::move(new_state);
+    lasts = new_lasts;
     ++saves;
     done({});
   }
   std::string state;
+  Lasts lasts = Lasts::kUntilPowerLoss;
   int saves = 0;
   bool failing = false;
 };

@@ -70,6 +70,7 @@ class BlkDevice final : public Device {
 
   std::uint64_t features() const override;
   std::uint16_t virtqueues() const override { return queues_; }
+  bool carries_requests(std::uint16_t /*index*/) const override { return true; }
   std::vector<std::byte> config() const override;
   bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;
   std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds,

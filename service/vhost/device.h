@@ -20,6 +20,8 @@ class Device {
   virtual std::uint64_t features() const = 0;
   // Virtqueues in all: for scsi with control and event queue.
   virtual std::uint16_t virtqueues() const = 0;
+  // Whether requests come by this queue. Those are spread evenly over the reactors; others may be anywhere.
+  virtual bool carries_requests(std::uint16_t index) const = 0;
   // The whole configuration space, little-endian.
   virtual std::vector<std::byte> config() const = 0;
   // What a guest writes there. False: the field is not writable.

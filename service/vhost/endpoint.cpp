@@ -28,6 +28,10 @@ void Endpoint::config_changed() {
   for (const auto& session : living()) session->config_changed();
 }
 
+void Endpoint::rebalance() {
+  for (const auto& session : living()) session->rebalance();
+}
+
 SessionInfo Endpoint::info() const {
   SessionInfo info;
   info.socket_path = path_;

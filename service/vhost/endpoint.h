@@ -27,6 +27,7 @@ class Endpoint final : public Acceptor {
 
   // Any thread but a reactor or the transport's.
   void config_changed();
+  void rebalance();
   SessionInfo info() const;
 
   const std::string& path() const { return path_; }

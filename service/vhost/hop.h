@@ -2,7 +2,6 @@
 // Going to a reactor and waiting there for the end: how control and vhost threads change what reactors own. Never from
 // a reactor.
 
-#include <functional>
 #include <future>
 #include <utility>
 
@@ -25,14 +24,6 @@ auto run_on(reactor::Reactor& reactor, Fn fn) {
     }
   });
   return future.get();
-}
-
-// Runs fn on the reactor and returns when the function that fn was given has been called.
-inline void run_until_done(reactor::Reactor& reactor, std::function<void(std::function<void()> done)> fn) {
-  auto promise = std::make_shared<std::promise<void>>();
-  auto future = promise->get_future();
-  reactor.post([promise, fn = std::move(fn)] { fn([promise] { promise->set_value(); }); });
-  future.get();
 }
 
 }  // namespace pollux::vhost

@@ -67,18 +67,38 @@ Placement::~Placement() {
   }
 }
 
-QueuePoller& Placement::enter() {
+QueuePoller& Placement::enter(unsigned load) {
   std::lock_guard lock(mutex_);
   const auto least = std::min_element(loads_.begin(), loads_.end());
-  ++*least;
+  *least += load;
   return *pollers_[static_cast<std::size_t>(least - loads_.begin())];
 }
 
-void Placement::leave(QueuePoller& poller) {
-  std::lock_guard lock(mutex_);
-  for (std::size_t i = 0; i < pollers_.size(); ++i) {
-    if (pollers_[i].get() == &poller) --loads_[i];
+void Placement::leave(QueuePoller& poller, unsigned load) {
+  bool uneven = false;
+  {
+    std::lock_guard lock(mutex_);
+    loads_[index_of(poller)] -= load;
+    const auto [least, most] = std::minmax_element(loads_.begin(), loads_.end());
+    uneven = *most > *least + 1;
   }
+  if (uneven && on_uneven_) on_uneven_();
+}
+
+bool Placement::crowded(const QueuePoller& poller) const {
+  std::lock_guard lock(mutex_);
+  return loads_[index_of(poller)] > *std::min_element(loads_.begin(), loads_.end()) + 1;
+}
+
+std::vector<unsigned> Placement::loads() const {
+  std::lock_guard lock(mutex_);
+  return loads_;
+}
+
+std::size_t Placement::index_of(const QueuePoller& poller) const {
+  const auto found =
+      std::find_if(pollers_.begin(), pollers_.end(), [&](const auto& own) { return own.get() == &poller; });
+  return static_cast<std::size_t>(found - pollers_.begin());
 }
 
 }  // namespace pollux::vhost

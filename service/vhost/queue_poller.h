@@ -2,6 +2,7 @@
 // QueuePoller: all virtqueues that one reactor serves, of all guests. Placement spreads the queues over the reactors.
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -35,7 +36,7 @@ class QueuePoller final : public reactor::Poller {
   bool holes_ = false;
 };
 
-// Which reactor serves which queue: always the one with the fewest. Any thread but a reactor.
+// Which reactor serves which queue: always the one with the fewest that carry requests. Any thread but a reactor.
 class Placement {
  public:
   explicit Placement(reactor::ReactorGroup& reactors);
@@ -43,16 +44,26 @@ class Placement {
   Placement(const Placement&) = delete;
   Placement& operator=(const Placement&) = delete;
 
-  // Reserves a place; give it back with leave().
-  QueuePoller& enter();
-  void leave(QueuePoller& poller);
+  // Reserves a place; give it back with leave(). `load`: 1 for a queue that carries requests, else 0.
+  QueuePoller& enter(unsigned load);
+  void leave(QueuePoller& poller, unsigned load);
+  // Whether a queue would be better off elsewhere: its reactor has two more than another, or worse.
+  bool crowded(const QueuePoller& poller) const;
+  // Queues that carry requests, by reactor.
+  std::vector<unsigned> loads() const;
+  // Called, on the thread of whoever left, when the loads have become uneven. Set before anybody enters.
+  void on_uneven(std::function<void()> tell) { on_uneven_ = std::move(tell); }
+
   std::size_t size() const { return pollers_.size(); }
   QueuePoller& at(std::size_t index) { return *pollers_.at(index); }
 
  private:
-  std::mutex mutex_;
+  std::size_t index_of(const QueuePoller& poller) const;
+
+  mutable std::mutex mutex_;
   std::vector<std::unique_ptr<QueuePoller>> pollers_;
   std::vector<unsigned> loads_;
+  std::function<void()> on_uneven_;
 };
 
 }  // namespace pollux::vhost

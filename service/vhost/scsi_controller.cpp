@@ -26,8 +26,11 @@ constexpr std::uint32_t kReasonCapacityChanged = 0x2a | 0x09 << 8;
 }  // namespace
 
 ScsiController::ScsiController(std::string name, std::uint16_t request_queues, Placement& placement,
-                               scsi::LogicalUnits& units)
-    : name_(std::move(name)), request_queues_(request_queues), logical_units_(units) {
+                               scsi::LogicalUnits& units, std::shared_ptr<scsi::ReservationStore> reservations)
+    : name_(std::move(name)),
+      request_queues_(request_queues),
+      logical_units_(units),
+      reservations_(std::move(reservations)) {
   for (std::size_t i = 0; i < placement.size(); ++i) {
     lanes_.push_back(std::make_unique<ScsiLane>());
     lanes_.back()->reactor = &placement.at(i).reactor();
@@ -38,7 +41,7 @@ ScsiController::~ScsiController() {
   // Sessions are closed by now, so nothing is in flight.
   while (!units_.empty()) {
     const auto [target, lun] = units_.begin()->first;
-    take_out({target, lun});
+    static_cast<void>(take_out({target, lun}, std::chrono::milliseconds::max()));
     units_.erase(units_.begin());
   }
   for (auto& lane : lanes_) {
@@ -69,7 +72,7 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) 
       if (key.first == where.target) siblings.push_back(unit.nexus);
     }
   }
-  auto unit = logical_units_.get({.bdev = disk.bdev, .uuid = disk.uuid});
+  auto unit = logical_units_.get({.bdev = disk.bdev, .uuid = disk.uuid, .reservations = reservations_});
   if (!unit) return fail(std::move(unit.error()));
   // A volume that a guest has twice is reached through two ports.
   // To a guest that is running, a new disk has just been switched on. One that comes back after a restart of the
@@ -89,7 +92,8 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) 
       return {};
     });
     if (!opened) {
-      take_out(where);
+      // No request can have reached it for long.
+      static_cast<void>(take_out(where, std::chrono::milliseconds::max()));
       return opened;
     }
   }
@@ -104,7 +108,7 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) 
   return {};
 }
 
-void ScsiController::take_out(ScsiTarget where) {
+Status ScsiController::take_out(ScsiTarget where, std::chrono::milliseconds patience) {
   // First nobody gets to it any more, then what has got to it ends, then it goes.
   std::vector<std::unique_ptr<scsi::LunChannel>> leaving;
   for (auto& lane : lanes_) {
@@ -124,18 +128,31 @@ void ScsiController::take_out(ScsiTarget where) {
     }
     return true;
   };
-  while (!quiet()) std::this_thread::sleep_for(kDrainInterval);
-  for (std::size_t i = 0; i < lanes_.size(); ++i) {
-    run_on(*lanes_[i]->reactor, [&] { leaving[i].reset(); });
+  const auto begin = std::chrono::steady_clock::now();
+  bool ended = quiet();
+  while (!ended && std::chrono::steady_clock::now() - begin < patience) {
+    std::this_thread::sleep_for(kDrainInterval);
+    ended = quiet();
   }
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    run_on(*lanes_[i]->reactor, [&] {
+      if (ended || !leaving[i]) return leaving[i].reset();
+      auto& target = lanes_[i]->targets[where.target];
+      if (!target) target = std::make_unique<scsi::TargetChannel>();
+      target->add(where.lun, std::move(leaving[i]));
+    });
+  }
+  if (ended) return {};
+  return fail(ErrorCode::kBusy, "target " + std::to_string(where.target) + " of scsi controller " + name_ +
+                                    " stays: the device has requests that do not end");
 }
 
-void ScsiController::remove(ScsiTarget where) {
+Status ScsiController::remove(ScsiTarget where, std::chrono::milliseconds patience) {
   {
     std::lock_guard lock(mutex_);
-    if (!units_.contains({where.target, where.lun})) return;
+    if (!units_.contains({where.target, where.lun})) return {};
   }
-  take_out(where);
+  POLLUX_TRY(take_out(where, patience));
   Unit gone;
   std::vector<std::shared_ptr<scsi::Nexus>> siblings;
   {
@@ -149,6 +166,7 @@ void ScsiController::remove(ScsiTarget where) {
   for (const auto& sibling : siblings) sibling->raise(scsi::UnitAttention::kReportedLunsChanged);
   inboxes_.raise({ScsiEvent::kTransportReset, encode_lun(static_cast<std::uint8_t>(where.target), where.lun),
                   ScsiEvent::kReasonRemoved});
+  return {};
 }
 
 void ScsiController::capacity_changed(ScsiTarget where) {

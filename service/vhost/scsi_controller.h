@@ -7,6 +7,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -34,20 +35,23 @@ struct ScsiLane {
 class ScsiController final : public Device {
  public:
   // `name` is the guest's: it names the initiator to persistent reservations.
-  ScsiController(std::string name, std::uint16_t request_queues, Placement& placement, scsi::LogicalUnits& units);
+  ScsiController(std::string name, std::uint16_t request_queues, Placement& placement, scsi::LogicalUnits& units,
+                 std::shared_ptr<scsi::ReservationStore> reservations);
   ~ScsiController() override;
 
   // On control threads, one at a time.
   // kExists when something else is there; `added` stays false when the very disk is. Errors of LogicalUnit and its
   // channels.
   Status add(ScsiTarget where, const DiskSpec& disk, bool& added);
-  // Returns when no request of it is left. Nothing to do when it is not there.
-  void remove(ScsiTarget where);
+  // Returns when no request of it is left. Nothing to do when it is not there. kBusy: requests do not end in that time,
+  // and the target goes on.
+  Status remove(ScsiTarget where, std::chrono::milliseconds patience);
   void capacity_changed(ScsiTarget where);
   bool empty() const;
 
   std::uint64_t features() const override;
   std::uint16_t virtqueues() const override { return kScsiFirstRequestQueue + request_queues_; }
+  bool carries_requests(std::uint16_t index) const override { return index >= kScsiFirstRequestQueue; }
   std::vector<std::byte> config() const override;
   bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;
   std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds,
@@ -62,11 +66,13 @@ class ScsiController final : public Device {
   using Key = std::pair<std::uint16_t, std::uint16_t>;
 
   ScsiLane& lane_of(const reactor::Reactor& reactor);
-  void take_out(ScsiTarget where);
+  Status take_out(ScsiTarget where, std::chrono::milliseconds patience);
 
   const std::string name_;
   const std::uint16_t request_queues_;
   scsi::LogicalUnits& logical_units_;
+  // May be null.
+  const std::shared_ptr<scsi::ReservationStore> reservations_;
   std::vector<std::unique_ptr<ScsiLane>> lanes_;
   ScsiEventInboxes inboxes_;
   mutable std::mutex mutex_;

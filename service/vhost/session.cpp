@@ -16,6 +16,9 @@ constexpr std::uint64_t kCommonFeatures = kFeatureLogAll | kFeatureIndirectDesc 
 constexpr std::uint64_t kProtocolFeatures = kProtocolMq | kProtocolLogShmfd | kProtocolReplyAck | kProtocolBackendReq |
                                             kProtocolConfig | kProtocolInflightShmfd | kProtocolConfigureMemSlots;
 
+// How long a queue's requests may take to end before it stays where it is.
+constexpr std::chrono::milliseconds kMovePatience{500};
+
 // How many descriptors may come with a request.
 std::pair<std::size_t, std::size_t> expected_fds(const Message& message) {
   switch (static_cast<Request>(message.request)) {
@@ -45,6 +48,18 @@ std::pair<std::size_t, std::size_t> expected_fds(const Message& message) {
     default:
       return {0, 0};
   }
+}
+
+// Of GET_CONFIG and SET_CONFIG; the bytes that follow it are all there.
+Result<ConfigHeader> config_header(const Message& message) {
+  ConfigHeader header{};
+  if (message.size_bytes < sizeof(header)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  std::memcpy(&header, message.payload.data(), sizeof(header));
+  if (header.size > kMaxConfigBytes || !range_fits(header.offset, header.size, kMaxConfigBytes) ||
+      message.size_bytes != sizeof(header) + header.size) {
+    return fail(ErrorCode::kInvalid, "configuration space is not that large");
+  }
+  return header;
 }
 
 }  // namespace
@@ -177,35 +192,26 @@ Result<Verdict> Session::get_queue_num(Message& message) {
 }
 
 Result<Verdict> Session::set_backend_req_fd(Message& message) {
+  std::lock_guard lock(channel_mutex_);
   backend_req_ = std::move(message.fds[0]);
   return Verdict::kDone;
 }
 
 Result<Verdict> Session::get_config(Message& message) {
-  ConfigHeader header{};
-  if (message.size_bytes < sizeof(header)) return fail(ErrorCode::kInvalid, "wrong payload size");
-  std::memcpy(&header, message.payload.data(), sizeof(header));
-  if (header.size > kMaxConfigBytes || !range_fits(header.offset, header.size, kMaxConfigBytes) ||
-      message.size_bytes != sizeof(header) + header.size) {
-    return fail(ErrorCode::kInvalid, "configuration space is not that large");
-  }
+  const auto header = config_header(message);
+  if (!header) return fail(header.error());
   // Front ends ask for the configuration space as they know it, which may end later than ours: those fields are zero.
   std::vector<std::byte> config = device_.config();
   config.resize(kMaxConfigBytes);
-  std::memcpy(message.payload.data() + sizeof(header), config.data() + header.offset, header.size);
+  std::memcpy(message.payload.data() + sizeof(*header), config.data() + header->offset, header->size);
   return Verdict::kReply;
 }
 
 Result<Verdict> Session::set_config(Message& message) {
-  ConfigHeader header{};
-  if (message.size_bytes < sizeof(header)) return fail(ErrorCode::kInvalid, "wrong payload size");
-  std::memcpy(&header, message.payload.data(), sizeof(header));
-  if (header.size > kMaxConfigBytes || !range_fits(header.offset, header.size, kMaxConfigBytes) ||
-      message.size_bytes != sizeof(header) + header.size) {
-    return fail(ErrorCode::kInvalid, "configuration space is not that large");
-  }
-  const std::span<const std::byte> bytes(message.payload.data() + sizeof(header), header.size);
-  if (!device_.write_config(header.offset, bytes))
+  const auto header = config_header(message);
+  if (!header) return fail(header.error());
+  const std::span<const std::byte> bytes(message.payload.data() + sizeof(*header), header->size);
+  if (!device_.write_config(header->offset, bytes))
     return fail(ErrorCode::kInvalid, "a configuration field that is not writable");
   return Verdict::kDone;
 }
@@ -221,11 +227,12 @@ void Session::on_close() {
   log_.reset();
   inflight_.reset();
   inflight_fd_.reset();
+  std::lock_guard channel(channel_mutex_);
   backend_req_.reset();
 }
 
 void Session::config_changed() {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(channel_mutex_);
   if (!backend_req_ || !(protocol_features_ & kProtocolConfig)) return;
   const std::uint32_t header[3] = {kBackendConfigChange, kVersion, 0};
   // Never waits: a front end that does not read its channel misses the message.
@@ -234,16 +241,29 @@ void Session::config_changed() {
   }
 }
 
+void Session::rebalance() {
+  std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock || closed_) return;
+  for (std::uint16_t i = 0; i < vrings_.size(); ++i) {
+    Vring& vring = vrings_[i];
+    if (!vring.queue || vring.queue->broken() || load_of(vring) == 0 || !placement_.crowded(*vring.poller)) continue;
+    if (!stop_within(vring, kMovePatience)) continue;
+    if (auto started = start_if_ready(i); !started) blame("a queue could not move: " + started.error().message);
+  }
+}
+
 Session::Totals Session::totals() const {
-  std::lock_guard lock(mutex_);
-  Totals totals{0, past_requests_, past_errors_};
+  std::unique_lock lock(mutex_, std::try_to_lock);
+  std::lock_guard known(known_mutex_);
+  if (!lock) return known_;
+  known_ = {0, past_requests_, past_errors_};
   for (const Vring& vring : vrings_) {
     if (!vring.queue) continue;
-    ++totals.active_queues;
-    totals.requests += vring.queue->counters().requests.load(std::memory_order_relaxed);
-    totals.errors += vring.queue->counters().errors.load(std::memory_order_relaxed);
+    ++known_.active_queues;
+    known_.requests += vring.queue->counters().requests.load(std::memory_order_relaxed);
+    known_.errors += vring.queue->counters().errors.load(std::memory_order_relaxed);
   }
-  return totals;
+  return known_;
 }
 
 }  // namespace pollux::vhost

@@ -7,7 +7,9 @@
 // which the front end said so: firmware that uses one queue alone gets that one.
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -35,6 +37,9 @@ class Session final : public Connection {
 
   // Any thread but a reactor or the transport's.
   void config_changed();
+  // Moves queues away from reactors that have too many. One whose requests do not end soon stays, as do all of a
+  // session that is busy: whatever it does ends with its queues on the reactors that have the fewest.
+  void rebalance();
   struct Totals {
     std::uint32_t active_queues = 0;
     std::uint64_t requests = 0;
@@ -83,9 +88,16 @@ class Session final : public Connection {
   Result<Verdict> set_vring_enable(Message& message);
   Result<Verdict> set_vring_fd(Message& message);
   Result<Vring*> vring_at(std::uint64_t index);
+  // The ring that a message with a VringState is about.
+  Result<Vring*> vring_of(const Message& message, VringState& state);
   bool ready(const Vring& vring) const;
   Status start_if_ready(std::uint16_t index);
   void stop(Vring& vring);
+  // False: requests have not ended in that time, and the queue goes on.
+  bool stop_within(Vring& vring, std::chrono::milliseconds time);
+  // What is left to do once the queue has stopped.
+  void put_away(Vring& vring);
+  unsigned load_of(const Vring& vring) const;
   // Stops the running queues, lets `change` happen, and starts them again.
   Status change_at_rest(const std::function<Status()>& change);
 
@@ -98,19 +110,25 @@ class Session final : public Connection {
   Placement& placement_;
   LogLimiter& limiter_;
 
+  // Held while a message is handled, which lasts as long as the disk's slowest request.
   mutable std::mutex mutex_;
   std::atomic<bool> closed_{false};
   std::uint64_t features_ = 0;
-  std::uint64_t protocol_features_ = 0;
+  std::atomic<std::uint64_t> protocol_features_{0};
   std::vector<Vring> vrings_;
   std::shared_ptr<const virtio::GuestMemory> memory_;
   std::shared_ptr<virtio::DirtyLog> log_;
   std::shared_ptr<virtio::InflightRegion> inflight_;
   virtio::UniqueFd inflight_fd_;
+  // Of the channel on which the front end is told things, under its own mutex.
+  std::mutex channel_mutex_;
   virtio::UniqueFd backend_req_;
   // Of queues that have ended.
   std::uint64_t past_requests_ = 0;
   std::uint64_t past_errors_ = 0;
+  // The counts as they were last seen: whoever asks does not wait for a message that waits for a disk.
+  mutable std::mutex known_mutex_;
+  mutable Totals known_;
 };
 
 }  // namespace pollux::vhost

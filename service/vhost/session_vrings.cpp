@@ -2,20 +2,42 @@
 
 #include <fcntl.h>
 
+#include <future>
+
 #include "vhost/hop.h"
 #include "vhost/session.h"
 
 namespace pollux::vhost {
+namespace {
+
+// Ready when the queue has stopped and its poller has let go of it.
+std::future<void> stop_on_reactor(QueuePoller* poller, VhostQueue* queue) {
+  auto promise = std::make_shared<std::promise<void>>();
+  auto future = promise->get_future();
+  poller->reactor().post([poller, queue, promise] {
+    queue->stop([poller, queue, promise] {
+      poller->remove(*queue);
+      promise->set_value();
+    });
+  });
+  return future;
+}
+
+}  // namespace
 
 Result<Session::Vring*> Session::vring_at(std::uint64_t index) {
   if (index >= vrings_.size()) return fail(ErrorCode::kInvalid, "queue " + std::to_string(index) + " is not there");
   return &vrings_[index];
 }
 
+Result<Session::Vring*> Session::vring_of(const Message& message, VringState& state) {
+  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  return vring_at(state.index);
+}
+
 Result<Verdict> Session::set_vring_num(Message& message) {
   VringState state{};
-  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
-  auto vring = vring_at(state.index);
+  auto vring = vring_of(message, state);
   if (!vring) return fail(std::move(vring.error()));
   if (state.num == 0 || state.num > virtio::kMaxQueueSize) return fail(ErrorCode::kInvalid, "impossible queue size");
   if ((*vring)->queue) return fail(ErrorCode::kInvalid, "a running queue cannot change its size");
@@ -25,8 +47,7 @@ Result<Verdict> Session::set_vring_num(Message& message) {
 
 Result<Verdict> Session::set_vring_base(Message& message) {
   VringState state{};
-  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
-  auto vring = vring_at(state.index);
+  auto vring = vring_of(message, state);
   if (!vring) return fail(std::move(vring.error()));
   if ((*vring)->queue) return fail(ErrorCode::kInvalid, "a running queue cannot change its position");
   (*vring)->base = state.num;
@@ -49,8 +70,7 @@ Result<Verdict> Session::set_vring_addr(Message& message) {
 
 Result<Verdict> Session::get_vring_base(Message& message) {
   VringState state{};
-  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
-  auto found = vring_at(state.index);
+  auto found = vring_of(message, state);
   if (!found) return fail(std::move(found.error()));
   Vring& vring = **found;
   stop(vring);
@@ -62,8 +82,7 @@ Result<Verdict> Session::get_vring_base(Message& message) {
 
 Result<Verdict> Session::set_vring_enable(Message& message) {
   VringState state{};
-  if (!message.read(state)) return fail(ErrorCode::kInvalid, "wrong payload size");
-  auto found = vring_at(state.index);
+  auto found = vring_of(message, state);
   if (!found) return fail(std::move(found.error()));
   if (state.num > 1) return fail(ErrorCode::kInvalid, "a queue is enabled or not");
   Vring& vring = **found;
@@ -139,28 +158,41 @@ Status Session::start_if_ready(std::uint16_t index) {
   }
   auto ring = virtio::Virtqueue::create(std::move(setup));
   if (!ring) return fail(std::move(ring.error()));
-  QueuePoller& poller = placement_.enter();
+  QueuePoller& poller = placement_.enter(load_of(vring));
   vring.queue = device_.make_queue(index, std::move(*ring), std::move(vring.fds), features_, poller.reactor());
   vring.poller = &poller;
   Status started = run_on(poller.reactor(), [&] { return poller.add(*vring.queue); });
   if (!started) {
     vring.queue.reset();
     vring.poller = nullptr;
-    placement_.leave(poller);
+    placement_.leave(poller, load_of(vring));
   }
   return started;
 }
 
+unsigned Session::load_of(const Vring& vring) const {
+  return device_.carries_requests(static_cast<std::uint16_t>(&vring - vrings_.data())) ? 1 : 0;
+}
+
 void Session::stop(Vring& vring) {
   if (!vring.queue) return;
-  QueuePoller& poller = *vring.poller;
+  stop_on_reactor(vring.poller, vring.queue.get()).wait();
+  put_away(vring);
+}
+
+bool Session::stop_within(Vring& vring, std::chrono::milliseconds time) {
+  auto stopped = stop_on_reactor(vring.poller, vring.queue.get());
+  if (stopped.wait_for(time) != std::future_status::ready) {
+    VhostQueue& queue = *vring.queue;
+    if (run_on(vring.poller->reactor(), [&queue] { return queue.resume(); })) return false;
+  }
+  put_away(vring);
+  return true;
+}
+
+void Session::put_away(Vring& vring) {
   VhostQueue& queue = *vring.queue;
-  run_until_done(poller.reactor(), [&](std::function<void()> done) {
-    queue.stop([&poller, &queue, done = std::move(done)] {
-      poller.remove(queue);
-      done();
-    });
-  });
+  QueuePoller& poller = *vring.poller;
   vring.base = queue.base();
   vring.fds = queue.take_fds();
   past_requests_ += queue.counters().requests.load(std::memory_order_relaxed);
@@ -168,7 +200,7 @@ void Session::stop(Vring& vring) {
   if (const char* reason = queue.broken_reason()) blame(std::string("a queue was given up: ") + reason);
   vring.queue.reset();
   vring.poller = nullptr;
-  placement_.leave(poller);
+  placement_.leave(poller, load_of(vring));
 }
 
 Status Session::change_at_rest(const std::function<Status()>& change) {

@@ -71,6 +71,10 @@ void VhostQueue::stop(std::function<void()> stopped) {
   stopped_ = std::move(stopped);
 }
 
+bool VhostQueue::resume() {
+  return std::exchange(stopped_, nullptr) != nullptr;
+}
+
 void VhostQueue::set_call(virtio::UniqueFd call) {
   fds_.call = std::move(call);
   // Whatever was signalled on the old descriptor may have been missed: one interrupt too many is harmless.

@@ -79,6 +79,8 @@ class VhostQueue {
   void disarm() { ring_->disable_kicks(); }
   // Takes nothing more; `stopped` is called from a later poll() once nothing is in flight and every answer is shown.
   void stop(std::function<void()> stopped);
+  // Takes stop() back; false when the queue has stopped already. The callback is not called any more.
+  bool resume();
   void set_call(virtio::UniqueFd call);
   void set_error(virtio::UniqueFd error) { fds_.error = std::move(error); }
   QueueFds take_fds() { return std::move(fds_); }

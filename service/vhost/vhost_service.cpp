@@ -6,10 +6,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -29,7 +30,11 @@ namespace {
 // VIRTIO 1.2 5.6.4: a target is one byte of the address, 255 is left out as in SAM's bus addressing.
 constexpr std::uint16_t kMaxTarget = 254;
 
-// Runs what must not run on a reactor, where block devices report that they have grown.
+// Whoever leaves is often followed by others, or comes back at once: what is uneven then need not stay so.
+constexpr std::chrono::milliseconds kRebalanceAfter{50};
+
+// Runs, one after the other, what must not run where its cause is found: reactors, where block devices report that they
+// have grown; sessions, where queues leave.
 class Errands {
  public:
   Errands() : thread_([this] { run(); }) {}
@@ -41,22 +46,30 @@ class Errands {
     changed_.notify_one();
     thread_.join();
   }
-  void post(std::function<void()> errand) {
+  void post(std::function<void()> errand, std::chrono::milliseconds delay = {}) {
     {
       std::lock_guard lock(mutex_);
-      errands_.push_back(std::move(errand));
+      errands_.emplace(Clock::now() + delay, std::move(errand));
     }
     changed_.notify_one();
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   void run() {
+    ::pthread_setname_np(::pthread_self(), "vhost-errands");
     std::unique_lock lock(mutex_);
-    while (true) {
-      changed_.wait(lock, [this] { return ending_ || !errands_.empty(); });
-      if (errands_.empty()) return;
-      auto errand = std::move(errands_.front());
-      errands_.pop_front();
+    while (!ending_) {
+      if (errands_.empty()) {
+        changed_.wait(lock);
+        continue;
+      }
+      if (const auto due = errands_.begin()->first; Clock::now() < due) {
+        changed_.wait_until(lock, due);
+        continue;
+      }
+      auto errand = std::move(errands_.extract(errands_.begin()).mapped());
       lock.unlock();
       errand();
       lock.lock();
@@ -65,9 +78,22 @@ class Errands {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> errands_;
+  std::multimap<Clock::time_point, std::function<void()>> errands_;
   bool ending_ = false;
   std::thread thread_;
+};
+
+// The service's store, as the SCSI layer knows it.
+class KeptReservations final : public scsi::ReservationStore {
+ public:
+  explicit KeptReservations(std::shared_ptr<vhost::ReservationStore> store) : store_(std::move(store)) {}
+  Result<std::string> load(const Uuid& logical_unit) override { return store_->load(logical_unit); }
+  void save(const Uuid& logical_unit, std::string state, Lasts lasts, std::function<void(Status)> done) override {
+    store_->save(logical_unit, std::move(state), lasts == Lasts::kOverPowerLoss, std::move(done));
+  }
+
+ private:
+  std::shared_ptr<vhost::ReservationStore> store_;
 };
 
 Status check_name(const std::string& name) {
@@ -85,7 +111,12 @@ bool same_disk(const DiskSpec& a, const DiskSpec& b) {
 }  // namespace
 
 struct VhostService::Impl {
-  Impl(reactor::ReactorGroup& reactors, Options opts) : options(std::move(opts)), placement(reactors) {}
+  Impl(reactor::ReactorGroup& reactors, Options opts) : options(std::move(opts)), placement(reactors) {
+    if (options.reservations) reservations = std::make_shared<KeptReservations>(options.reservations);
+    placement.on_uneven([this] {
+      if (!rebalancing.exchange(true)) errands->post([this] { rebalance(); }, kRebalanceAfter);
+    });
+  }
   ~Impl();
 
   struct Blk {
@@ -94,6 +125,8 @@ struct VhostService::Impl {
     // Listening ends, and with it every session, before the device goes.
     std::shared_ptr<Endpoint> endpoint;
     bdev::Bdev::ResizeToken resize;
+    // Once it is being removed.
+    std::shared_future<void> closed = {};
   };
   struct Scsi {
     std::uint16_t queues;
@@ -105,6 +138,8 @@ struct VhostService::Impl {
   Result<std::uint16_t> check_queues(std::uint32_t queues) const;
   Result<std::shared_ptr<Endpoint>> open(const std::string& path, std::unique_ptr<Device> device);
   void close(Endpoint& endpoint) { transport->close(endpoint.path()); }
+  std::vector<std::shared_ptr<Endpoint>> endpoints() const;
+  void rebalance();
   std::string path(const std::string& kind, const std::string& name) const {
     return options.socket_dir + "/" + kind + "-" + name + ".sock";
   }
@@ -112,8 +147,12 @@ struct VhostService::Impl {
   const Options options;
   std::optional<gid_t> group;
   Placement placement;
+  // May be null.
+  std::shared_ptr<scsi::ReservationStore> reservations;
   scsi::LogicalUnits units;
-  Errands errands;
+  std::atomic<bool> rebalancing{false};
+  // Ends before what its errands use, and after the sessions that post them.
+  std::optional<Errands> errands{std::in_place};
   std::unique_ptr<Transport> transport;
 
   // Serialises the calls that change things.
@@ -127,6 +166,7 @@ struct VhostService::Impl {
 VhostService::Impl::~Impl() {
   for (auto& [name, blk] : blks) {
     blk.resize.reset();
+    if (blk.closed.valid()) blk.closed.wait();
     close(*blk.endpoint);
   }
   for (auto& [name, scsi] : scsis) {
@@ -134,6 +174,21 @@ VhostService::Impl::~Impl() {
     close(*scsi.endpoint);
   }
   transport.reset();
+  errands.reset();
+}
+
+std::vector<std::shared_ptr<Endpoint>> VhostService::Impl::endpoints() const {
+  std::vector<std::shared_ptr<Endpoint>> found;
+  std::lock_guard lock(maps);
+  for (const auto& [name, blk] : blks) found.push_back(blk.endpoint);
+  for (const auto& [name, scsi] : scsis) found.push_back(scsi.endpoint);
+  return found;
+}
+
+void VhostService::Impl::rebalance() {
+  // Before looking: who leaves from here on posts anew.
+  rebalancing = false;
+  for (const auto& endpoint : endpoints()) endpoint->rebalance();
 }
 
 Result<std::uint16_t> VhostService::Impl::check_queues(std::uint32_t queues) const {
@@ -197,6 +252,7 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
   std::lock_guard changing(impl_->changes);
   const std::string path = impl_->path("blk", name);
   if (auto found = impl_->blks.find(name); found != impl_->blks.end()) {
+    if (found->second.closed.valid()) return fail(ErrorCode::kBusy, "blk " + name + " is being removed");
     if (same_disk(found->second.disk, disk) && found->second.queues == *count) return path;
     return fail(ErrorCode::kExists, "blk " + name + " is there with another volume, queues or access");
   }
@@ -205,7 +261,7 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
   auto endpoint = impl_->open(path, std::move(*device));
   if (!endpoint) return fail(std::move(endpoint.error()));
   std::weak_ptr<Endpoint> weak = *endpoint;
-  auto resize = disk.bdev->on_resize([errands = &impl_->errands, weak](std::uint64_t) {
+  auto resize = disk.bdev->on_resize([errands = &*impl_->errands, weak](std::uint64_t) {
     errands->post([weak] {
       if (auto grown = weak.lock()) grown->config_changed();
     });
@@ -219,8 +275,14 @@ Status VhostService::remove_blk(const std::string& name) {
   std::lock_guard changing(impl_->changes);
   auto found = impl_->blks.find(name);
   if (found == impl_->blks.end()) return {};
-  found->second.resize.reset();
-  impl_->close(*found->second.endpoint);
+  Impl::Blk& blk = found->second;
+  blk.resize.reset();
+  if (!blk.closed.valid()) {
+    blk.closed = std::async(std::launch::async, [this, endpoint = blk.endpoint] { impl_->close(*endpoint); }).share();
+  }
+  if (blk.closed.wait_for(impl_->options.drain_patience) != std::future_status::ready) {
+    return fail(ErrorCode::kBusy, "blk " + name + " is being removed: the device has requests that do not end");
+  }
   std::lock_guard lock(impl_->maps);
   impl_->blks.erase(found);
   return {};
@@ -238,7 +300,7 @@ Result<std::string> VhostService::ensure_scsi_controller(const std::string& name
     return fail(ErrorCode::kExists,
                 "scsi controller " + name + " is there with " + std::to_string(found->second.queues) + " queues");
   }
-  auto controller = std::make_unique<ScsiController>(name, *count, impl_->placement, impl_->units);
+  auto controller = std::make_unique<ScsiController>(name, *count, impl_->placement, impl_->units, impl_->reservations);
   ScsiController* raw = controller.get();
   auto endpoint = impl_->open(path, std::move(controller));
   if (!endpoint) return fail(std::move(endpoint.error()));
@@ -274,7 +336,7 @@ Status VhostService::add_scsi_target(const std::string& name, ScsiTarget where, 
   if (!added) return {};
   std::weak_ptr<Endpoint> weak = scsi.endpoint;
   scsi.resize[{where.target, where.lun}] =
-      disk.bdev->on_resize([errands = &impl_->errands, weak, where](std::uint64_t) {
+      disk.bdev->on_resize([errands = &*impl_->errands, weak, where](std::uint64_t) {
         errands->post([weak, where] {
           if (auto endpoint = weak.lock()) static_cast<ScsiController&>(endpoint->device()).capacity_changed(where);
         });
@@ -286,21 +348,19 @@ Status VhostService::remove_scsi_target(const std::string& name, ScsiTarget wher
   std::lock_guard changing(impl_->changes);
   auto found = impl_->scsis.find(name);
   if (found == impl_->scsis.end()) return {};
+  POLLUX_TRY(found->second.controller->remove(where, impl_->options.drain_patience));
   found->second.resize.erase({where.target, where.lun});
-  found->second.controller->remove(where);
   return {};
 }
 
 std::vector<SessionInfo> VhostService::sessions() const {
-  std::vector<std::shared_ptr<Endpoint>> endpoints;
-  {
-    std::lock_guard lock(impl_->maps);
-    for (const auto& [name, blk] : impl_->blks) endpoints.push_back(blk.endpoint);
-    for (const auto& [name, scsi] : impl_->scsis) endpoints.push_back(scsi.endpoint);
-  }
   std::vector<SessionInfo> infos;
-  for (const auto& endpoint : endpoints) infos.push_back(endpoint->info());
+  for (const auto& endpoint : impl_->endpoints()) infos.push_back(endpoint->info());
   return infos;
+}
+
+std::vector<unsigned> VhostService::queues_by_reactor() const {
+  return impl_->placement.loads();
 }
 
 }  // namespace pollux::vhost

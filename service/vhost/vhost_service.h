@@ -5,6 +5,7 @@
 // are serialised inside. Idempotent: asking for what is there already succeeds when it is the same, and is kExists when
 // it differs.
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "base/uuid.h"
 #include "bdev/bdev.h"
 #include "reactor/reactor.h"
+#include "vhost/reservation_store.h"
 
 namespace pollux::vhost {
 
@@ -25,6 +27,10 @@ struct Options {
   std::string socket_group;
   std::uint32_t default_queues = 2;
   std::uint32_t max_queues = 16;
+  // Null: SCSI disks then refuse reservations that are to last (APTPL), and others end with the service.
+  std::shared_ptr<ReservationStore> reservations;
+  // How long a removal waits for requests that the block device has.
+  std::chrono::milliseconds drain_patience{20'000};
 };
 
 // A volume as one guest sees it.
@@ -62,14 +68,19 @@ class VhostService {
   Status remove_scsi_controller(const std::string& name);
   // Puts the disk on the given target, and tells a connected guest (virtio-scsi hotplug event, VIRTIO 1.2 5.6.6.3).
   Status add_scsi_target(const std::string& name, ScsiTarget where, DiskSpec disk);
-  // Tells the guest, waits for requests in flight, lets go of the disk. Removing what is not there succeeds.
+  // Tells the guest, waits for requests in flight, lets go of the disk. Removing what is not there succeeds. kBusy:
+  // requests do not end within drain_patience; the target stays.
   Status remove_scsi_target(const std::string& name, ScsiTarget where);
 
   // A virtio-blk device with a socket of its own, <socket_dir>/blk-<name>.sock.
   Result<std::string> create_blk(const std::string& name, std::uint32_t queues, DiskSpec disk);
+  // kBusy: requests do not end within drain_patience. The socket is gone, the disk is still in use; repeat the call.
   Status remove_blk(const std::string& name);
 
+  // Neither waits for a device.
   std::vector<SessionInfo> sessions() const;
+  // How many virtqueues that carry requests each reactor serves.
+  std::vector<unsigned> queues_by_reactor() const;
 
  private:
   VhostService();

@@ -25,7 +25,7 @@ ServiceFixture::ServiceFixture() {
   if (!::mkdtemp(name)) throw std::runtime_error("mkdtemp");
   directory_ = name;
   reactors_ = must(reactor::ReactorGroup::start({{.id = 0}, {.id = 1}}));
-  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_}));
+  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_, .drain_patience = kDrainPatience}));
 }
 
 ServiceFixture::~ServiceFixture() {

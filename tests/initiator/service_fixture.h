@@ -2,6 +2,7 @@
 // The real vhost service in this process, on two reactors that sleep when idle, with its sockets in a directory of its
 // own.
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -14,6 +15,9 @@ namespace pollux::initiator {
 
 class ServiceFixture {
  public:
+  // How long removals wait for requests that do not end.
+  static constexpr std::chrono::milliseconds kDrainPatience{500};
+
   ServiceFixture();
   ~ServiceFixture();
 

@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <semaphore>
 #include <vector>
 
 #include "bdev/ram.h"
+#include "fuzz/input.h"
 #include "reactor/reactor.h"
 #include "scsi/logical_unit.h"
 #include "scsi/lun_channel.h"
@@ -27,30 +26,8 @@ constexpr std::uint64_t kDiskBytes = 1 << 20;
 constexpr std::size_t kMaxCommands = 64;
 constexpr std::size_t kMaxDataBytes = 16 * 1024;
 
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "broken promise: %s\n", what);
-  std::abort();
-}
-
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : at_(data), left_(size) {}
-  bool empty() const { return left_ == 0; }
-  std::uint8_t byte() {
-    if (left_ == 0) return 0;
-    --left_;
-    return *at_++;
-  }
-  std::uint16_t word() {
-    const auto high = static_cast<std::uint16_t>(byte() << 8);
-    return high | byte();
-  }
-
- private:
-  const std::uint8_t* at_;
-  std::size_t left_;
-};
+using fuzz::Input;
+using fuzz::require;
 
 struct Sent : scsi::Task {
   std::vector<std::uint8_t> out;

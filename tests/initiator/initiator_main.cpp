@@ -16,6 +16,9 @@
 
 using namespace pollux::initiator;
 
+// How often a lost back end is looked for, each time with the patience of a connect.
+constexpr unsigned kReconnects = 20;
+
 int main(int argc, char** argv) {
   CLI::App app("a vhost-user front end that reads and writes");
   FrontEndOptions front;
@@ -77,7 +80,16 @@ int main(int argc, char** argv) {
       try {
         while (reconnect && !finished) {
           if (!front_end.wait_lost(50)) continue;
-          front_end.reconnect();
+          // A process that dies closes its sockets one after the other: what answered may have been one that still
+          // listened, and be gone before the first reply.
+          for (unsigned attempt = 1;; ++attempt) {
+            try {
+              front_end.reconnect();
+              break;
+            } catch (const std::exception&) {
+              if (attempt == kReconnects) throw;
+            }
+          }
           ++reconnects;
         }
       } catch (const std::exception& error) {

@@ -23,6 +23,7 @@ class ServiceFixture {
 
   vhost::VhostService& service() { return *service_; }
   reactor::ReactorGroup& reactors() { return *reactors_; }
+  const std::string& directory() const { return directory_; }
   // Throw when the service refuses.
   std::string blk(const std::string& name, std::shared_ptr<bdev::Bdev> disk, std::uint32_t queues = 2,
                   bool read_only = false);

@@ -36,6 +36,8 @@ const char* to_string(IoOp op) {
       return "unmap";
     case IoOp::kWriteZeroes:
       return "write zeroes";
+    case IoOp::kExtent:
+      return "extent";
   }
   return "unknown";
 }
@@ -123,6 +125,16 @@ reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std:
 
 reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes) {
   return run(channel, IoOp::kWriteZeroes, offset_bytes, nullptr, length_bytes, 0);
+}
+
+reactor::Task<Result<Extent>> extent(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes) {
+  Awaited awaited(channel);
+  awaited.op = IoOp::kExtent;
+  awaited.offset_bytes = offset_bytes;
+  awaited.length_bytes = length_bytes;
+  const IoStatus status = co_await awaited;
+  POLLUX_CO_TRY(to_status(status, "looking for an extent"));
+  co_return Extent{awaited.length_bytes, (awaited.flags & IoRequest::kMapped) != 0};
 }
 
 Status to_status(IoStatus status, const std::string& what) {

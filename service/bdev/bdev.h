@@ -36,7 +36,11 @@ class Reactor;
 
 namespace pollux::bdev {
 
-enum class IoOp : std::uint8_t { kRead, kWrite, kFlush, kUnmap, kWriteZeroes };
+// kExtent moves nothing; it asks a device that reports_extents() how far from offset_bytes, and not beyond
+// length_bytes, all blocks are like the first. It sets length_bytes to the answer and kMapped in flags when they hold
+// data; blocks that do not read as zeros. An answer may stop short of where the extent ends, and what it says may
+// change at once.
+enum class IoOp : std::uint8_t { kRead, kWrite, kFlush, kUnmap, kWriteZeroes, kExtent };
 
 enum class IoStatus : std::uint8_t {
   kOk,
@@ -54,6 +58,8 @@ struct IoRequest {
   static constexpr std::uint8_t kFua = 1;
   // write_zeroes only: the device may free the range instead of writing.
   static constexpr std::uint8_t kMayUnmap = 2;
+  // kExtent only, set by the device.
+  static constexpr std::uint8_t kMapped = 4;
 
   IoOp op = IoOp::kRead;
   std::uint8_t flags = 0;
@@ -96,6 +102,8 @@ class Bdev {
   virtual bool supports_unmap() const { return false; }
   // Unit in which unmap frees space; 0 when it does not.
   virtual std::uint32_t unmap_granularity_bytes() const { return 0; }
+  // Whether channels answer IoOp::kExtent; it is kInvalid to those that do not.
+  virtual bool reports_extents() const { return false; }
   // Looks whether what is behind the device grew, and takes the new size over; who asked with on_resize() is told. Any
   // thread; does not wait for I/O.
   virtual void refresh_size() {}
@@ -127,6 +135,12 @@ reactor::Task<IoStatus> write(Channel& channel, std::uint64_t offset_bytes, cons
 reactor::Task<IoStatus> flush(Channel& channel);
 reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
 reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
+
+struct Extent {
+  std::uint64_t length_bytes;
+  bool mapped;
+};
+reactor::Task<Result<Extent>> extent(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
 
 // kOk as success; anything else as an Error that names what was done, e.g. "write of 4096 bytes at 8192 on nvme0: ...".
 Status to_status(IoStatus status, const std::string& what);

@@ -59,6 +59,7 @@ IoStatus RamBdev::execute(const IoRequest& request) {
       !range_fits(request.offset_bytes, request.length_bytes, size_bytes_)) {
     return IoStatus::kInvalid;
   }
+  if (request.op == IoOp::kExtent) return IoStatus::kInvalid;
   if (request.op == IoOp::kUnmap || request.op == IoOp::kWriteZeroes) {
     return zero(request.offset_bytes, request.length_bytes,
                 request.op == IoOp::kUnmap || (request.flags & IoRequest::kMayUnmap));

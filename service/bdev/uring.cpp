@@ -172,7 +172,7 @@ bool UringChannel::needs_bounce(const IoRequest& request) const {
 }
 
 void UringChannel::submit(IoRequest& request) {
-  if (!valid(request)) {
+  if (!valid(request) || request.op == IoOp::kExtent) {
     request.status = IoStatus::kInvalid;
     request.complete(request);
     return;
@@ -269,6 +269,9 @@ bool UringChannel::start_op(Op& op) {
       io_uring_prep_fallocate(sqe, kFile, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                               static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
       break;
+    case IoOp::kExtent:
+      // submit() refused it.
+      return false;
   }
   sqe->flags |= IOSQE_FIXED_FILE;
   io_uring_sqe_set_data(sqe, &op);

@@ -133,6 +133,7 @@ IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
       !range_fits(request.offset_bytes, request.length_bytes, durable_.size())) {
     return IoStatus::kInvalid;
   }
+  if (request.op == IoOp::kExtent) return IoStatus::kInvalid;
   if (request.op == IoOp::kRead) {
     std::uint64_t at = request.offset_bytes;
     std::vector<std::byte> bytes(request.length_bytes);

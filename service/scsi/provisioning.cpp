@@ -120,6 +120,23 @@ void start_write_same(LunChannel& channel, Task& task) {
   write_next_same(channel, task);
 }
 
+// SBC-4 5.6.2: the parameter data, and in its one descriptor the provisioning status: 0h mapped or unknown, 1h
+// deallocated.
+void finish_lba_status(LunChannel& channel, Task& task, std::uint64_t blocks, bool mapped) {
+  std::array<std::uint8_t, 24> bytes{};
+  put_be32(bytes.data(), static_cast<std::uint32_t>(bytes.size() - 4));
+  put_be64(bytes.data() + 8, get_be64(task.cdb.data() + 2));
+  put_be32(bytes.data() + 16, static_cast<std::uint32_t>(blocks));
+  bytes[20] = mapped ? 0 : 1;
+  finish_with_data(channel, task, bytes, get_be32(task.cdb.data() + 10));
+}
+
+void answer_lba_status(LunChannel& channel, Task& task) {
+  const Task::Io& io = task.work.io;
+  finish_lba_status(channel, task, io.length_bytes >> channel.unit().block_shift(),
+                    (io.flags & bdev::IoRequest::kMapped) != 0);
+}
+
 }  // namespace
 
 bool prepare_unmap(LunChannel& channel, Task& task) {
@@ -175,17 +192,22 @@ void write_same(LunChannel& channel, Task& task) {
   channel.scratch().acquire(task, &start_write_same);
 }
 
-// Devices do not say what is mapped, so all of it counts as mapped, which is always a correct answer for blocks that
-// may hold data (SBC-4 5.6.2: one descriptor up to the end is enough).
+// One descriptor is enough (SBC-4 5.6.2); who wants to know more asks again where it ends. All of a device that does
+// not say what it has counts as mapped, which is a correct answer for blocks that may hold data.
 void get_lba_status(LunChannel& channel, Task& task) {
   const std::uint64_t lba = get_be64(task.cdb.data() + 2);
   const std::uint64_t size = channel.unit().size_blocks();
   if (lba >= size) return finish_with_sense(channel, task, sense::kLbaOutOfRange);
-  std::array<std::uint8_t, 24> bytes{};
-  put_be32(bytes.data(), static_cast<std::uint32_t>(bytes.size() - 4));
-  put_be64(bytes.data() + 8, lba);
-  put_be32(bytes.data() + 16, static_cast<std::uint32_t>(std::min<std::uint64_t>(size - lba, UINT32_MAX)));
-  finish_with_data(channel, task, bytes, get_be32(task.cdb.data() + 10));
+  const std::uint64_t blocks = std::min<std::uint64_t>(size - lba, UINT32_MAX);
+  if (!channel.unit().bdev().reports_extents()) return finish_lba_status(channel, task, blocks, /*mapped=*/true);
+  Task::Io& io = task.work.io;
+  io.op = bdev::IoOp::kExtent;
+  io.flags = 0;
+  io.offset_bytes = lba << channel.unit().block_shift();
+  io.length_bytes = blocks << channel.unit().block_shift();
+  io.iov = nullptr;
+  io.iov_count = 0;
+  channel.to_device(task, &answer_lba_status);
 }
 
 }  // namespace pollux::scsi

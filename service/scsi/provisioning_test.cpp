@@ -192,3 +192,24 @@ BOOST_AUTO_TEST_CASE(lba_status_is_mapped_to_the_end) {
   put_be64(cdb.data() + 2, UINT64_MAX);
   check_sense(bench.run({.cdb = cdb, .data_in_bytes = 24}), sense::kLbaOutOfRange);
 }
+
+BOOST_AUTO_TEST_CASE(lba_status_tells_mapped_from_deallocated) {
+  BenchOptions options;
+  options.bdev.reports_extents = true;
+  Bench bench(options);
+  bench.bdev->poke(7 * 512, Bytes(3 * 512, 0x5a));
+  const auto status = [&](std::uint64_t lba) {
+    Bytes cdb{0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0};
+    put_be64(cdb.data() + 2, lba);
+    const Answer answer = bench.run({.cdb = cdb, .data_in_bytes = 24});
+    check_good(answer, 24);
+    BOOST_TEST(get_be64(answer.data.data() + 8) == lba);
+    return std::make_pair(get_be32(answer.data.data() + 16), answer.data[20] & 0xf);
+  };
+  BOOST_TEST((status(0) == std::make_pair(std::uint32_t{7}, 1)));
+  BOOST_TEST((status(8) == std::make_pair(std::uint32_t{2}, 0)));
+  BOOST_TEST((status(10) == std::make_pair(static_cast<std::uint32_t>(kBlocks - 10), 1)));
+  bench.bdev->fail_next(bdev::IoOp::kExtent, bdev::IoStatus::kMediumError);
+  Bytes cdb{0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0};
+  BOOST_TEST((bench.run({.cdb = cdb, .data_in_bytes = 24}).status == ScsiStatus::kCheckCondition));
+}

@@ -60,6 +60,7 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
     std::uint32_t optimal_io_bytes = 512;
     bool read_only = false;
     bool supports_unmap = true;
+    bool reports_extents = false;  // a block of zeros is not mapped
     bool defer = false;
   };
   struct Seen {
@@ -80,6 +81,7 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
   std::uint32_t optimal_io_bytes() const override { return options_.optimal_io_bytes; }
   bool read_only() const override { return options_.read_only; }
   bool supports_unmap() const override { return options_.supports_unmap; }
+  bool reports_extents() const override { return options_.reports_extents; }
   std::uint32_t unmap_granularity_bytes() const override { return options_.supports_unmap ? 4096 : 0; }
   Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
     return std::unique_ptr<bdev::Channel>(new Channel(shared_from_this(), reactor));
@@ -176,7 +178,20 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
       request.complete(request);
     });
   }
-  bdev::IoStatus execute(const bdev::IoRequest& request) {
+  bool has_data(std::uint64_t offset_bytes) const {
+    const std::uint8_t* at = memory_.data() + offset_bytes;
+    return std::any_of(at, at + options_.block_bytes, [](std::uint8_t byte) { return byte != 0; });
+  }
+  void find_extent(bdev::IoRequest& request) const {
+    const bool mapped = has_data(request.offset_bytes);
+    std::uint64_t length = options_.block_bytes;
+    while (length < request.length_bytes && has_data(request.offset_bytes + length) == mapped) {
+      length += options_.block_bytes;
+    }
+    request.length_bytes = length;
+    request.flags = mapped ? bdev::IoRequest::kMapped : 0;
+  }
+  bdev::IoStatus execute(bdev::IoRequest& request) {
     std::lock_guard lock(mutex_);
     if (failure_ && failure_->first == request.op) {
       const bdev::IoStatus status = failure_->second;
@@ -187,6 +202,11 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
     if (!range_fits(request.offset_bytes, request.length_bytes, memory_.size()) ||
         !is_aligned<std::uint64_t>(request.offset_bytes | request.length_bytes, options_.block_bytes)) {
       return bdev::IoStatus::kInvalid;
+    }
+    if (request.op == bdev::IoOp::kExtent) {
+      if (!options_.reports_extents) return bdev::IoStatus::kInvalid;
+      find_extent(request);
+      return bdev::IoStatus::kOk;
     }
     std::uint8_t* at = memory_.data() + request.offset_bytes;
     if (request.op == bdev::IoOp::kUnmap || request.op == bdev::IoOp::kWriteZeroes) {

@@ -42,9 +42,9 @@ std::uint64_t QosLimiter::Line::book(std::uint64_t units, std::uint64_t now_ns) 
 
 std::uint64_t QosLimiter::book(const bdev::IoRequest& request, std::uint64_t now_ns) {
   if (request.op == bdev::IoOp::kFlush) return now_ns;
-  const bool reads = request.op == bdev::IoOp::kRead;
+  const bool reads = request.op == bdev::IoOp::kRead || request.op == bdev::IoOp::kExtent;
   // An unmap moves no data: it counts as a write operation alone.
-  const bool moves_data = reads || request.op == bdev::IoOp::kWrite;
+  const bool moves_data = request.op == bdev::IoOp::kRead || request.op == bdev::IoOp::kWrite;
   const std::uint64_t bytes = moves_data ? request.length_bytes : 0;
   const std::uint64_t starts[] = {(reads ? read_ops_ : write_ops_).book(1, now_ns), all_ops_.book(1, now_ns),
                                   (reads ? read_bytes_ : write_bytes_).book(bytes, now_ns),

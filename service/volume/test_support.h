@@ -51,6 +51,9 @@ class RemoteChannel {
   bdev::IoStatus write_zeroes(std::uint64_t offset, std::uint64_t length) {
     return must(reactor::call(reactor_, zeroes_task(offset, length)));
   }
+  bdev::Extent extent(std::uint64_t offset, std::uint64_t length) {
+    return must(reactor::call(reactor_, bdev::extent(*channel_, offset, length)));
+  }
   bdev::Channel& channel() { return *channel_; }
   reactor::Reactor& reactor() { return reactor_; }
 

@@ -28,6 +28,7 @@ class VolumeBdev : public bdev::Bdev, public std::enable_shared_from_this<Volume
   std::uint32_t optimal_io_bytes() const override { return sub_block_bytes_; }
   bool read_only() const override { return read_only_; }
   bool supports_unmap() const override { return true; }
+  bool reports_extents() const override { return true; }
   // Sub-blocks add up: a cluster goes back when its last one is unmapped.
   std::uint32_t unmap_granularity_bytes() const override { return sub_block_bytes_; }
   Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "base/units.h"
 #include "blob/volume.h"
 #include "volume/volume_bdev.h"
 
@@ -14,6 +15,13 @@ namespace pollux::volume {
 using bdev::IoOp;
 using bdev::IoRequest;
 using bdev::IoStatus;
+
+namespace {
+
+// Bounds how long a reactor looks at the map for one request.
+constexpr std::uint64_t kMaxExtentBytes = kGiB;
+
+}  // namespace
 
 VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& store, blob::Volume& record,
                              IoSlots& slots)
@@ -40,7 +48,8 @@ VolumeChannel::~VolumeChannel() {
 
 IoStatus VolumeChannel::validate(const IoRequest& request) const {
   if (request.op == IoOp::kFlush) return IoStatus::kOk;
-  if (request.op != IoOp::kRead && read_only_) return IoStatus::kReadOnly;
+  const bool looks = request.op == IoOp::kRead || request.op == IoOp::kExtent;
+  if (!looks && read_only_) return IoStatus::kReadOnly;
   if (request.offset_bytes % block_bytes_ != 0 || request.length_bytes % block_bytes_ != 0) return IoStatus::kInvalid;
   if (!range_fits(request.offset_bytes, request.length_bytes, view_.size_bytes.load(std::memory_order_acquire))) {
     return IoStatus::kInvalid;
@@ -118,7 +127,8 @@ VolumeChannel::Step VolumeChannel::step(IoRequest& request) {
   lane_.end(epoch);
   switch (found) {
     case Lookup::kFound:
-      return zero_step(request, place, mapping.entry);
+      return request.op == IoOp::kExtent ? extent_step(request, place, mapping.entry)
+                                         : zero_step(request, place, mapping.entry);
     case Lookup::kAskHome:
       return to_home(request, place, blob::HomeIo::Op::kLoad);
     case Lookup::kDamaged:
@@ -146,23 +156,23 @@ std::uint64_t VolumeChannel::extend(const IoRequest& request, const Place& place
   return length;
 }
 
+// Where what is read at `place` lies, and how much of `place` lies there; cluster 0: nowhere, it is zeros.
+VolumeChannel::Run VolumeChannel::run_at(const Place& place, const blob::MapEntry& entry) const {
+  if (entry.own == 0 || entry.full()) return {entry.own, place.length};
+  // As far as the sub-blocks lie in the same cluster.
+  const std::uint32_t first = place.offset >> sub_block_shift_;
+  const std::uint64_t bits = entry.bits >> first;
+  const bool written = (bits & 1) != 0;
+  const std::uint64_t run_end =
+      std::uint64_t{first + static_cast<std::uint32_t>(written ? std::countr_one(bits) : std::countr_zero(bits))}
+      << sub_block_shift_;
+  return {written ? entry.own : entry.base, std::min<std::uint64_t>(place.length, run_end - place.offset)};
+}
+
 VolumeChannel::Step VolumeChannel::read_step(IoRequest& request, const Place& place, const blob::MapEntry& entry,
                                              unsigned epoch) {
-  blob::ClusterNo from = entry.own;
-  std::uint64_t length = place.length;
-  if (entry.full()) {
-    length = extend(request, place, {.entry = entry, .leaf_shared = false}, /*writing=*/false);
-  } else if (entry.own != 0) {
-    // As far as the sub-blocks lie in the same cluster.
-    const std::uint32_t first = place.offset >> sub_block_shift_;
-    const std::uint64_t bits = entry.bits >> first;
-    const bool written = (bits & 1) != 0;
-    const std::uint64_t run_end =
-        std::uint64_t{first + static_cast<std::uint32_t>(written ? std::countr_one(bits) : std::countr_zero(bits))}
-        << sub_block_shift_;
-    length = std::min<std::uint64_t>(length, run_end - place.offset);
-    if (!written) from = entry.base;
-  }
+  auto [from, length] = run_at(place, entry);
+  if (entry.full()) length = extend(request, place, {.entry = entry, .leaf_shared = false}, /*writing=*/false);
   if (from == 0) {
     lane_.end(epoch);
     fill_zeros(request, length);
@@ -205,6 +215,23 @@ VolumeChannel::Step VolumeChannel::zero_step(IoRequest& request, const Place& pl
     return Step::kNext;
   }
   return to_home(request, place, blob::HomeIo::Op::kZero);
+}
+
+// Goes on for as long as the blocks are like the first, and ends the request where they are not.
+VolumeChannel::Step VolumeChannel::extent_step(IoRequest& request, const Place& place, const blob::MapEntry& entry) {
+  Progress& p = progress(request);
+  const Run run = run_at(place, entry);
+  const std::uint8_t state = run.from == 0 ? 0 : IoRequest::kMapped;
+  if (p.cursor == 0) {
+    request.flags = state;
+    request.length_bytes = std::min(request.length_bytes, kMaxExtentBytes);
+  }
+  if (state != request.flags) {
+    request.length_bytes = p.cursor;
+  } else {
+    p.cursor += std::min(run.length, request.length_bytes - p.cursor);
+  }
+  return Step::kNext;
 }
 
 // Cuts the next `length` bytes out of the request's iovecs. False: no memory for the slice now.
@@ -425,6 +452,8 @@ void VolumeChannel::count(const IoRequest& request, const Progress& p) {
     case IoOp::kUnmap:
     case IoOp::kWriteZeroes:
       counters_.unmap_ops.add(1);
+      break;
+    case IoOp::kExtent:
       break;
   }
 }

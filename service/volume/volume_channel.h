@@ -87,9 +87,15 @@ class VolumeChannel : public bdev::Channel {
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
   Step step(bdev::IoRequest& request);
+  struct Run {
+    blob::ClusterNo from;
+    std::uint64_t length;
+  };
+  Run run_at(const Place& place, const blob::MapEntry& entry) const;
   Step read_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry, unsigned epoch);
   Step write_step(bdev::IoRequest& request, const Place& place, const Mapping& mapping, bool frozen, unsigned epoch);
   Step zero_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry);
+  Step extent_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry);
   Lookup look_up(std::uint32_t index, Mapping& mapping) const;
   std::uint64_t extend(const bdev::IoRequest& request, const Place& place, const Mapping& first, bool writing) const;
   Step to_device(bdev::IoRequest& request, std::uint64_t offset, std::uint64_t length, unsigned epoch);

@@ -82,6 +82,53 @@ BOOST_AUTO_TEST_CASE(bad_requests_are_refused) {
   BOOST_TEST((reader.read(0, bytes) == bdev::IoStatus::kOk));
 }
 
+// All extents of a volume as (length, mapped), neighbours of one kind joined.
+std::vector<std::pair<std::uint64_t, bool>> extents(RemoteChannel& channel, std::uint64_t size) {
+  std::vector<std::pair<std::uint64_t, bool>> found;
+  for (std::uint64_t at = 0; at < size;) {
+    const auto [length, mapped] = channel.extent(at, size - at);
+    if (length == 0 || length > size - at) throw std::runtime_error("an extent of no use");
+    if (!found.empty() && found.back().second == mapped) {
+      found.back().first += length;
+    } else {
+      found.emplace_back(length, mapped);
+    }
+    at += length;
+  }
+  return found;
+}
+
+BOOST_AUTO_TEST_CASE(extents_tell_data_from_what_reads_as_zeros) {
+  using Extents = std::vector<std::pair<std::uint64_t, bool>>;
+  make_pool(256 * kMiB, 64 * kKiB);
+  const std::uint64_t size = 3 * kGiB;
+  const Uuid id = make_volume("one", size);
+  auto device = run(service.open(id));
+  BOOST_TEST(device->reports_extents());
+  RemoteChannel channel(*device, reactors->at(1));
+  BOOST_TEST((extents(channel, size) == Extents{{size, false}}));
+
+  // A sub-block of a cluster is the least that is mapped.
+  BOOST_REQUIRE((channel.write(kMiB + 4 * kKiB, pattern(4 * kKiB, 1)) == bdev::IoStatus::kOk));
+  BOOST_REQUIRE((channel.write(2 * kGiB, pattern(kMiB, 2)) == bdev::IoStatus::kOk));
+  const Extents written = {{kMiB + 4 * kKiB, false},
+                           {4 * kKiB, true},
+                           {kGiB * 2 - kMiB - 8 * kKiB, false},
+                           {kMiB, true},
+                           {size - 2 * kGiB - kMiB, false}};
+  BOOST_TEST((extents(channel, size) == written));
+
+  // A clone has its parent's extents and its own; the snapshot keeps what it has.
+  const Uuid snapshot = Uuid::random();
+  run(service.create_snapshot(id, snapshot, "snap"));
+  BOOST_REQUIRE((channel.unmap(2 * kGiB, kMiB) == bdev::IoStatus::kOk));
+  BOOST_TEST(
+      (extents(channel, size) == Extents{{kMiB + 4 * kKiB, false}, {4 * kKiB, true}, {size - kMiB - 8 * kKiB, false}}));
+  auto frozen = run(service.open(snapshot));
+  RemoteChannel reader(*frozen, reactors->at(2));
+  BOOST_TEST((extents(reader, size) == written));
+}
+
 BOOST_AUTO_TEST_CASE(many_iovecs_of_odd_lengths_across_clusters) {
   make_pool(128 * kMiB, 64 * kKiB);
   const Uuid id = make_volume("one", 8 * kMiB);

@@ -91,6 +91,17 @@ Status Store::check_promise(std::uint64_t clusters) const {
                   " bytes left, " + std::to_string(clusters * state_->geometry.cluster_bytes) + " are needed");
 }
 
+Status Store::check_unused(const Volume& volume) const {
+  if (volume.view) {
+    return fail(ErrorCode::kBusy, "volume " + volume.id.to_string() + " is in use; detach it first");
+  }
+  if (volume.pinned) {
+    return fail(ErrorCode::kBusy,
+                "volume " + volume.id.to_string() + " has a job running; wait for it or cancel the job");
+  }
+  return {};
+}
+
 reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
   VolumeNo made = 0;
   {
@@ -157,10 +168,7 @@ reactor::Task<Status> Store::remove(Uuid id) {
     auto found = live(id);
     if (!found) co_return fail(std::move(found.error()));
     Volume& volume = **found;
-    if (volume.view) co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " is in use; detach it first");
-    if (volume.pinned) {
-      co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " has a job running; wait for it or cancel it");
-    }
+    POLLUX_CO_TRY(check_unused(volume));
     POLLUX_CO_TRY(change(make_record<VolumeOnlyRecord>(RecordType::kDelete, volume.number).header));
     empty_in_background(volume);
   }
@@ -217,9 +225,7 @@ reactor::Task<Status> Store::revert(Uuid id, Uuid snapshot_id) {
     if (!snapshot.snapshot() || snapshot.parent_id != volume.id) {
       co_return fail(ErrorCode::kInvalid, snapshot_id.to_string() + " is not a snapshot of volume " + id.to_string());
     }
-    if (volume.view || volume.pinned) {
-      co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " is in use; detach it first");
-    }
+    POLLUX_CO_TRY(check_unused(volume));
     POLLUX_CO_TRY(co_await loader_->index(volume));
     POLLUX_CO_TRY(co_await loader_->index(snapshot));
     if (volume.thick()) POLLUX_CO_TRY(check_promise(volume.charged));

@@ -133,6 +133,8 @@ class Store {
   Result<Volume*> live(const Uuid& id) const;
   Status check_create(const CreateOptions& options) const;
   Status check_promise(std::uint64_t clusters) const;
+  // kBusy.
+  Status check_unused(const Volume& volume) const;
   void empty_in_background(Volume& volume);
   reactor::Task<void> empty(VolumeNo number);
   reactor::Task<Status> empty_steps(Volume& volume, Job& job);

@@ -163,7 +163,7 @@ reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool
   }
   // A check never makes a file.
   spec.size_bytes = 0;
-  auto device = bdev::open(spec);
+  auto device = co_await impl_->open_device(spec);
   if (!device) co_return fail(std::move(device.error()));
   const auto super = co_await blob::Store::probe(*device, impl_->home);
   if (!super) co_return fail(super.error());

@@ -212,22 +212,33 @@ listen = ""
         with self.calls() as service:
             return service.attach(_context(), spec)
 
+    def is_connected(self, attachment_id: str) -> bool:
+        """Whether a front end is connected to the attachment's socket."""
+        with self.calls() as service:
+            attachments = service.attachment_list(_context(), "", "")
+        return any(each.connected for each in attachments if each.attachment_id == attachment_id)
+
     def detach(self, attachment_id: str) -> None:
         with self.calls() as service:
             service.detach(_context(), attachment_id)
 
-    def write_image(self, volume_id: str, image: Path) -> None:
-        """Copy a raw image into a volume through the service's NBD socket."""
+    @contextmanager
+    def image_of(self, volume_id: str, *, read_only: bool = True) -> Iterator[str]:
+        """The URL of a volume's or snapshot's NBD socket, for qemu-img and friends."""
         socket_id = _new_id()
         with self.calls() as service:
-            opened = service.data_open(_context(), DataSocketSpec(socket_id, volume_id, False))
-            url = f"nbd+unix:///{opened.export_name}?socket={opened.path}"
+            opened = service.data_open(_context(), DataSocketSpec(socket_id, volume_id, read_only))
+            yield f"nbd+unix:///{opened.export_name}?socket={opened.path}"
+            service.data_close(_context(), socket_id)
+
+    def write_image(self, volume_id: str, image: Path) -> None:
+        """Copy a raw image into a volume through the service's NBD socket."""
+        with self.image_of(volume_id, read_only=False) as url:
             subprocess.run(
                 ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(image), url],
                 check=True,
                 timeout=300,
             )
-            service.data_close(_context(), socket_id)
 
     # -- inside
 

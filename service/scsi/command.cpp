@@ -1,5 +1,7 @@
 #include "scsi/command.h"
 
+#include <cstring>
+
 #include "scsi/handlers.h"
 #include "scsi/reply.h"
 
@@ -417,6 +419,13 @@ Lookup find_command(const LogicalUnit& unit, const std::uint8_t* cdb, const Comm
 }
 
 bool check_usage(LunChannel& channel, Task& task, const Command& command) {
+  // All bytes at once: no bit that is not evaluated, nor any past the CDB's end, is how nearly every CDB looks.
+  std::uint64_t cdb[2], usage[2];
+  static_assert(sizeof(usage) == sizeof(command.usage) && sizeof(cdb) <= sizeof(task.cdb));
+  std::memcpy(cdb, task.cdb.data(), sizeof(cdb));
+  std::memcpy(usage, command.usage.data(), sizeof(usage));
+  if (((cdb[0] & ~usage[0]) | (cdb[1] & ~usage[1])) == 0) [[likely]]
+    return true;
   for (std::uint16_t i = 1; i < command.length; ++i) {
     std::uint8_t meaningful = command.usage[i];
     if (i == 1) meaningful |= command.obsolete;

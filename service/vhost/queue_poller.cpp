@@ -9,47 +9,59 @@ namespace pollux::vhost {
 namespace {
 // 8 KiB each. Only requests of more than a few pieces hold one.
 constexpr std::size_t kIovecArraysPerReactor = 256;
+constexpr unsigned kTurnsPerSweep = 64;
 }  // namespace
 
 Status QueuePoller::add(VhostQueue& queue) {
   POLLUX_TRY(queue.start(reactor_, pool_));
-  queues_.push_back(&queue);
+  queues_.push_back({&queue, {}});
   return {};
 }
 
 void QueuePoller::remove(VhostQueue& queue) {
-  for (auto& entry : queues_) {
-    if (entry == &queue) entry = nullptr;
+  for (Entry& entry : queues_) {
+    if (entry.queue == &queue) entry = {};
   }
   holes_ = true;
 }
 
 unsigned QueuePoller::poll() {
   if (holes_) [[unlikely]] {
-    std::erase(queues_, nullptr);
+    std::erase_if(queues_, [](const Entry& entry) { return entry.queue == nullptr; });
     holes_ = false;
   }
+  const bool sweep = --until_sweep_ == 0;
+  if (sweep) until_sweep_ = kTurnsPerSweep;
   unsigned done = 0;
+  // By index: the list may change while a queue is polled.
   for (std::size_t i = 0; i < queues_.size(); ++i) {
-    if (VhostQueue* queue = queues_[i]) done += queue->poll();
+    const Entry& entry = queues_[i];
+    if (entry.glance.word && !sweep && virtio::load_once(entry.glance.word) == entry.glance.quiet) continue;
+    if (!entry.queue) continue;
+    const unsigned found = entry.queue->poll();
+    done += found;
+    Entry& after = queues_[i];
+    after.glance = found == 0 && after.queue ? after.queue->glance() : virtio::Glance{};
   }
   return done;
 }
 
 bool QueuePoller::arm() {
   for (std::size_t i = 0; i < queues_.size(); ++i) {
-    if (!queues_[i] || queues_[i]->arm()) continue;
+    if (!queues_[i].queue || queues_[i].queue->arm()) continue;
     for (std::size_t armed = 0; armed < i; ++armed) {
-      if (queues_[armed]) queues_[armed]->disarm();
+      if (queues_[armed].queue) queues_[armed].queue->disarm();
     }
+    until_sweep_ = 1;
     return false;
   }
   return true;
 }
 
 void QueuePoller::disarm() {
-  for (VhostQueue* queue : queues_) {
-    if (queue) queue->disarm();
+  until_sweep_ = 1;
+  for (const Entry& entry : queues_) {
+    if (entry.queue) entry.queue->disarm();
   }
 }
 

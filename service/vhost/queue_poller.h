@@ -31,9 +31,17 @@ class QueuePoller final : public reactor::Poller {
  private:
   reactor::Reactor& reactor_;
   IovecPool pool_;
-  std::vector<VhostQueue*> queues_;
+  // A queue and, while nothing is under way in it, the word of its ring that tells whether there is something new:
+  // what an idle guest costs the others is one look at that word.
+  struct Entry {
+    VhostQueue* queue = nullptr;
+    virtio::Glance glance;
+  };
+  std::vector<Entry> queues_;
   // A removal from within poll() leaves a hole, closed at the next turn.
   bool holes_ = false;
+  // Turns until all queues are asked, whatever their words say: one that is to stop, or has an event to tell.
+  unsigned until_sweep_ = 1;
 };
 
 // Which reactor serves which queue: always the one with the fewest that carry requests. Any thread but a reactor.

@@ -24,17 +24,7 @@ Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool) {
 
 unsigned VhostQueue::poll() {
   unsigned done = 0;
-  if (!stopping() && wants_chain()) {
-    const unsigned ready = ring_->look();
-    for (unsigned i = 0; i < ready; ++i) {
-      if (pool_->empty() || !wants_chain()) break;
-      virtio::Chain chain;
-      virtio::IovecList pieces = pool_->scratch();
-      if (!pop(chain, pieces)) break;
-      take(chain, pieces);
-      ++done;
-    }
-  }
+  if (!stopping() && wants_chain()) done = take_batch();
   if (ring_->has_staged()) {
     if (ring_->publish()) ring_bell(fds_.call);
     ++done;
@@ -51,6 +41,32 @@ unsigned VhostQueue::poll() {
     ++done;
   }
   return done;
+}
+
+unsigned VhostQueue::take_batch() {
+  unsigned done = 0;
+  while (done < virtio::Virtqueue::kMaxBatch) {
+    const unsigned ready = ring_->look();
+    for (unsigned i = 0; i < ready; ++i) {
+      if (pool_->empty() || !wants_chain()) return done;
+      virtio::Chain chain;
+      virtio::IovecList pieces = pool_->scratch();
+      if (!pop(chain, pieces)) return done;
+      take(chain, pieces);
+      ++done;
+    }
+    // A packed ring tells of one chain at a time.
+    if (ready != 1) break;
+  }
+  return done;
+}
+
+virtio::Glance VhostQueue::glance() const {
+  if (in_flight_ != 0 || stopping()) return {};
+  virtio::Glance glance = ring_->glance();
+  // What is there already is not wanted: anything more is no reason to look either, but harmless.
+  if (!wants_chain() || ring_->broken()) glance.quiet = virtio::load_once(glance.word);
+  return glance;
 }
 
 bool VhostQueue::pop(virtio::Chain& chain, virtio::IovecList& pieces) {

@@ -75,6 +75,9 @@ class VhostQueue {
   // Begins to take chains. kInternal or kInvalid: the kick descriptor cannot be watched.
   Status start(reactor::Reactor& reactor, IovecPool& pool);
   unsigned poll();
+  // After a poll() that found nothing: where only a change gives poll() something to do again, but for stop() and for
+  // wants_chain(). No word: something is under way.
+  virtio::Glance glance() const;
   bool arm();
   void disarm() { ring_->disable_kicks(); }
   // Takes nothing more; `stopped` is called from a later poll() once nothing is in flight and every answer is shown.
@@ -115,6 +118,7 @@ class VhostQueue {
   QueueCounters counters_;
 
  private:
+  unsigned take_batch();
   void ring_bell(const virtio::UniqueFd& fd);
   void report_broken();
 

@@ -100,14 +100,6 @@ Result<std::shared_ptr<const GuestMemory>> GuestMemory::make(std::vector<std::sh
   return std::shared_ptr<const GuestMemory>(std::move(memory));
 }
 
-const GuestMemory::Range* GuestMemory::find(std::uint64_t guest_addr) const {
-  for (const Range& range : ranges_) {
-    // Unsigned: an address below the region wraps to something larger than its size.
-    if (guest_addr - range.guest_addr < range.size_bytes) return &range;
-  }
-  return nullptr;
-}
-
 GuestMemory::Translation GuestMemory::translate(std::uint64_t guest_addr, std::uint64_t length, IovecList& out) const {
   if (overflows(guest_addr, length)) return Translation::kUnmapped;
   while (length > 0) {
@@ -120,12 +112,6 @@ GuestMemory::Translation GuestMemory::translate(std::uint64_t guest_addr, std::u
     length -= piece;
   }
   return Translation::kOk;
-}
-
-std::byte* GuestMemory::pointer(std::uint64_t guest_addr, std::uint64_t length) const {
-  const Range* range = find(guest_addr);
-  if (!range || !range_fits(guest_addr - range->guest_addr, length, range->size_bytes)) return nullptr;
-  return range->data + (guest_addr - range->guest_addr);
 }
 
 std::byte* GuestMemory::ring_pointer(std::uint64_t user_addr, std::uint64_t length) const {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/units.h"
 #include "virtio/bus_fault.h"
 #include "virtio/unique_fd.h"
 
@@ -91,7 +92,11 @@ class GuestMemory {
   // the list may hold some of the pieces. A length of 0 is kOk and adds nothing.
   Translation translate(std::uint64_t guest_addr, std::uint64_t length, IovecList& out) const;
   // nullptr unless the whole range lies in one region.
-  std::byte* pointer(std::uint64_t guest_addr, std::uint64_t length) const;
+  std::byte* pointer(std::uint64_t guest_addr, std::uint64_t length) const {
+    const Range* range = find(guest_addr);
+    if (!range || !range_fits(guest_addr - range->guest_addr, length, range->size_bytes)) return nullptr;
+    return range->data + (guest_addr - range->guest_addr);
+  }
   // The same for an address of the front end's process, which is how rings are given (vhost-user SET_VRING_ADDR).
   std::byte* ring_pointer(std::uint64_t user_addr, std::uint64_t length) const;
   // The guest address of a pointer handed out earlier.
@@ -108,7 +113,13 @@ class GuestMemory {
     std::byte* data;
   };
   GuestMemory() = default;
-  const Range* find(std::uint64_t guest_addr) const;
+  const Range* find(std::uint64_t guest_addr) const {
+    for (const Range& range : ranges_) {
+      // Unsigned: an address below the region wraps to something larger than its size.
+      if (guest_addr - range.guest_addr < range.size_bytes) return &range;
+    }
+    return nullptr;
+  }
 
   std::vector<Range> ranges_;
   std::vector<std::shared_ptr<const Region>> regions_;

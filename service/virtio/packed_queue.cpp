@@ -51,7 +51,10 @@ std::uint32_t PackedQueue::base() const {
 }
 
 bool PackedQueue::available() const {
-  const std::uint16_t flags = load_acquire(&descs_[avail_.index].flags);
+  return available(load_acquire(&descs_[avail_.index].flags));
+}
+
+bool PackedQueue::available(std::uint16_t flags) const {
   // 2.8.1: available when AVAIL is our wrap counter and USED is not.
   return ((flags & kDescAvail) != 0) == avail_.wrap && ((flags & kDescUsed) != 0) != avail_.wrap;
 }
@@ -68,6 +71,13 @@ unsigned PackedQueue::look() {
   }
   // How many follow is known only by walking them: one at a time.
   return 1;
+}
+
+Glance PackedQueue::glance() const {
+  const std::uint16_t* flags = &descs_[avail_.index].flags;
+  const std::uint16_t now = load_once(flags);
+  // A value that says "available" is never quiet.
+  return {flags, static_cast<std::uint16_t>(available(now) ? ~now : now)};
 }
 
 bool PackedQueue::pop(Chain& chain, IovecList& pieces) {

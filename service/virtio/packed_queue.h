@@ -29,6 +29,7 @@ class PackedQueue final : public Virtqueue {
   static Result<std::unique_ptr<Virtqueue>> create(QueueSetup setup);
 
   unsigned look() override;
+  Glance glance() const override;
   bool pop(Chain& chain, IovecList& pieces) override;
   void push(std::uint16_t id, std::uint16_t entries, std::uint32_t written) override;
   bool publish() override;
@@ -39,6 +40,7 @@ class PackedQueue final : public Virtqueue {
  private:
   explicit PackedQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}
   bool available() const;
+  bool available(std::uint16_t flags) const;
   const char* gather(Chain& chain, IovecList& pieces);
   const char* gather_again(std::uint16_t entry, Chain& chain, IovecList& pieces);
   const char* gather_indirect(const PackedDesc& table, ChainBuilder& builder) const;

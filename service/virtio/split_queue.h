@@ -14,6 +14,7 @@ class SplitQueue final : public Virtqueue {
   static Result<std::unique_ptr<Virtqueue>> create(QueueSetup setup);
 
   unsigned look() override;
+  Glance glance() const override { return {avail_idx(), next_avail_}; }
   bool pop(Chain& chain, IovecList& pieces) override;
   void push(std::uint16_t id, std::uint16_t entries, std::uint32_t written) override;
   bool publish() override;
@@ -25,6 +26,10 @@ class SplitQueue final : public Virtqueue {
   explicit SplitQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}
   const char* gather(std::uint16_t head, Chain& chain, IovecList& pieces) const;
   const char* gather_indirect(const SplitDesc& table, ChainBuilder& builder) const;
+
+  // Hints to the processor, nothing more: what they read is read again, and checked, when its turn comes.
+  void prefetch_descriptors(unsigned ready) const;
+  void prefetch_request() const;
 
   std::uint16_t mask() const { return setup_.size - 1; }
   std::uint16_t* avail_flags() const { return avail_; }

@@ -1,7 +1,5 @@
 #include "virtio/virtqueue.h"
 
-#include <limits>
-
 #include "virtio/packed_queue.h"
 #include "virtio/split_queue.h"
 
@@ -28,9 +26,7 @@ void Virtqueue::log_writes(const iovec* pieces, std::size_t count) {
   }
 }
 
-const char* ChainBuilder::add(std::uint64_t addr, std::uint32_t len, bool writable) {
-  // VIRTIO 1.2 2.7.4.2: what the device writes comes after all that it reads.
-  if (!writable && chain_.writable != 0) return "a readable descriptor after a writable one";
+const char* ChainBuilder::add_pieces(std::uint64_t addr, std::uint32_t len, bool writable) {
   const std::uint32_t before = pieces_.count;
   switch (memory_.translate(addr, len, pieces_)) {
     case GuestMemory::Translation::kOk:
@@ -43,13 +39,7 @@ const char* ChainBuilder::add(std::uint64_t addr, std::uint32_t len, bool writab
     case GuestMemory::Translation::kTooManyPieces:
       return "more pieces than a request may have";
   }
-  const auto added = static_cast<std::uint16_t>(pieces_.count - before);
-  (writable ? chain_.writable : chain_.readable) += added;
-  (writable ? chain_.writable_bytes : chain_.readable_bytes) += len;
-  // 2.7.5: a chain describes at most 2^32 bytes.
-  if (chain_.readable_bytes + chain_.writable_bytes > std::numeric_limits<std::uint32_t>::max())
-    return "a chain of more than 4 GiB";
-  return nullptr;
+  return count(static_cast<std::uint16_t>(pieces_.count - before), len, writable);
 }
 
 }  // namespace pollux::virtio

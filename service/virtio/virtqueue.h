@@ -58,6 +58,14 @@ struct Chain {
   std::uint64_t writable_bytes = 0;
 };
 
+// Where to look whether a queue may have something new without asking the queue.
+struct Glance {
+  // In the guest's memory; as long as the queue lives.
+  const std::uint16_t* word = nullptr;
+  // There is nothing to pop while the word has this value.
+  std::uint16_t quiet = 0;
+};
+
 class Virtqueue {
  public:
   // At most so many chains a turn, so that one queue cannot starve the others.
@@ -72,6 +80,7 @@ class Virtqueue {
 
   // How many chains can be popped now, at most kMaxBatch.
   virtual unsigned look() = 0;
+  virtual Glance glance() const = 0;
   // Only after look() said that there is one. False: the queue is broken.
   virtual bool pop(Chain& chain, IovecList& pieces) = 0;
   // Stages the answer to a popped chain; `written` counts the bytes put into its writable pieces.
@@ -125,9 +134,26 @@ class ChainBuilder {
     pieces_.count = 0;
   }
   // nullptr, or why the queue is broken.
-  const char* add(std::uint64_t addr, std::uint32_t len, bool writable);
+  const char* add(std::uint64_t addr, std::uint32_t len, bool writable) {
+    // VIRTIO 1.2 2.7.4.2: what the device writes comes after all that it reads.
+    if (!writable && chain_.writable != 0) return "a readable descriptor after a writable one";
+    std::byte* const whole = len != 0 ? memory_.pointer(addr, len) : nullptr;
+    if (!whole) [[unlikely]]
+      return add_pieces(addr, len, writable);
+    if (!pieces_.push(whole, len)) return "more pieces than a request may have";
+    return count(1, len, writable);
+  }
 
  private:
+  // What lies in no region or in several.
+  const char* add_pieces(std::uint64_t addr, std::uint32_t len, bool writable);
+  const char* count(std::uint16_t added, std::uint32_t len, bool writable) {
+    (writable ? chain_.writable : chain_.readable) += added;
+    (writable ? chain_.writable_bytes : chain_.readable_bytes) += len;
+    // 2.7.5: a chain describes at most 2^32 bytes.
+    return chain_.readable_bytes + chain_.writable_bytes > UINT32_MAX ? "a chain of more than 4 GiB" : nullptr;
+  }
+
   const GuestMemory& memory_;
   Chain& chain_;
   IovecList& pieces_;

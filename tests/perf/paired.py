@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from perf.load import Load, Workload
-from perf.process import Target
+from perf.process import Schedule, Target
 from perf.results import median
 
 # The first turn finds cold caches and a sleeping core.
@@ -56,13 +56,14 @@ def ratio(over: Series, under: Series, what: str = "iops") -> float:
 def _turn(load: Load, side: Side, series: Series, seconds: float) -> None:
     with side.target.turn():
         load.run(side.guests, side.workload, _WARM_UP_S)
-        before = side.target.counters()
+        before, schedule = side.target.counters(), Schedule.of(side.target.pid)
         result = load.run(side.guests, side.workload, seconds)
-        after = side.target.counters()
+        share, after = Schedule.of(side.target.pid).share_since(schedule), side.target.counters()
     series.iops.append(result.iops)
     series.p50_us.append(result.p50_us)
     series.p99_us.append(result.p99_us)
     series.p999_us.append(result.p999_us)
     series.mb_s.append(result.iops * side.workload.io / 1e6)
     if before and after:
-        series.cycles.append((after.busy_cycles - before.busy_cycles) / max(result.requests, 1))
+        # The counter goes on while others have the core.
+        series.cycles.append((after.busy_cycles - before.busy_cycles) * share / max(result.requests, 1))

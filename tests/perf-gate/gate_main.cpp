@@ -1,0 +1,218 @@
+// pollux-perf-gate: the data path in one process and one thread, from a guest's ring to a device and back, for
+// callgrind to count its instructions. Collection is on only while the queue is polled: what the driver's side and the
+// preparation cost is not counted. Requests are of 512 bytes, so that copying data does not hide the rest, and half of
+// the batches are full ones: the cost of a batch counts too.
+//
+// Each case leaves a dump named after it. Prints one line a case: NAME REQUESTS.
+
+#include <valgrind/callgrind.h>
+
+#include <cstdio>
+#include <functional>
+#include <stdexcept>
+
+#include "bdev/ram.h"
+#include "initiator/disk.h"
+#include "initiator/null_disk.h"
+#include "scsi/target.h"
+#include "vhost/blk_device.h"
+#include "vhost/scsi_request_queue.h"
+#include "virtio/guest_memory.h"
+#include "volume/volume_service.h"
+
+namespace {
+
+using namespace pollux;
+
+constexpr std::uint64_t kDiskBytes = 16 << 20;
+constexpr std::uint32_t kIoBytes = 512;
+constexpr std::uint32_t kFillBytes = 128 << 10;
+constexpr unsigned kDepth = 32;
+constexpr unsigned kBatches = 64;
+constexpr std::uint16_t kRingSize = 128;
+
+template <typename T>
+T must(Result<T> result) {
+  if (!result) throw std::runtime_error(result.error().message);
+  if constexpr (!std::is_void_v<T>) return std::move(*result);
+}
+
+// A guest's ring, and the same ring as the service sees it.
+class Wire {
+ public:
+  using MakeQueue = std::function<std::unique_ptr<vhost::VhostQueue>(std::unique_ptr<virtio::Virtqueue>)>;
+
+  Wire(const MakeQueue& make_queue, bool scsi, reactor::Reactor& reactor)
+      : ram_((kDepth * 16384 + (1 << 20)) / 4096 * 4096),
+        ring_(initiator::DriverRing::make(ram_, {.size = kRingSize})),
+        pool_(16) {
+    const auto& part = ram_.parts()[0];
+    auto region = must(virtio::map_region({.guest_addr = part.region.guest_addr,
+                                           .size_bytes = part.region.size,
+                                           .user_addr = part.region.user_addr,
+                                           .file_offset = part.region.offset},
+                                          virtio::UniqueFd(::dup(part.fd))));
+    const initiator::VuAddr at = ring_->addresses(0);
+    virtio::QueueSetup setup{.size = kRingSize,
+                             .desc_user_addr = at.desc,
+                             .driver_user_addr = at.avail,
+                             .device_user_addr = at.used,
+                             .memory = must(virtio::GuestMemory::make({region}))};
+    if (scsi) {
+      disk_ = std::make_unique<initiator::ScsiDisk>(0, 0, kIoBytes);
+    } else {
+      disk_ = std::make_unique<initiator::BlkDisk>();
+    }
+    queue_ = make_queue(must(virtio::Virtqueue::create(std::move(setup))));
+    must(queue_->start(reactor, pool_));
+    for (unsigned i = 0; i < kDepth; ++i) slots_.push_back(std::make_unique<initiator::IoSlot>(ram_, kIoBytes));
+  }
+
+  // Shows `count` requests to the queue at once and takes their answers, which are there after one poll.
+  void batch(initiator::Op op, std::uint64_t first, std::uint64_t stride, std::uint32_t bytes, unsigned count) {
+    for (unsigned i = 0; i < count; ++i) {
+      const std::uint64_t offset = (first + i * stride) % (kDiskBytes / bytes) * bytes;
+      if (!ring_->add(disk_->build(ram_, *slots_[i], op, offset, bytes, 0), i))
+        throw std::runtime_error("the ring is full");
+    }
+    ring_->show();
+    queue_->poll();
+    for (unsigned taken = 0; taken < count; ++taken) {
+      const auto done = ring_->take();
+      if (!done) throw std::runtime_error("a request was not answered within its poll");
+      const std::string verdict = disk_->verdict(*slots_[done->cookie]);
+      // The first requests of a new nexus hear of unit attentions instead.
+      if (!verdict.empty() && warm_) throw std::runtime_error(verdict);
+    }
+  }
+
+  void warm_up() {
+    for (unsigned i = 0; i < 2; ++i) batch(initiator::Op::kRead, 0, 1, kIoBytes, kDepth);
+    warm_ = true;
+  }
+
+  void stop() {
+    queue_->stop([] {});
+    queue_->poll();
+  }
+
+ private:
+  initiator::GuestRam ram_;
+  std::unique_ptr<initiator::DriverRing> ring_;
+  vhost::IovecPool pool_;
+  std::unique_ptr<initiator::Disk> disk_;
+  std::unique_ptr<vhost::VhostQueue> queue_;
+  std::vector<std::unique_ptr<initiator::IoSlot>> slots_;
+  bool warm_ = false;
+};
+
+void count(Wire& wire, const std::string& name, initiator::Op op) {
+  constexpr std::uint64_t kStride = 7919;
+  CALLGRIND_ZERO_STATS;
+  unsigned requests = 0;
+  for (unsigned i = 0; i < kBatches; ++i) {
+    const unsigned size = i % 2 == 0 ? kDepth : 1;
+    wire.batch(op, i * 31, kStride, kIoBytes, size);
+    requests += size;
+  }
+  CALLGRIND_DUMP_STATS_AT(name.c_str());
+  std::printf("%s %u\n", name.c_str(), requests);
+}
+
+// On the reactor.
+void count_both(const std::string& name, Wire& wire) {
+  wire.warm_up();
+  count(wire, name + "/read", initiator::Op::kRead);
+  count(wire, name + "/write", initiator::Op::kWrite);
+  wire.stop();
+}
+
+Uuid uuid(std::uint8_t number) {
+  Uuid made;
+  made.bytes.fill(number);
+  return made;
+}
+
+// So that what is counted are writes to places that were written before.
+reactor::Task<Status> fill(bdev::Bdev& disk, reactor::Reactor& reactor) {
+  co_await reactor.enter();
+  auto channel = disk.open_channel(reactor);
+  if (!channel) co_return fail(std::move(channel.error()));
+  const std::vector<std::byte> data(kFillBytes);
+  for (std::uint64_t offset = 0; offset < kDiskBytes; offset += kFillBytes) {
+    const auto status = co_await bdev::write(**channel, offset, data.data(), data.size());
+    if (auto good = bdev::to_status(status, "filling the volume"); !good) co_return good;
+  }
+  co_return Status{};
+}
+
+std::shared_ptr<bdev::Bdev> make_volume(volume::VolumeService& volumes, reactor::Reactor& reactor) {
+  const auto wait = [&](auto task) { return must(reactor::call(reactor, std::move(task))); };
+  volume::PoolSpec pool{.id = uuid(1), .name = "pool"};
+  pool.bdev = {.kind = bdev::Spec::Kind::kRam, .size_bytes = 8 * kDiskBytes};
+  wait(volumes.create_pool(std::move(pool)));
+  volume::VolumeSpec spec{.id = uuid(2), .name = "volume", .size_bytes = kDiskBytes};
+  wait(volumes.create_volume("pool", std::move(spec)));
+  auto made = wait(volumes.open(uuid(2)));
+  must(reactor::call(reactor, fill(*made, reactor)));
+  return made;
+}
+
+void count_blk(const std::string& name, const std::shared_ptr<bdev::Bdev>& disk, vhost::Placement& placement,
+               reactor::Reactor& reactor) {
+  auto device = must(vhost::BlkDevice::make({disk, uuid(3)}, 1, placement));
+  vhost::run_on(reactor, [&] {
+    const auto make = [&](auto ring) { return device->make_queue(0, std::move(ring), {}, 1ULL << vhost::kBlkFlush, reactor); };
+    Wire wire(make, false, reactor);
+    count_both(name + "/blk", wire);
+  });
+}
+
+void count_scsi(const std::string& name, const std::shared_ptr<bdev::Bdev>& disk, scsi::LogicalUnits& units,
+                reactor::Reactor& reactor) {
+  auto unit = must(units.get({.bdev = disk, .uuid = uuid(4)}));
+  auto nexus = must(unit->join({.initiator = "gate", .relative_target_port = 1}));
+  vhost::run_on(reactor, [&] {
+    vhost::ScsiLane lane;
+    lane.reactor = &reactor;
+    lane.targets[0] = std::make_unique<scsi::TargetChannel>();
+    lane.targets[0]->add(0, must(nexus->open_channel(reactor)));
+    const auto make = [&](auto ring) {
+      return std::make_unique<vhost::ScsiRequestQueue>(std::move(ring), vhost::QueueFds{}, lane);
+    };
+    Wire wire(make, true, reactor);
+    count_both(name + "/scsi", wire);
+  });
+}
+
+void run() {
+  auto reactors = must(reactor::ReactorGroup::start({{.id = 0}}));
+  auto& reactor = reactors->main();
+  vhost::Placement placement(*reactors);
+  volume::VolumeService volumes(*reactors);
+  scsi::LogicalUnits units;
+  {
+    const std::pair<const char*, std::shared_ptr<bdev::Bdev>> disks[] = {
+        {"null", initiator::make_null_disk(kDiskBytes)},
+        {"raw", must(bdev::make_ram_bdev("raw", kDiskBytes))},
+        {"volume", make_volume(volumes, reactor)},
+    };
+    for (const auto& [name, disk] : disks) {
+      count_blk(name, disk, placement, reactor);
+      count_scsi(name, disk, units, reactor);
+    }
+  }
+  must(reactor::call(reactor, volumes.close()));
+}
+
+}  // namespace
+
+int main() {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "pollux-perf-gate: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

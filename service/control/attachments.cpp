@@ -384,6 +384,7 @@ Status Attachments::delete_volume(const Uuid& volume, const std::function<Status
   }
   POLLUX_TRY(remove());
   step("volume.deleted");
+  POLLUX_TRY(store_.drop_reservation(volume));
   return store_.drop_authorisations(volume, "");
 }
 

@@ -17,6 +17,7 @@
 #include "control/handler.h"
 #include "control/metrics_source.h"
 #include "control/pools.h"
+#include "control/reservation_keeper.h"
 #include "control/rpc_server.h"
 #include "control/state_store.h"
 #include "control/tls_context.h"
@@ -128,6 +129,9 @@ Status Daemon::start_services() {
   vhost_options.socket_group = config_.vhost.socket_group;
   vhost_options.default_queues = config_.vhost.default_queues;
   vhost_options.max_queues = config_.vhost.max_queues;
+  auto boot_id = ReservationKeeper::host_boot_id();
+  if (!boot_id) return fail(std::move(boot_id.error()));
+  vhost_options.reservations = std::make_shared<ReservationKeeper>(*parts.store, std::move(*boot_id));
   auto vhost = vhost::VhostService::start(*parts.reactors, std::move(vhost_options));
   if (!vhost) return fail(std::move(vhost.error()));
   parts.vhost = std::move(*vhost);

@@ -7,9 +7,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <thrift/TProcessor.h>
-#include <thrift/protocol/TBinaryProtocol.h>
-#include <thrift/transport/TBufferTransports.h>
 
 #include <array>
 #include <cerrno>
@@ -18,19 +15,13 @@
 #include <vector>
 
 #include "base/log.h"
+#include "control/rpc_frame.h"
 
 namespace pollux::control {
 
 namespace {
 
-using apache::thrift::TConfiguration;
-using apache::thrift::protocol::TBinaryProtocol;
-using apache::thrift::transport::TMemoryBuffer;
-
 constexpr int kBacklog = 128;
-// No structure of the contract nests deeper than 4; unknown fields may, within reason.
-constexpr int kMaxNesting = 16;
-constexpr int kMaxContainerEntries = 64 * 1024;
 
 std::string to_text(const sockaddr_storage& address, socklen_t length) {
   std::array<char, NI_MAXHOST> host{};
@@ -212,26 +203,10 @@ bool RpcServer::serve_call(TlsStream& stream, apache::thrift::TProcessor& proces
     return dropped("a request of " + std::to_string(length) + " bytes did not arrive in time");
   }
 
-  const auto limits = std::make_shared<TConfiguration>(static_cast<int>(length), static_cast<int>(length), kMaxNesting);
-  const auto input = std::make_shared<TMemoryBuffer>(frame.data(), length, TMemoryBuffer::OBSERVE, limits);
-  const auto output = std::make_shared<TMemoryBuffer>();
-  // The answer's length goes in front of it when it is known.
-  const std::uint32_t room = 0;
-  output->write(reinterpret_cast<const std::uint8_t*>(&room), sizeof(room));
-  try {
-    const auto in = std::make_shared<TBinaryProtocol>(input, static_cast<std::int32_t>(length), kMaxContainerEntries,
-                                                      /*strict_read=*/true, /*strict_write=*/true);
-    const auto out = std::make_shared<TBinaryProtocol>(output, 0, 0, true, true);
-    if (!processor.process(in, out, nullptr)) return dropped("a message that is no call");
-  } catch (const std::exception& e) {
-    return dropped(std::string("a malformed request: ") + e.what());
-  }
-  std::uint8_t* answer = nullptr;
-  std::uint32_t answer_length = 0;
-  output->getBuffer(&answer, &answer_length);
-  const std::uint32_t wire_answer_length = htonl(answer_length - static_cast<std::uint32_t>(sizeof(room)));
-  std::memcpy(answer, &wire_answer_length, sizeof(wire_answer_length));
-  if (stream.write(answer, answer_length, Deadline::after_ms(options_.io_timeout_ms)) != TlsStream::End::kDone) {
+  const auto answer = answer_frame(processor, frame);
+  if (!answer) return dropped(answer.error().message);
+  if (stream.write(answer->data(), answer->size(), Deadline::after_ms(options_.io_timeout_ms)) !=
+      TlsStream::End::kDone) {
     return dropped("the answer was not taken in time");
   }
   return true;

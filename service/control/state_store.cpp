@@ -20,7 +20,7 @@ using sqlite::Transaction;
 
 // "PLUX": tells our file from any other SQLite file.
 constexpr std::int64_t kApplicationId = 0x504C5558;
-constexpr std::int64_t kSchemaVersion = 1;
+constexpr std::int64_t kSchemaVersion = 2;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE pools (
@@ -40,6 +40,11 @@ CREATE TABLE targets (
   client TEXT NOT NULL, volume_id TEXT NOT NULL, target INTEGER NOT NULL, PRIMARY KEY (client, volume_id)
 ) STRICT, WITHOUT ROWID;
 )sql";
+
+// What version 2 has beside version 1.
+constexpr const char* kSchemaOf2 =
+    "CREATE TABLE reservations (volume_id TEXT PRIMARY KEY, state TEXT NOT NULL, boot_id TEXT NOT NULL) STRICT, "
+    "WITHOUT ROWID;";
 
 constexpr const char* kAttachmentColumns =
     "attachment_id, volume_id, client, transport, asked_queues, asked_read_only, queues, read_only, host, authorised, "
@@ -118,6 +123,7 @@ Status StateStore::prepare() {
     Transaction transaction(database);
     POLLUX_TRY(transaction.begun());
     POLLUX_TRY(database.run(kSchema));
+    POLLUX_TRY(database.run(kSchemaOf2));
     POLLUX_TRY(database.run(("PRAGMA application_id=" + std::to_string(kApplicationId)).c_str()));
     POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
     return transaction.commit();
@@ -130,7 +136,12 @@ Status StateStore::prepare() {
                                              ", this polluxd knows up to " + std::to_string(kSchemaVersion) +
                                              ": run the newer polluxd that wrote it");
   }
-  return {};
+  if (*version == kSchemaVersion) return {};
+  Transaction transaction(database);
+  POLLUX_TRY(transaction.begun());
+  POLLUX_TRY(database.run(kSchemaOf2));
+  POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
+  return transaction.commit();
 }
 
 Status StateStore::put_pool(const PoolRecord& pool) {
@@ -366,6 +377,30 @@ Result<std::vector<std::uint16_t>> StateStore::remembered_targets(const std::str
   Statement statement(*database_, "SELECT target FROM targets WHERE client = ? ORDER BY target");
   statement.bind(1, client);
   while (statement.step()) found.push_back(static_cast<std::uint16_t>(statement.integer(0)));
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Status StateStore::put_reservation(const ReservationRecord& reservation) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "INSERT OR REPLACE INTO reservations (volume_id, state, boot_id) VALUES (?, ?, ?)")
+      .bind(1, reservation.volume.to_string())
+      .bind(2, reservation.state)
+      .bind(3, reservation.boot_id)
+      .finish();
+}
+
+Status StateStore::drop_reservation(const Uuid& volume) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM reservations WHERE volume_id = ?").bind(1, volume.to_string()).finish();
+}
+
+Result<std::optional<ReservationRecord>> StateStore::reservation(const Uuid& volume) {
+  const std::lock_guard lock(mutex_);
+  Statement statement(*database_, "SELECT state, boot_id FROM reservations WHERE volume_id = ?");
+  statement.bind(1, volume.to_string());
+  std::optional<ReservationRecord> found;
+  if (statement.step()) found = ReservationRecord{volume, statement.text(0), statement.text(1)};
   POLLUX_TRY(statement.status());
   return found;
 }

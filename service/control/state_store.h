@@ -63,6 +63,16 @@ struct AttachmentRecord {
   bool operator==(const AttachmentRecord&) const = default;
 };
 
+// Persistent reservations of a volume, as the SCSI layer words them.
+struct ReservationRecord {
+  Uuid volume;
+  std::string state;
+  // The start of the host that it ends with; empty: it outlives them.
+  std::string boot_id;
+
+  bool operator==(const ReservationRecord&) const = default;
+};
+
 class StateStore {
  public:
   // Makes the folder (0750) and the file when they are missing. kBusy: another service uses the folder. kUnsupported:
@@ -98,6 +108,10 @@ class StateStore {
   Result<std::optional<std::uint16_t>> remembered_target(const std::string& client, const Uuid& volume);
   // Every target that is remembered for one of the client's volumes.
   Result<std::vector<std::uint16_t>> remembered_targets(const std::string& client);
+
+  Status put_reservation(const ReservationRecord& reservation);
+  Status drop_reservation(const Uuid& volume);
+  Result<std::optional<ReservationRecord>> reservation(const Uuid& volume);
 
  private:
   StateStore() = default;

@@ -9,6 +9,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "control/reservation_keeper.h"
+
 using namespace pollux;
 using namespace pollux::control;
 
@@ -133,6 +135,61 @@ BOOST_AUTO_TEST_CASE(a_second_service_on_one_folder_is_refused) {
   BOOST_TEST(to_string(second.error().code) == "busy");
 }
 
+BOOST_AUTO_TEST_CASE(reservations_are_kept_replaced_and_forgotten) {
+  Folder folder;
+  const ReservationRecord record{*Uuid::parse("00000000-0000-4000-8000-000000000001"), "first line\nsecond", ""};
+  ReservationRecord other = record;
+  other.boot_id = "a start of the host";
+  {
+    const auto store = open_store(folder.path);
+    BOOST_TEST(!store->reservation(record.volume).value());
+    must(store->put_reservation(record));
+    must(store->put_reservation(other));
+  }
+  const auto store = open_store(folder.path);
+  BOOST_TEST((store->reservation(record.volume).value() == other));
+  must(store->drop_reservation(record.volume));
+  BOOST_TEST(!store->reservation(record.volume).value());
+}
+
+BOOST_AUTO_TEST_CASE(a_folder_of_the_first_schema_is_taken_over) {
+  Folder folder;
+  open_store(folder.path).reset();
+  {
+    auto database = sqlite::Database::open(folder.path + "/state.db");
+    BOOST_REQUIRE(database);
+    must((*database)->run("DROP TABLE reservations; PRAGMA user_version=1"));
+  }
+  for (int round = 0; round < 2; ++round) {
+    const auto store = open_store(folder.path);
+    must(store->put_reservation({*Uuid::parse("00000000-0000-4000-8000-000000000001"), "x", ""}));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(reservations_end_with_a_power_loss_unless_they_were_to_outlive_it) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const Uuid lasting = *Uuid::parse("00000000-0000-4000-8000-000000000001");
+  const Uuid passing = *Uuid::parse("00000000-0000-4000-8000-000000000002");
+  int answers = 0;
+  const auto answered = [&answers](Status status) { answers += status.has_value(); };
+  {
+    ReservationKeeper keeper(*store, "boot 1");
+    keeper.save(lasting, "a", true, answered);
+    keeper.save(passing, "b", false, answered);
+  }
+  BOOST_TEST(answers == 2);
+  {
+    ReservationKeeper keeper(*store, "boot 1");
+    BOOST_TEST(keeper.load(lasting).value() == "a");
+    BOOST_TEST(keeper.load(passing).value() == "b");
+  }
+  ReservationKeeper keeper(*store, "boot 2");
+  BOOST_TEST(keeper.load(lasting).value() == "a");
+  BOOST_TEST(keeper.load(passing).value() == "");
+  BOOST_TEST(!store->reservation(passing).value());
+}
+
 BOOST_AUTO_TEST_CASE(a_newer_schema_a_foreign_file_and_garbage_are_refused_by_name) {
   Folder folder;
   open_store(folder.path).reset();
@@ -140,13 +197,13 @@ BOOST_AUTO_TEST_CASE(a_newer_schema_a_foreign_file_and_garbage_are_refused_by_na
   {
     auto database = sqlite::Database::open(file);
     BOOST_REQUIRE(database);
-    must((*database)->run("PRAGMA user_version=2"));
+    must((*database)->run("PRAGMA user_version=3"));
   }
   auto newer = StateStore::open(folder.path);
   BOOST_REQUIRE(!newer);
   BOOST_TEST(to_string(newer.error().code) == "unsupported");
   BOOST_TEST(newer.error().message.find(file) != std::string::npos);
-  BOOST_TEST(newer.error().message.find("version 2") != std::string::npos);
+  BOOST_TEST(newer.error().message.find("version 3") != std::string::npos);
   {
     auto database = sqlite::Database::open(file);
     must((*database)->run("PRAGMA user_version=1; PRAGMA application_id=7"));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 KINDS = ("null", "raw", "volume")
@@ -45,7 +46,7 @@ def cases() -> dict[str, list[str]]:
             *(f"guests/{count}/ratio" for count in GUESTS[1:]),
             "idle/neighbour-cycles",
         ],
-        "queues": ["queues/2/ratio"],
+        "queues": ["queues/2/ratio"] if len(os.sched_getaffinity(0)) > 2 else [],
         "idle": ["memory/base-mb", "memory/session-kb", "idle/cpu-percent", "idle/wake-us"],
         "depth": [f"depth/{depth}/ratio" for depth in SNAPSHOT_DEPTHS],
         "firstwrite": ["firstwrite/thin/ratio", "firstwrite/clone/ratio"],

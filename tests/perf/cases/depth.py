@@ -9,15 +9,15 @@ from perf.names import SNAPSHOT_DEPTHS
 from perf.paired import Side, measure, ratio
 from perf.service import MIB
 
-SIZE = 512 * MIB
-# Between two snapshots, in random places, so that each level owns some of what is read.
-_WRITES = 2000
+SIZE = 128 * MIB
+# Between two snapshots, in random places, so that each level owns some of what is read. Each takes a cluster.
+_WRITES = 12
 
 
 def run(bench: Bench) -> None:
     depths = [depth for depth in SNAPSHOT_DEPTHS if bench.wants(f"depth/{depth}/ratio")]
     with bench.service() as service, bench.load() as load:
-        service.ram_pool("ram", 4 * SIZE * (len(depths) + 1) + 8 * 1024 * MIB)
+        service.ram_pool("ram", 16 * 1024 * MIB)
         for depth in (0, *depths):
             name = f"depth{depth}"
             volume = service.volume("ram", SIZE)
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
             load.fill([name])
             for _ in range(depth):
                 service.snapshot(volume)
-                load.run([name], Workload(32, 0, requests=_WRITES), 60)
+                load.run([name], Workload(4, 0, requests=_WRITES), 60)
         sides = {str(depth): Side(service, [f"depth{depth}"], Workload()) for depth in (0, *depths)}
         series = measure(load, sides, bench.options.rounds * 2, bench.options.seconds)
         for depth in depths:

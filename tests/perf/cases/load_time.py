@@ -11,7 +11,7 @@ _TIB = 1 << 40
 _VOLUMES = 10
 _VOLUME = 64 * 1024 * MIB
 # In random places of each volume, one cluster each for most of them.
-_WRITES = 5000
+_WRITES = 2000
 _MANY = 5000
 
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <iterator>
 
 #include "base/log.h"
 #include "blob/page_codec.h"
@@ -14,6 +15,9 @@ namespace {
 // More than this many changed pages, and a checkpoint is due however empty the journal is: it bounds what a crash makes
 // the next start write, and the memory a cut may need.
 constexpr std::size_t kMaxDirtyPages = 16384;
+// Percent of the pool that is taken or promised when the log warns.
+constexpr unsigned kWatermarks[] = {80, 90, 95, 99};
+constexpr unsigned kCalmPercent = 2;
 // Metadata pages that one structural change needs at most besides a fork's or resize's index pages.
 constexpr std::uint32_t kPagesPerChange = 2;
 
@@ -265,7 +269,20 @@ void Store::unview(Volume& volume) {
   if (--volume.opens == 0) volume.view.reset();
 }
 
+// Warns once for each watermark that is passed, again when it was left by kCalmPercent in between.
+void Store::watch_space() {
+  const std::uint64_t capacity = std::uint64_t{state_->refcounts.cluster_count()} - state_->refcounts.system_count();
+  const std::uint64_t left = space_->available();
+  const auto used_percent = static_cast<unsigned>(100 - std::min<std::uint64_t>(100 * left / capacity, 100));
+  while (passed_ > 0 && used_percent + kCalmPercent < kWatermarks[passed_ - 1]) --passed_;
+  if (passed_ == std::size(kWatermarks) || used_percent < kWatermarks[passed_]) return;
+  while (passed_ < std::size(kWatermarks) && used_percent >= kWatermarks[passed_]) ++passed_;
+  log::warn("pool '{}' is {} % full: {} MiB are left; delete something or grow its device", name(), used_percent,
+            left * state_->geometry.cluster_bytes / kMiB);
+}
+
 void Store::committed() {
+  watch_space();
   if (state_->dirty.pending().size() > kMaxDirtyPages) checkpoint_wanted_ = true;
   if (std::exchange(checkpoint_wanted_, false) && !checkpointer_->running() && !closing_) {
     reactor::spawn(checkpoint_in_background());

@@ -146,6 +146,7 @@ class Store {
   reactor::Task<Status> own_cluster(Volume& volume, std::uint32_t index);
   reactor::Task<void> checkpoint_in_background();
   void committed();
+  void watch_space();
 
   Lanes lanes_;
   Lane* lane_ = nullptr;
@@ -159,6 +160,7 @@ class Store {
   reactor::AsyncMutex structure_;
   std::vector<std::unique_ptr<Job>> jobs_;
   std::uint32_t background_ = 0;
+  std::size_t passed_ = 0;  // watermarks
   bool closing_ = false;
   bool checkpoint_wanted_ = false;
   std::uint64_t replayed_records_ = 0;

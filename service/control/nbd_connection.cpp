@@ -26,6 +26,9 @@ constexpr std::uint64_t kBytesInFlight = kMaxPayloadBytes;
 constexpr std::size_t kKeptBufferBytes = 1 << 20;
 constexpr std::size_t kBufferAlignment = 4096;  // of O_DIRECT, so that devices need not bounce
 constexpr int kNegotiationTimeoutS = 10;
+// Of one answer about extents; the client asks on where it ends.
+constexpr std::size_t kMaxExtents = 32;
+constexpr std::size_t kExtentBytes = 8;  // on the wire: length, state
 
 std::uint32_t to_nbd(bdev::IoStatus status) {
   switch (status) {
@@ -73,6 +76,10 @@ reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bd
 struct Connection::Slot : reactor::Message, bdev::IoRequest {
   Connection* connection = nullptr;
   std::uint64_t cookie = 0;
+  std::uint16_t type = 0;        // of the request
+  std::uint64_t from_bytes = 0;  // where the request begins, and where it ends
+  std::uint64_t end_bytes = 0;
+  std::size_t extents_left = 0;  // how many more an answer may have
   std::uint32_t error = kOk;
   std::uint32_t answer_bytes = 0;   // data that follows the answer
   std::uint32_t counted_bytes = 0;  // of bytes_in_use_
@@ -80,6 +87,17 @@ struct Connection::Slot : reactor::Message, bdev::IoRequest {
   iovec data{};
   std::unique_ptr<void, memory::Release> buffer;
   std::size_t buffer_bytes = 0;
+
+  // Takes the device's answer over. True: it is to be asked for the next extent.
+  bool add_extent() {
+    auto* out = static_cast<std::uint8_t*>(buffer.get()) + answer_bytes;
+    put(out, static_cast<std::uint32_t>(length_bytes));
+    put(out + 4, (bdev::IoRequest::flags & kMapped) != 0 ? 0 : kStateHole | kStateZero);
+    answer_bytes += kExtentBytes;
+    offset_bytes += length_bytes;
+    length_bytes = end_bytes - offset_bytes;
+    return --extents_left > 0 && length_bytes > 0;
+  }
 
   bool reserve(std::size_t bytes) {
     if (buffer_bytes >= bytes) return true;
@@ -117,6 +135,7 @@ Status Connection::run() {
   const auto agreed = negotiate(socket_.get(), export_);
   if (!agreed) return fail(agreed.error());
   if (!*agreed) return {};
+  agreed_ = **agreed;
   // From here on a client may be silent, or busy, for as long as it likes.
   set_timeout(socket_.get(), SO_RCVTIMEO, 0);
   set_timeout(socket_.get(), SO_SNDTIMEO, 0);
@@ -161,6 +180,12 @@ std::uint32_t Connection::judge(const Request& request) const {
   bool writes = true;
   switch (request.type) {
     case kCmdRead:
+      if (agreed_.structured_replies) known_flags = kCmdFlagDf;
+      writes = false;
+      break;
+    case kCmdBlockStatus:
+      if (!agreed_.allocation) return kEinval;
+      known_flags = kCmdFlagReqOne;
       writes = false;
       break;
     case kCmdWrite:
@@ -195,6 +220,9 @@ Status Connection::take(const Request& request) {
   }
   Slot* slot = acquire(refusal == kOk ? request : Request{.cookie = request.cookie});
   slot->cookie = request.cookie;
+  slot->type = request.type;
+  slot->from_bytes = request.offset_bytes;
+  slot->end_bytes = request.offset_bytes + request.length_bytes;
   if (refusal != kOk) {
     if (has_payload && !discard(request.length_bytes)) {
       release(*slot);
@@ -210,6 +238,10 @@ Status Connection::take(const Request& request) {
   if (has_payload && !receive(socket_.get(), slot->buffer.get(), request.length_bytes)) {
     release(*slot);
     return {};
+  }
+  if (request.type == kCmdBlockStatus && !slot->reserve(kMaxExtents * kExtentBytes)) {
+    release(*slot);
+    return fail(ErrorCode::kNoSpace, "no memory for an answer about extents");
   }
   const bool fua = (request.flags & kCmdFlagFua) != 0;
   slot->bdev::IoRequest::flags = 0;
@@ -241,6 +273,10 @@ Status Connection::take(const Request& request) {
       slot->op = bdev::IoOp::kWriteZeroes;
       if ((request.flags & kCmdFlagNoHole) == 0) slot->bdev::IoRequest::flags = bdev::IoRequest::kMayUnmap;
       slot->flush_after = fua;
+      break;
+    case kCmdBlockStatus:
+      slot->op = bdev::IoOp::kExtent;
+      slot->extents_left = (request.flags & kCmdFlagReqOne) != 0 ? 1 : kMaxExtents;
       break;
     default:
       slot->op = bdev::IoOp::kFlush;
@@ -294,6 +330,10 @@ void Connection::submit(Slot& slot) {
       done.connection->channel_->submit(done);
       return;
     }
+    if (done.status == bdev::IoStatus::kOk && done.op == bdev::IoOp::kExtent && done.add_extent()) {
+      done.connection->channel_->submit(done);
+      return;
+    }
     done.connection->answer(done, to_nbd(done.status));
   };
   slot.run = [](reactor::Message& message) {
@@ -313,7 +353,35 @@ void Connection::answer(Slot& slot, std::uint32_t error) {
   [[maybe_unused]] const auto written = write(answers_event_.get(), &one, sizeof(one));
 }
 
+// "Structured replies": in one chunk, which is the last.
+bool Connection::send_chunk(const Slot& slot) {
+  // The longest that goes before data: an offset, or the number of a context, or an error and the length of its text.
+  std::array<std::uint8_t, kChunkHeaderBytes + 8> header{};
+  std::uint8_t* extra = header.data() + kChunkHeaderBytes;
+  std::uint16_t type = kChunkError;
+  std::uint32_t extra_bytes = 6;
+  if (slot.error != kOk) {
+    put(extra, slot.error);
+  } else if (slot.type == kCmdRead) {
+    type = kChunkOffsetData;
+    extra_bytes = 8;
+    put(extra, slot.from_bytes);
+  } else {
+    type = kChunkBlockStatus;
+    extra_bytes = 4;
+    put(extra, kAllocationContextId);
+  }
+  put(header.data(), kStructuredReplyMagic);
+  put(header.data() + 4, kChunkDone);
+  put(header.data() + 6, type);
+  put(header.data() + 8, slot.cookie);
+  put(header.data() + 16, extra_bytes + slot.answer_bytes);
+  return send_all(socket_.get(), header.data(), kChunkHeaderBytes + extra_bytes) &&
+         (slot.answer_bytes == 0 || send_all(socket_.get(), slot.buffer.get(), slot.answer_bytes));
+}
+
 bool Connection::send_answer(Slot& slot) {
+  if (agreed_.structured_replies && (slot.type == kCmdRead || slot.type == kCmdBlockStatus)) return send_chunk(slot);
   std::array<std::uint8_t, kSimpleReplyBytes> header{};
   put(header.data(), kSimpleReplyMagic);
   put(header.data() + 4, slot.error);

@@ -58,11 +58,13 @@ class Connection {
   void answer(Slot& slot, std::uint32_t error);
   void send_answers();
   bool send_answer(Slot& slot);
+  bool send_chunk(const Slot& slot);
 
   Fd socket_;
   const std::shared_ptr<bdev::Bdev> device_;
   reactor::Reactor& reactor_;
   const Export export_;
+  Agreement agreed_;
   std::unique_ptr<bdev::Channel> channel_;  // made, used and destroyed on the reactor
 
   std::vector<std::unique_ptr<Slot>> slots_;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cerrno>
+#include <string_view>
 #include <vector>
 
 #include "control/nbd_protocol.h"
@@ -43,11 +44,16 @@ bool parse_info(const std::vector<std::uint8_t>& data, std::string& name) {
   return data.size() == 4 + name_length + 2 + 2 * count;
 }
 
-bool send_info(int socket, std::uint32_t option, const Export& exported) {
+// "Transmission flags": DF is there for those that have structured replies. Ours come in one piece anyway.
+std::uint16_t transmission_flags(const Export& exported, const Agreement& agreed) {
+  return static_cast<std::uint16_t>(exported.transmission_flags | (agreed.structured_replies ? kSendDf : 0));
+}
+
+bool send_info(int socket, std::uint32_t option, const Export& exported, const Agreement& agreed) {
   std::vector<std::uint8_t> info;
   append(info, kInfoExport);
   append(info, exported.size_bytes);
-  append(info, exported.transmission_flags);
+  append(info, transmission_flags(exported, agreed));
   if (!reply(socket, option, kRepInfo, info)) return false;
   // Sent to all: a server may send what was not asked for, and clients that know it do better.
   std::vector<std::uint8_t> sizes;
@@ -65,24 +71,72 @@ bool send_list(int socket, const Export& exported) {
   return reply(socket, kOptList, kRepServer, entry) && reply(socket, kOptList, kRepAck);
 }
 
-bool send_export(int socket, const Export& exported, bool zeroes) {
+bool send_export(int socket, const Export& exported, const Agreement& agreed, bool zeroes) {
   std::vector<std::uint8_t> answer;
   append(answer, exported.size_bytes);
-  append(answer, exported.transmission_flags);
+  append(answer, transmission_flags(exported, agreed));
   if (zeroes) answer.resize(answer.size() + kExportNameZeroes);
   return send_all(socket, answer.data(), answer.size());
+}
+
+// "NBD_OPT_LIST_META_CONTEXT", "NBD_OPT_SET_META_CONTEXT": the export's name, and queries, each a length and a name.
+bool parse_queries(const std::vector<std::uint8_t>& data, std::string& name, std::vector<std::string>& queries) {
+  std::size_t at = 0;
+  const auto take_number = [&](std::uint32_t& number) {
+    if (data.size() - at < sizeof(number)) return false;
+    number = get<std::uint32_t>(data.data() + at);
+    at += sizeof(number);
+    return true;
+  };
+  const auto take_text = [&](std::string& text) {
+    std::uint32_t length = 0;
+    if (!take_number(length) || length > data.size() - at) return false;
+    text.assign(reinterpret_cast<const char*>(data.data() + at), length);
+    at += length;
+    return true;
+  };
+  std::uint32_t count = 0;
+  if (!take_text(name) || !take_number(count)) return false;
+  // Each has at least its length, so the loop ends with the data.
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (!take_text(queries.emplace_back())) return false;
+  }
+  return at == data.size();
+}
+
+bool answer_contexts(int socket, std::uint32_t option, const std::vector<std::uint8_t>& data, const Export& exported,
+                     Agreement& agreed) {
+  const bool set = option == kOptSetMetaContext;
+  std::string name;
+  std::vector<std::string> queries;
+  if (!agreed.structured_replies || !parse_queries(data, name, queries)) {
+    return reply(socket, option, kRepErrInvalid);
+  }
+  if (!names(name, exported)) return reply(socket, option, kRepErrUnknown);
+  bool wanted = !set && queries.empty();
+  for (const auto& query : queries) wanted = wanted || query == kAllocationContext || (!set && query == "base:");
+  wanted = wanted && exported.reports_extents;
+  if (set) agreed.allocation = wanted;
+  if (wanted) {
+    std::vector<std::uint8_t> context;
+    append(context, set ? kAllocationContextId : 0);
+    const std::string_view text = kAllocationContext;
+    context.insert(context.end(), text.begin(), text.end());
+    if (!reply(socket, option, kRepMetaContext, context)) return false;
+  }
+  return reply(socket, option, kRepAck);
 }
 
 enum class Next { kOption, kTransmission, kEnd };
 
 Next answer_option(int socket, std::uint32_t option, const std::vector<std::uint8_t>& data, const Export& exported,
-                   bool zeroes) {
+                   bool zeroes, Agreement& agreed) {
   const auto go_on = [](bool sent) { return sent ? Next::kOption : Next::kEnd; };
   switch (option) {
     case kOptExportName: {
       // This option knows no error reply: an unknown name ends the connection.
       const std::string name(data.begin(), data.end());
-      return names(name, exported) && send_export(socket, exported, zeroes) ? Next::kTransmission : Next::kEnd;
+      return names(name, exported) && send_export(socket, exported, agreed, zeroes) ? Next::kTransmission : Next::kEnd;
     }
     case kOptAbort:
       reply(socket, option, kRepAck);  // the client may be gone already
@@ -95,9 +149,16 @@ Next answer_option(int socket, std::uint32_t option, const std::vector<std::uint
       std::string name;
       if (!parse_info(data, name)) return go_on(reply(socket, option, kRepErrInvalid));
       if (!names(name, exported)) return go_on(reply(socket, option, kRepErrUnknown));
-      if (!send_info(socket, option, exported)) return Next::kEnd;
+      if (!send_info(socket, option, exported, agreed)) return Next::kEnd;
       return option == kOptGo ? Next::kTransmission : Next::kOption;
     }
+    case kOptStructuredReply:
+      if (!data.empty()) return go_on(reply(socket, option, kRepErrInvalid));
+      agreed.structured_replies = true;
+      return go_on(reply(socket, option, kRepAck));
+    case kOptListMetaContext:
+    case kOptSetMetaContext:
+      return go_on(answer_contexts(socket, option, data, exported, agreed));
     default:
       return go_on(reply(socket, option, kRepErrUnsupported));
   }
@@ -129,14 +190,16 @@ bool send_all(int socket, const void* data, std::size_t length) {
   return true;
 }
 
-Result<bool> negotiate(int socket, const Export& exported) {
+Result<std::optional<Agreement>> negotiate(int socket, const Export& exported) {
+  const std::optional<Agreement> ended;
+  Agreement agreed;
   std::vector<std::uint8_t> greeting;
   append(greeting, kServerMagic);
   append(greeting, kOptionMagic);
   append(greeting, static_cast<std::uint16_t>(kFlagFixedNewstyle | kFlagNoZeroes));
   std::array<std::uint8_t, 4> raw_flags{};
   if (!send_all(socket, greeting.data(), greeting.size()) || !receive(socket, raw_flags.data(), raw_flags.size())) {
-    return false;
+    return ended;
   }
   const auto flags = get<std::uint32_t>(raw_flags.data());
   if ((flags & ~std::uint32_t{kFlagFixedNewstyle | kFlagNoZeroes}) != 0) {
@@ -145,7 +208,7 @@ Result<bool> negotiate(int socket, const Export& exported) {
   const bool zeroes = (flags & kFlagNoZeroes) == 0;
   for (unsigned options = 0; options < kMaxOptions; ++options) {
     std::array<std::uint8_t, 16> header{};
-    if (!receive(socket, header.data(), header.size())) return false;
+    if (!receive(socket, header.data(), header.size())) return ended;
     if (get<std::uint64_t>(header.data()) != kOptionMagic)
       return fail(ErrorCode::kInvalid, "an option without its magic");
     const auto option = get<std::uint32_t>(header.data() + 8);
@@ -154,14 +217,14 @@ Result<bool> negotiate(int socket, const Export& exported) {
       return fail(ErrorCode::kInvalid, "an option of " + std::to_string(length) + " bytes");
     }
     std::vector<std::uint8_t> data(length);
-    if (!receive(socket, data.data(), data.size())) return false;
-    switch (answer_option(socket, option, data, exported, zeroes)) {
+    if (!receive(socket, data.data(), data.size())) return ended;
+    switch (answer_option(socket, option, data, exported, zeroes, agreed)) {
       case Next::kOption:
         break;
       case Next::kTransmission:
-        return true;
+        return agreed;
       case Next::kEnd:
-        return false;
+        return ended;
     }
   }
   return fail(ErrorCode::kInvalid, "more than " + std::to_string(kMaxOptions) + " options");

@@ -3,6 +3,7 @@
 // it is, which requests it takes and in which sizes.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -15,11 +16,18 @@ struct Export {
   std::uint32_t block_bytes = 512;
   std::uint32_t preferred_bytes = 4096;
   std::uint16_t transmission_flags = 0;
+  bool reports_extents = false;  // offer base:allocation
 };
 
-// True: go on to transmission. False: the client ended the negotiation as the protocol allows, or hung up. kInvalid: it
-// broke the protocol. The socket's own time-outs bound how long this takes. Any thread that may block.
-Result<bool> negotiate(int socket, const Export& exported);
+// What the client asked for, and gets.
+struct Agreement {
+  bool structured_replies = false;
+  bool allocation = false;  // base:allocation
+};
+
+// An agreement: go on to transmission. None: the client ended the negotiation as the protocol allows, or hung up.
+// kInvalid: it broke the protocol. The socket's own time-outs bound how long this takes. Any thread that may block.
+Result<std::optional<Agreement>> negotiate(int socket, const Export& exported);
 
 // The whole buffer, or false when the connection ended or timed out.
 bool receive(int socket, void* data, std::size_t length);

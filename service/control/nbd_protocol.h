@@ -1,6 +1,7 @@
 #pragma once
-// The part of the NBD protocol that the data sockets speak: fixed newstyle negotiation and simple replies. Clauses are
-// those of the protocol's description, doc/proto.md of the nbd project. All numbers on the wire are big-endian.
+// The part of the NBD protocol that the data sockets speak: fixed newstyle negotiation, simple and structured replies,
+// and the metadata context base:allocation. Clauses are those of the protocol's description, doc/proto.md of the nbd
+// project. All numbers on the wire are big-endian.
 
 #include <concepts>
 #include <cstddef>
@@ -23,11 +24,15 @@ inline constexpr std::uint32_t kOptAbort = 2;
 inline constexpr std::uint32_t kOptList = 3;
 inline constexpr std::uint32_t kOptInfo = 6;
 inline constexpr std::uint32_t kOptGo = 7;
+inline constexpr std::uint32_t kOptStructuredReply = 8;
+inline constexpr std::uint32_t kOptListMetaContext = 9;
+inline constexpr std::uint32_t kOptSetMetaContext = 10;
 
 // "Option reply types"
 inline constexpr std::uint32_t kRepAck = 1;
 inline constexpr std::uint32_t kRepServer = 2;
 inline constexpr std::uint32_t kRepInfo = 3;
+inline constexpr std::uint32_t kRepMetaContext = 4;
 inline constexpr std::uint32_t kRepErrUnsupported = (1U << 31) + 1;
 inline constexpr std::uint32_t kRepErrInvalid = (1U << 31) + 3;
 inline constexpr std::uint32_t kRepErrUnknown = (1U << 31) + 6;
@@ -43,6 +48,7 @@ inline constexpr std::uint16_t kSendFlush = 1 << 2;
 inline constexpr std::uint16_t kSendFua = 1 << 3;
 inline constexpr std::uint16_t kSendTrim = 1 << 5;
 inline constexpr std::uint16_t kSendWriteZeroes = 1 << 6;
+inline constexpr std::uint16_t kSendDf = 1 << 7;
 inline constexpr std::uint16_t kCanMultiConn = 1 << 8;
 
 // "Request message", "Simple reply message"
@@ -51,6 +57,20 @@ inline constexpr std::uint32_t kSimpleReplyMagic = 0x67446698;
 inline constexpr std::size_t kRequestBytes = 28;
 inline constexpr std::size_t kSimpleReplyBytes = 16;
 
+// "Structured reply chunk message"
+inline constexpr std::uint32_t kStructuredReplyMagic = 0x668e33ef;
+inline constexpr std::size_t kChunkHeaderBytes = 20;
+inline constexpr std::uint16_t kChunkDone = 1 << 0;
+inline constexpr std::uint16_t kChunkOffsetData = 1;
+inline constexpr std::uint16_t kChunkBlockStatus = 5;
+inline constexpr std::uint16_t kChunkError = (1 << 15) + 1;
+
+// "Metadata querying", and what "base:allocation" says of an extent
+inline constexpr const char* kAllocationContext = "base:allocation";
+inline constexpr std::uint32_t kAllocationContextId = 1;
+inline constexpr std::uint32_t kStateHole = 1 << 0;
+inline constexpr std::uint32_t kStateZero = 1 << 1;
+
 // "Request types"
 inline constexpr std::uint16_t kCmdRead = 0;
 inline constexpr std::uint16_t kCmdWrite = 1;
@@ -58,10 +78,13 @@ inline constexpr std::uint16_t kCmdDisconnect = 2;
 inline constexpr std::uint16_t kCmdFlush = 3;
 inline constexpr std::uint16_t kCmdTrim = 4;
 inline constexpr std::uint16_t kCmdWriteZeroes = 6;
+inline constexpr std::uint16_t kCmdBlockStatus = 7;
 
 // "Command flags"
 inline constexpr std::uint16_t kCmdFlagFua = 1 << 0;
 inline constexpr std::uint16_t kCmdFlagNoHole = 1 << 1;
+inline constexpr std::uint16_t kCmdFlagDf = 1 << 2;
+inline constexpr std::uint16_t kCmdFlagReqOne = 1 << 3;
 
 // "Error values"
 inline constexpr std::uint32_t kOk = 0;

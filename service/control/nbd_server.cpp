@@ -84,6 +84,7 @@ nbd::Export NbdServer::describe() const {
   exported.preferred_bytes = std::max({device_->optimal_io_bytes(), device_->block_bytes(), 4096U});
   // "Transmission flags", CAN_MULTI_CONN: every connection uses one device, so a flush covers what any of them
   // completed.
+  exported.reports_extents = device_->reports_extents();
   exported.transmission_flags = nbd::kHasFlags | nbd::kSendFlush | nbd::kCanMultiConn;
   if (options_.read_only) {
     exported.transmission_flags |= nbd::kReadOnly;

@@ -82,6 +82,10 @@ class NbdClient {
   // Into transmission; the transmission flags.
   std::uint16_t go_to(const std::string& name) {
     BOOST_REQUIRE(send_flags(3));
+    return enter(name);
+  }
+  // The same, after flags and other options.
+  std::uint16_t enter(const std::string& name) {
     BOOST_REQUIRE(send_option(nbd::kOptGo, go(name)));
     std::uint16_t flags = 0;
     std::vector<std::uint8_t> info;
@@ -112,6 +116,22 @@ class NbdClient {
     BOOST_REQUIRE(nbd::get<std::uint32_t>(header.data()) == nbd::kSimpleReplyMagic);
     if (cookie != nullptr) *cookie = nbd::get<std::uint64_t>(header.data() + 8);
     return nbd::get<std::uint32_t>(header.data() + 4);
+  }
+  struct Chunk {
+    std::uint16_t type = 0;
+    std::vector<std::uint8_t> data;
+  };
+  // A structured reply of one chunk.
+  Chunk chunk(std::uint64_t cookie) {
+    std::vector<std::uint8_t> header(nbd::kChunkHeaderBytes);
+    BOOST_REQUIRE(receive(header.data(), header.size()));
+    BOOST_REQUIRE(nbd::get<std::uint32_t>(header.data()) == nbd::kStructuredReplyMagic);
+    BOOST_TEST(nbd::get<std::uint16_t>(header.data() + 4) == nbd::kChunkDone);
+    BOOST_TEST(nbd::get<std::uint64_t>(header.data() + 8) == cookie);
+    Chunk chunk{nbd::get<std::uint16_t>(header.data() + 6),
+                std::vector<std::uint8_t>(nbd::get<std::uint32_t>(header.data() + 16))};
+    BOOST_REQUIRE(receive(chunk.data.data(), chunk.data.size()));
+    return chunk;
   }
   std::uint32_t ask(std::uint16_t type, std::uint64_t offset, std::uint32_t length, std::uint16_t flags = 0) {
     BOOST_REQUIRE(request(type, offset, length, flags));
@@ -413,4 +433,66 @@ BOOST_FIXTURE_TEST_CASE(connections_beyond_the_limit_are_closed, Fixture) {
   std::uint8_t byte = 0;
   BOOST_TEST(!nbd::receive(second.get(), &byte, 1));
   BOOST_TEST(first.read(0, 512).size() == 512U);
+}
+
+BOOST_FIXTURE_TEST_CASE(structured_replies_carry_reads_and_their_errors, Fixture) {
+  NbdClient client(path());
+  BOOST_REQUIRE(client.send_flags(3));
+  BOOST_REQUIRE(client.send_option(nbd::kOptStructuredReply, {1}));
+  BOOST_TEST(client.option_reply() == nbd::kRepErrInvalid);
+  BOOST_REQUIRE(client.send_option(nbd::kOptStructuredReply, {}));
+  BOOST_TEST(client.option_reply() == nbd::kRepAck);
+  BOOST_TEST((client.enter("volume") & nbd::kSendDf) != 0);
+  const auto data = pattern(8192, 1);
+  BOOST_TEST(client.write(4096, data) == nbd::kOk);
+  BOOST_REQUIRE(client.request(nbd::kCmdRead, 4096, 8192, nbd::kCmdFlagDf, 7));
+  const auto read = client.chunk(7);
+  BOOST_TEST(read.type == nbd::kChunkOffsetData);
+  BOOST_REQUIRE(read.data.size() == 8 + data.size());
+  BOOST_TEST(nbd::get<std::uint64_t>(read.data.data()) == 4096U);
+  BOOST_TEST(std::equal(data.begin(), data.end(), read.data.begin() + 8));
+  BOOST_REQUIRE(client.request(nbd::kCmdRead, kDeviceBytes, 4096, 0, 8));
+  const auto beyond = client.chunk(8);
+  BOOST_TEST(beyond.type == nbd::kChunkError);
+  BOOST_REQUIRE(beyond.data.size() == 6U);
+  BOOST_TEST(nbd::get<std::uint32_t>(beyond.data.data()) == nbd::kEinval);
+  // A device that cannot tell has no extents to ask for.
+  BOOST_REQUIRE(client.request(nbd::kCmdBlockStatus, 0, 4096, 0, 9));
+  BOOST_TEST(client.chunk(9).type == nbd::kChunkError);
+}
+
+BOOST_FIXTURE_TEST_CASE(queries_for_contexts_are_checked, Fixture) {
+  const auto text = [](std::vector<std::uint8_t>& bytes, const std::string& text) {
+    nbd::append(bytes, static_cast<std::uint32_t>(text.size()));
+    bytes.insert(bytes.end(), text.begin(), text.end());
+  };
+  const auto query = [&](const std::string& name, std::uint32_t count, const std::vector<std::string>& queries) {
+    std::vector<std::uint8_t> bytes;
+    text(bytes, name);
+    nbd::append(bytes, count);
+    for (const auto& one : queries) text(bytes, one);
+    return bytes;
+  };
+  NbdClient client(path());
+  BOOST_REQUIRE(client.send_flags(3));
+  const auto asked = [&](const std::vector<std::uint8_t>& bytes) {
+    BOOST_REQUIRE(client.send_option(nbd::kOptSetMetaContext, bytes));
+    return client.option_reply();
+  };
+  const auto good = query("volume", 1, {nbd::kAllocationContext});
+  // "NBD_OPT_SET_META_CONTEXT": only with structured replies.
+  BOOST_TEST(asked(good) == nbd::kRepErrInvalid);
+  BOOST_REQUIRE(client.send_option(nbd::kOptStructuredReply, {}));
+  BOOST_TEST(client.option_reply() == nbd::kRepAck);
+  BOOST_TEST(asked(query("other", 1, {nbd::kAllocationContext})) == nbd::kRepErrUnknown);
+  BOOST_TEST(asked(query("volume", 2, {nbd::kAllocationContext})) == nbd::kRepErrInvalid);
+  BOOST_TEST(asked(query("volume", UINT32_MAX, {})) == nbd::kRepErrInvalid);
+  BOOST_TEST(asked(query("volume", 0, {nbd::kAllocationContext})) == nbd::kRepErrInvalid);
+  BOOST_TEST(asked({}) == nbd::kRepErrInvalid);
+  BOOST_TEST(asked({0xff, 0xff, 0xff, 0xff, 'v'}) == nbd::kRepErrInvalid);
+  BOOST_TEST(asked(query("volume", 1, {"qemu:dirty-bitmap:x"})) == nbd::kRepAck);
+  client.enter("volume");
+  BOOST_REQUIRE(client.request(nbd::kCmdBlockStatus, 0, 4096, 0, 3));
+  BOOST_TEST(client.chunk(3).type == nbd::kChunkError);
+  still_serves();
 }

@@ -63,5 +63,6 @@ def test_no_input_breaks(fuzzers: Path, tmp_path: Path, target: str) -> None:
         log.seek(0)
         text = log.read().decode(errors="replace")
     kept = [str(path) for path in logs.glob(f"{target}-*") if path.suffix != ".log"]
-    assert status == 0 and not kept, f"{' '.join(command)}\ninputs: {kept}\n{text[-_SHOWN:]}"
+    assert not kept, f"{' '.join(command)}\ninputs: {kept}\n{text[-_SHOWN:]}"
+    assert status == 0, text[-_SHOWN:]
     assert re.search(r"Done [1-9]\d* runs", text), text[-_SHOWN:]

@@ -10,10 +10,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import shlex
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from guest import kernels, packages
 from guest.cpio import Archive
@@ -21,14 +24,36 @@ from guest.cpio import Archive
 FILES = Path(__file__).parent / "files"
 
 
-def with_script(kernel: kernels.Kernel, script: str, variables: Mapping[str, str]) -> bytes:
-    """An initramfs for `kernel` that runs `script` in a shell with `variables` set."""
+def with_script(
+    kernel: kernels.Kernel, script: str, variables: Mapping[str, str], programs: Sequence[str] = ()
+) -> bytes:
+    """An initramfs for `kernel` that runs `script` in a shell with `variables` set.
+
+    `programs` of this machine are in /bin of the guest, with the libraries that they need.
+    """
     prelude = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
     archive = Archive()
     archive.file("script", (prelude + script).encode(), 0o755)
+    for path, source in _files_of(programs).items():
+        archive.file(str(path), source.read_bytes(), 0o755)
     base = base_image(kernel, "initramfs-init").read_bytes()
     # An uncompressed archive must begin at a multiple of four bytes.
     return base + bytes(-len(base) % 4) + archive.finish()
+
+
+def _files_of(programs: Sequence[str]) -> dict[PurePosixPath, Path]:
+    """Where in a guest the programs and their libraries go, and where they are here."""
+    files: dict[PurePosixPath, Path] = {}
+    for name in programs:
+        program = shutil.which(name)
+        if program is None:
+            raise FileNotFoundError(f"{name} is not installed; tests/packages.txt has the package")
+        files[PurePosixPath("bin") / name] = Path(program)
+        listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        # "libx.so.1 => /lib/libx.so.1 (0x...)", and the loader without an arrow.
+        for library in re.findall(r"(/\S+) \(0x", listed):
+            files[PurePosixPath(library.lstrip("/"))] = Path(library).resolve()
+    return files
 
 
 def base_image(kernel: kernels.Kernel, init: str) -> Path:

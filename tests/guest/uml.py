@@ -19,7 +19,8 @@ _DEVICE_IDS = {"blk": 2, "scsi": 8}
 class Uml(Machine):
     """Runs `script` (text of a shell script) in a guest with `disks`.
 
-    ``/lib/guest.sh`` is sourced by the script for its helpers. `variables` are set in it.
+    ``/lib/guest.sh`` is sourced by the script for its helpers. `variables` are set in it. `programs` of
+    this machine can be run in the guest.
     """
 
     def __init__(
@@ -30,17 +31,19 @@ class Uml(Machine):
         name: str = "uml",
         memory_mb: int = 256,
         variables: Mapping[str, str] | None = None,
+        programs: Sequence[str] = (),
     ) -> None:
         super().__init__(name)
         self._script = script
         self._disks = disks
         self._memory_mb = memory_mb
         self._variables = variables or {}
+        self._programs = programs
 
     def _launch(self) -> None:
         kernel = kernels.uml()
         image = self.scratch / "initramfs"
-        image.write_bytes(initramfs.with_script(kernel, self._script, self._variables))
+        image.write_bytes(initramfs.with_script(kernel, self._script, self._variables, self._programs))
         command = [
             str(kernel.image),
             f"mem={self._memory_mb}M",

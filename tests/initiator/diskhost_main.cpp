@@ -167,6 +167,8 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // Whoever read its standard output may be gone: that is no reason to take the guests' disks away.
+  ::signal(SIGPIPE, SIG_IGN);
   try {
     if (auto ready = log::init(level, ""); !ready) throw std::runtime_error(ready.error().message);
     std::vector<reactor::Reactor::Options> options;

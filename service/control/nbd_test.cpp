@@ -462,15 +462,15 @@ BOOST_FIXTURE_TEST_CASE(structured_replies_carry_reads_and_their_errors, Fixture
 }
 
 BOOST_FIXTURE_TEST_CASE(queries_for_contexts_are_checked, Fixture) {
-  const auto text = [](std::vector<std::uint8_t>& bytes, const std::string& text) {
+  const auto add = [](std::vector<std::uint8_t>& bytes, const std::string& text) {
     nbd::append(bytes, static_cast<std::uint32_t>(text.size()));
     bytes.insert(bytes.end(), text.begin(), text.end());
   };
   const auto query = [&](const std::string& name, std::uint32_t count, const std::vector<std::string>& queries) {
     std::vector<std::uint8_t> bytes;
-    text(bytes, name);
+    add(bytes, name);
     nbd::append(bytes, count);
-    for (const auto& one : queries) text(bytes, one);
+    for (const auto& one : queries) add(bytes, one);
     return bytes;
   };
   NbdClient client(path());

@@ -219,32 +219,23 @@ unsigned Reactor::run_timers(std::uint64_t now_ns) {
 }
 
 void Reactor::sleep_until_woken(std::uint64_t now_ns) {
-  std::size_t armed = 0;
-  bool quiet = true;
-  for (; armed < pollers_.size() && quiet; ++armed) {
-    quiet = pollers_[armed] == nullptr || pollers_[armed]->arm();
+  for (Poller* poller : pollers_) {
+    if (poller != nullptr && !poller->arm()) return;
   }
-  // The one that answered false is not armed.
-  if (!quiet) --armed;
-  if (quiet) {
-    sleeping_.store(true, std::memory_order_seq_cst);
-    if (mailbox_.empty() && !stopping_.load(std::memory_order_acquire)) {
-      int timeout_ms = -1;
-      if (next_due_ns_ != UINT64_MAX) {
-        timeout_ms =
-            next_due_ns_ <= now_ns
-                ? 0
-                : static_cast<int>(std::min<std::uint64_t>((next_due_ns_ - now_ns + 999'999) / 1'000'000, 60'000));
-      }
-      epoll_event events[kEpollEvents];
-      ++counters_.sleeps;
-      epoll_wait(epoll_fd_, events, kEpollEvents, timeout_ms);
+  sleeping_.store(true, std::memory_order_seq_cst);
+  if (mailbox_.empty() && !stopping_.load(std::memory_order_acquire)) {
+    int timeout_ms = -1;
+    if (next_due_ns_ != UINT64_MAX) {
+      timeout_ms =
+          next_due_ns_ <= now_ns
+              ? 0
+              : static_cast<int>(std::min<std::uint64_t>((next_due_ns_ - now_ns + 999'999) / 1'000'000, 60'000));
     }
-    sleeping_.store(false, std::memory_order_relaxed);
+    epoll_event events[kEpollEvents];
+    ++counters_.sleeps;
+    epoll_wait(epoll_fd_, events, kEpollEvents, timeout_ms);
   }
-  for (std::size_t i = 0; i < armed; ++i) {
-    if (pollers_[i] != nullptr) pollers_[i]->disarm();
-  }
+  sleeping_.store(false, std::memory_order_relaxed);
 }
 
 void Reactor::loop() {

@@ -35,10 +35,9 @@ class Poller {
   // Does what is there to do, bounded; returns how many units of work that were, 0 for none.
   virtual unsigned poll() = 0;
   // The reactor wants to sleep. Turn notifications on, look once more, and return true when there is still nothing to
-  // do: from here on new work must make a watched descriptor readable. False: there is work, do not sleep.
+  // do: from here on new work must make a watched descriptor readable. False: there is work, do not sleep. Nobody tells
+  // when the sleep is over: notifications go off again with the first work that poll() finds.
   virtual bool arm() { return true; }
-  // The reactor is awake again after a successful arm().
-  virtual void disarm() {}
 };
 
 // Fires once, on its reactor. Belongs to its owner, who must cancel it before destroying it.

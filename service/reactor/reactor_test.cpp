@@ -77,7 +77,6 @@ class EventPoller : public Poller {
     armed.store(true);
     return pending.load() == 0;
   }
-  void disarm() override { armed.store(false); }
 
   std::atomic<int> pending{0};
   std::atomic<int> handled{0};

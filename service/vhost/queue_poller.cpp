@@ -10,33 +10,26 @@ namespace {
 // 8 KiB each. Only requests of more than a few pieces hold one.
 constexpr std::size_t kIovecArraysPerReactor = 256;
 constexpr unsigned kTurnsPerSweep = 64;
+constexpr unsigned kTurnsPerLookAside = 8;
 }  // namespace
 
-Status QueuePoller::add(VhostQueue& queue) {
-  POLLUX_TRY(queue.start(reactor_, pool_));
-  queues_.push_back({&queue, {}});
-  return {};
-}
-
-void QueuePoller::remove(VhostQueue& queue) {
+void QueuePoller::List::remove(const VhostQueue& queue) {
   for (Entry& entry : queues_) {
     if (entry.queue == &queue) entry = {};
   }
   holes_ = true;
 }
 
-unsigned QueuePoller::poll() {
+unsigned QueuePoller::List::poll(bool all) {
   if (holes_) [[unlikely]] {
     std::erase_if(queues_, [](const Entry& entry) { return entry.queue == nullptr; });
     holes_ = false;
   }
-  const bool sweep = --until_sweep_ == 0;
-  if (sweep) until_sweep_ = kTurnsPerSweep;
   unsigned done = 0;
   // By index: the list may change while a queue is polled.
   for (std::size_t i = 0; i < queues_.size(); ++i) {
     const Entry& entry = queues_[i];
-    if (entry.glance.word && !sweep && virtio::load_once(entry.glance.word) == entry.glance.quiet) continue;
+    if (entry.glance.word && !all && virtio::load_once(entry.glance.word) == entry.glance.quiet) continue;
     if (!entry.queue) continue;
     const unsigned found = entry.queue->poll();
     done += found;
@@ -46,23 +39,36 @@ unsigned QueuePoller::poll() {
   return done;
 }
 
-bool QueuePoller::arm() {
-  for (std::size_t i = 0; i < queues_.size(); ++i) {
-    if (!queues_[i].queue || queues_[i].queue->arm()) continue;
-    for (std::size_t armed = 0; armed < i; ++armed) {
-      if (queues_[armed].queue) queues_[armed].queue->disarm();
-    }
-    until_sweep_ = 1;
-    return false;
-  }
-  return true;
+bool QueuePoller::List::arm() {
+  return std::all_of(queues_.begin(), queues_.end(),
+                     [](const Entry& entry) { return !entry.queue || entry.queue->arm(); });
 }
 
-void QueuePoller::disarm() {
+Status QueuePoller::add(VhostQueue& queue, unsigned load) {
+  POLLUX_TRY(queue.start(reactor_, pool_));
+  (load != 0 ? hot_ : aside_).add(queue);
+  return {};
+}
+
+void QueuePoller::remove(VhostQueue& queue) {
+  hot_.remove(queue);
+  aside_.remove(queue);
+}
+
+unsigned QueuePoller::poll() {
+  const bool sweep = --until_sweep_ == 0;
+  if (sweep) until_sweep_ = kTurnsPerSweep;
+  unsigned done = hot_.poll(sweep);
+  if (until_sweep_ % kTurnsPerLookAside == 0) done += aside_.poll(sweep);
+  return done;
+}
+
+// A queue that is armed stays so until it has something to take: with many guests, turning the notifications of all of
+// them off would be most of what waking up costs.
+bool QueuePoller::arm() {
+  if (hot_.arm() && aside_.arm()) return true;
   until_sweep_ = 1;
-  for (const Entry& entry : queues_) {
-    if (entry.queue) entry.queue->disarm();
-  }
+  return false;
 }
 
 Placement::Placement(reactor::ReactorGroup& reactors) : loads_(reactors.size(), 0) {

@@ -17,29 +17,42 @@ class QueuePoller final : public reactor::Poller {
  public:
   QueuePoller(reactor::Reactor& reactor, std::size_t iovec_arrays) : reactor_(reactor), pool_(iovec_arrays) {}
 
-  Status add(VhostQueue& queue);
+  // `load`: 0 for a queue that carries no requests of disks (control, events) and is looked at less often.
+  Status add(VhostQueue& queue, unsigned load);
   // The queue must have stopped.
   void remove(VhostQueue& queue);
 
   unsigned poll() override;
   bool arm() override;
-  void disarm() override;
 
   reactor::Reactor& reactor() { return reactor_; }
   IovecPool& pool() { return pool_; }
 
  private:
+  class List {
+   public:
+    void add(VhostQueue& queue) { queues_.push_back({&queue, {}}); }
+    void remove(const VhostQueue& queue);
+    // `all`: those too whose word says that nothing is new.
+    unsigned poll(bool all);
+    bool arm();
+
+   private:
+    // A queue and, while nothing is under way in it, the word of its ring that tells whether there is something new:
+    // what an idle guest costs the others is one look at that word.
+    struct Entry {
+      VhostQueue* queue = nullptr;
+      virtio::Glance glance;
+    };
+    std::vector<Entry> queues_;
+    // A removal from within poll() leaves a hole, closed at the next turn.
+    bool holes_ = false;
+  };
+
   reactor::Reactor& reactor_;
   IovecPool pool_;
-  // A queue and, while nothing is under way in it, the word of its ring that tells whether there is something new:
-  // what an idle guest costs the others is one look at that word.
-  struct Entry {
-    VhostQueue* queue = nullptr;
-    virtio::Glance glance;
-  };
-  std::vector<Entry> queues_;
-  // A removal from within poll() leaves a hole, closed at the next turn.
-  bool holes_ = false;
+  List hot_;
+  List aside_;
   // Turns until all queues are asked, whatever their words say: one that is to stop, or has an event to tell.
   unsigned until_sweep_ = 1;
 };

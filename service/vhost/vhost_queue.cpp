@@ -47,6 +47,7 @@ unsigned VhostQueue::take_batch() {
   unsigned done = 0;
   while (done < virtio::Virtqueue::kMaxBatch) {
     const unsigned ready = ring_->look();
+    if (ready != 0) ring_->disable_kicks();
     for (unsigned i = 0; i < ready; ++i) {
       if (pool_->empty() || !wants_chain()) return done;
       virtio::Chain chain;

@@ -78,8 +78,8 @@ class VhostQueue {
   // After a poll() that found nothing: where only a change gives poll() something to do again, but for stop() and for
   // wants_chain(). No word: something is under way.
   virtio::Glance glance() const;
+  // Kicks stay on until the queue has something to take.
   bool arm();
-  void disarm() { ring_->disable_kicks(); }
   // Takes nothing more; `stopped` is called from a later poll() once nothing is in flight and every answer is shown.
   void stop(std::function<void()> stopped);
   // Takes stop() back; false when the queue has stopped already. The callback is not called any more.

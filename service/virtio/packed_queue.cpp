@@ -207,10 +207,12 @@ void PackedQueue::disable_kicks() {
 bool PackedQueue::enable_kicks() {
   if (broken()) return true;
   if (replayed_ < replay_.size()) return false;
-  store_relaxed(&device_event_->flags, kPackedEventEnable);
-  log_ring(device_event_, sizeof(PackedEvent));
-  kicks_off_ = false;
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (kicks_off_) {
+    store_relaxed(&device_event_->flags, kPackedEventEnable);
+    log_ring(device_event_, sizeof(PackedEvent));
+    kicks_off_ = false;
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
   if (!available()) return true;
   disable_kicks();
   return false;

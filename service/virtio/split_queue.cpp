@@ -173,15 +173,18 @@ void SplitQueue::disable_kicks() {
 bool SplitQueue::enable_kicks() {
   if (broken()) return true;
   if (replayed_ < replay_.size()) return false;
-  if (setup_.event_idx) {
-    store_relaxed(avail_event(), next_avail_);
-    log_device_area(4 + sizeof(UsedElem) * std::uint64_t{setup_.size}, 2);
-  } else {
-    store_relaxed(used_flags(), std::uint16_t{0});
-    log_device_area(0, 2);
+  // Kicks that have been on all the time were asked for at this very place: nothing was taken since.
+  if (kicks_off_) {
+    if (setup_.event_idx) {
+      store_relaxed(avail_event(), next_avail_);
+      log_device_area(4 + sizeof(UsedElem) * std::uint64_t{setup_.size}, 2);
+    } else {
+      store_relaxed(used_flags(), std::uint16_t{0});
+      log_device_area(0, 2);
+    }
+    kicks_off_ = false;
+    std::atomic_thread_fence(std::memory_order_seq_cst);
   }
-  kicks_off_ = false;
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   if (load_acquire(avail_idx()) == next_avail_) return true;
   disable_kicks();
   return false;

@@ -89,7 +89,8 @@ class Virtqueue {
   virtual bool publish() = 0;
   // Asks the guest not to kick. Cheap to repeat.
   virtual void disable_kicks() = 0;
-  // Asks for kicks and looks once more: false when there is something to pop, and then kicks stay off.
+  // Asks for kicks, unless they are on, and looks once more: false when there is something to pop, and then they are
+  // off. They must be off before pop() takes anything.
   virtual bool enable_kicks() = 0;
   // As vhost-user GET_VRING_BASE wants it; meaningful when nothing is in flight.
   virtual std::uint32_t base() const = 0;

@@ -35,7 +35,7 @@ void IoSlots::wait(bdev::IoRequest& request) {
   waiting_tail_ = &request;
 }
 
-void IoSlots::wake_waiting() {
+void IoSlots::drive_waiting() {
   // Not nested: a piece that completes at once comes back here.
   if (waking_) return;
   waking_ = true;

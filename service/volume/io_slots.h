@@ -67,15 +67,21 @@ class IoSlots : public blob::LaneExtension {
     return slice;
   }
   void give_back(IoSlot& slot) {
-    if (slot.large != nullptr) free_large_.push_back(std::exchange(slot.large, nullptr));
+    if (slot.large != nullptr) [[unlikely]]
+      free_large_.push_back(std::exchange(slot.large, nullptr));
     slot.next = free_;
     free_ = &slot;
   }
   // The request goes on, by VolumeChannel::drive, when a slot or slice has come back.
   void wait(bdev::IoRequest& request);
-  void wake_waiting();
+  void wake_waiting() {
+    if (waiting_head_ != nullptr) [[unlikely]]
+      drive_waiting();
+  }
 
  private:
+  void drive_waiting();
+
   blob::Lane& lane_;
   memory::Vector<IoSlot> slots_;
   memory::Vector<LargeSlice> large_;

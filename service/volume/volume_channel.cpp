@@ -58,13 +58,72 @@ IoStatus VolumeChannel::validate(const IoRequest& request) const {
 }
 
 void VolumeChannel::submit(IoRequest& request) {
+  const bool timed = requests_++ % kLatencySample == 0;
+  const bool limited = held_head_ != nullptr || (limiter_.active() && !expedited_);
+  if (!timed && !limited && go_straight(request)) return;
   Progress& p = *new (request.device_scratch) Progress{};
   p.channel = this;
   p.outstanding = 1;
   p.status = validate(request);
-  if (requests_++ % kLatencySample == 0) p.started_ns = monotonic_ns();
-  if (held_head_ != nullptr || (limiter_.active() && !expedited_)) return hold(request);
+  if (timed) p.started_ns = monotonic_ns();
+  if (limited) return hold(request);
   cut(request);
+}
+
+// What nearly all requests are: a read or write in place within one cluster. It goes to the device with a slot and
+// without the books that are kept for a request in pieces. False: nothing was done, and the way for all requests says
+// what is to be done, or what is wrong.
+bool VolumeChannel::go_straight(IoRequest& request) {
+  const bool writing = request.op == IoOp::kWrite;
+  if (!writing && request.op != IoOp::kRead) return false;
+  if (writing && (read_only_ || (request.flags & IoRequest::kFua))) return false;
+  const std::uint64_t offset = request.offset_bytes & (cluster_bytes_ - 1);
+  if (request.length_bytes == 0 || request.length_bytes > cluster_bytes_ - offset ||
+      ((request.offset_bytes | request.length_bytes) & (block_bytes_ - 1)) != 0 ||
+      !range_fits(request.offset_bytes, request.length_bytes, view_.size_bytes.load(std::memory_order_acquire))) {
+    return false;
+  }
+  // As in step(): counted before the map is looked at.
+  const unsigned epoch = lane_.begin();
+  const bool frozen = view_.frozen.load(std::memory_order_acquire);
+  const std::uint64_t touched =
+      blob::Geometry::mask(static_cast<unsigned>(offset >> sub_block_shift_),
+                           static_cast<unsigned>((offset + request.length_bytes - 1) >> sub_block_shift_));
+  Mapping mapping;
+  IoSlot* slot = nullptr;
+  if (look_up(static_cast<std::uint32_t>(request.offset_bytes >> cluster_shift_), mapping) != Lookup::kFound ||
+      mapping.entry.own == 0 || (mapping.entry.bits & touched) != touched ||
+      (writing && (frozen || mapping.entry.shared || mapping.leaf_shared)) || (slot = slots_.take()) == nullptr) {
+    lane_.end(epoch);
+    return false;
+  }
+  progress(request).channel = this;
+  slot->parent = &request;
+  slot->epoch = epoch;
+  bdev::IoRequest& device = slot->device;
+  device.op = request.op;
+  device.flags = 0;
+  device.iov = request.iov;
+  device.iov_count = request.iov_count;
+  device.offset_bytes = (std::uint64_t{mapping.entry.own} << cluster_shift_) + offset;
+  device.length_bytes = request.length_bytes;
+  device.complete = &VolumeChannel::straight_done;
+  lane_.device().submit(device);
+  return true;
+}
+
+void VolumeChannel::straight_done(IoRequest& device) {
+  IoSlot& slot = *static_cast<IoSlot::Device&>(device).slot;
+  IoRequest& request = *slot.parent;
+  VolumeChannel& self = *progress(request).channel;
+  self.lane_.end(slot.epoch);
+  request.status = device.status;
+  self.count(request);
+  // The request's completion may end this channel, but not its slots.
+  IoSlots& slots = self.slots_;
+  slots.give_back(slot);
+  request.complete(request);
+  slots.wake_waiting();
 }
 
 void VolumeChannel::drive(IoRequest& request) {
@@ -423,28 +482,23 @@ void VolumeChannel::drop(IoRequest& request) {
 }
 
 void VolumeChannel::finish(IoRequest& request) {
-  const Progress p = progress(request);
+  const Progress& p = progress(request);
   request.status = p.status;
-  count(request, p);
+  count(request);
+  if (p.started_ns != 0) count_latency(request.op, p.started_ns);
   request.complete(request);
 }
 
-void VolumeChannel::count(const IoRequest& request, const Progress& p) {
-  if (p.status != IoStatus::kOk) counters_.errors.add(1);
-  std::size_t bucket = 0;
-  if (p.started_ns != 0) {
-    bucket = std::min<std::size_t>(std::bit_width((monotonic_ns() - p.started_ns) / 1000), kLatencyBuckets - 1);
-  }
+void VolumeChannel::count(const IoRequest& request) {
+  if (request.status != IoStatus::kOk) counters_.errors.add(1);
   switch (request.op) {
     case IoOp::kRead:
       counters_.read_ops.add(1);
       counters_.read_bytes.add(request.length_bytes);
-      if (p.started_ns != 0) counters_.read_latency[bucket].add(kLatencySample);
       break;
     case IoOp::kWrite:
       counters_.write_ops.add(1);
       counters_.write_bytes.add(request.length_bytes);
-      if (p.started_ns != 0) counters_.write_latency[bucket].add(kLatencySample);
       break;
     case IoOp::kFlush:
       counters_.flush_ops.add(1);
@@ -456,6 +510,13 @@ void VolumeChannel::count(const IoRequest& request, const Progress& p) {
     case IoOp::kExtent:
       break;
   }
+}
+
+void VolumeChannel::count_latency(IoOp op, std::uint64_t started_ns) {
+  const std::uint64_t took_us = (monotonic_ns() - started_ns) / 1000;
+  const std::size_t bucket = std::min<std::size_t>(std::bit_width(took_us), kLatencyBuckets - 1);
+  if (op == IoOp::kRead) counters_.read_latency[bucket].add(kLatencySample);
+  if (op == IoOp::kWrite) counters_.write_latency[bucket].add(kLatencySample);
 }
 
 }  // namespace pollux::volume

@@ -84,6 +84,8 @@ class VolumeChannel : public bdev::Channel {
   void hold(bdev::IoRequest& request);
   void release_held();
 
+  bool go_straight(bdev::IoRequest& request);
+  static void straight_done(bdev::IoRequest& device);
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
   Step step(bdev::IoRequest& request);
@@ -109,7 +111,8 @@ class VolumeChannel : public bdev::Channel {
   void piece_done(IoSlot& slot, bdev::IoStatus status);
   void drop(bdev::IoRequest& request);
   void finish(bdev::IoRequest& request);
-  void count(const bdev::IoRequest& request, const Progress& p);
+  void count(const bdev::IoRequest& request);
+  void count_latency(bdev::IoOp op, std::uint64_t started_ns);
 
   std::shared_ptr<VolumeBdev> volume_;
   blob::Store& store_;

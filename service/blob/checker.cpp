@@ -46,7 +46,12 @@ class Checker {
     compare_mapped();
     compare_pages();
     compare_clusters();
-    if (report_.repaired != 0) POLLUX_CO_TRY(co_await write());
+    if (!report_.irreparable.empty()) {
+      report_.repaired = 0;
+      if (repair == Repair::kYes) report_.findings.push_back("nothing was repaired: " + report_.irreparable);
+    } else if (report_.repaired != 0) {
+      POLLUX_CO_TRY(co_await write());
+    }
     co_return std::move(report_);
   }
 
@@ -77,19 +82,47 @@ class Checker {
     co_return co_await checkpointer.run();
   }
 
+  // A volume names a page that is something else, or whose contents are gone: written as it is, the pool would not
+  // open.
+  void misnamed(const Volume& volume, PageNo page, const char* what) {
+    found(report_.doubly_used, "volume " + volume.id.to_string() + " names metadata page " + std::to_string(page) +
+                                   " as its " + what + ", which was freed and used for something else");
+    irreparable(page);
+  }
+
+  void irreparable(PageNo page) {
+    if (!report_.irreparable.empty()) return;
+    report_.irreparable = "what metadata page " + std::to_string(page) + " held for one of the volumes is gone";
+  }
+
+  bool holds_leaf(PageNo page) const {
+    const PageType type = state_->pages.type(page);
+    if (type == PageType::kLeaf) return true;
+    return type == PageType::kFree && !state_->reused(page) && state_->leaf(page) != nullptr;
+  }
+
   reactor::Task<void> walk(Volume& volume) {
     if (auto loaded = co_await loader_.index(volume); !loaded) {
       found(report_.damaged, "volume " + volume.id.to_string() + ": " + loaded.error().message);
       co_return;
     }
     for (PageNo page : volume.index_pages) {
-      if (page != 0) ++pages_[page];
+      if (page == 0) continue;
+      if (state_->pages.type(page) == PageType::kIndex) {
+        ++pages_[page];
+      } else {
+        misnamed(volume, page, "index");
+      }
     }
     std::uint32_t mapped = 0;
     for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
       if (slot % kLeavesPerTurn == 0) co_await read_ahead(volume, slot);
       const PageNo page = volume.leaves[slot];
       if (page == 0) continue;
+      if (!holds_leaf(page)) {
+        misnamed(volume, page, "leaf");
+        continue;
+      }
       const Leaf& leaf = *state_->leaf(page);
       // What a shared leaf names is counted once: one leaf, one reference.
       const bool first_time = ++pages_[page] == 1;
@@ -112,7 +145,7 @@ class Checker {
   reactor::Task<void> read_ahead(Volume& volume, std::size_t first) {
     const std::size_t count = std::min(kLeavesPerTurn, volume.leaves.size() - first);
     const auto one = [&](std::size_t i) -> reactor::Task<Status> {
-      co_await loader_.leaf_of(volume, first + i);
+      if (holds_leaf(volume.leaves[first + i])) co_await loader_.leaf_of(volume, first + i);
       co_return Status{};
     };
     // What cannot be read is in memory as a damaged leaf: no step fails.
@@ -132,10 +165,11 @@ class Checker {
   void compare_pages() {
     for (PageNo page = 0; page < state_->pages.page_limit(); ++page) {
       const PageType type = state_->pages.type(page);
-      if (type == PageType::kFree || type == PageType::kDirectory) continue;
-      ++report_.metadata_pages;
       const auto at = pages_.find(page);
       const std::uint32_t uses = at == pages_.end() ? 0 : at->second;
+      if (type == PageType::kFree && uses != 0) compare_freed(page, uses);
+      if (type == PageType::kFree || type == PageType::kDirectory) continue;
+      ++report_.metadata_pages;
       // A page of volume records counts once however many of them live.
       const std::uint32_t expected = type == PageType::kVolumes ? std::min(uses, 1U) : uses;
       const std::uint32_t refs = state_->pages.refs(page);
@@ -146,11 +180,25 @@ class Checker {
         found(report_.leaked,
               name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
         if (mends(/*gives_space_up=*/true)) state_->pages.repair_refs(page, expected);
+      } else if (refs < expected && state_->reused(page)) {
+        found(report_.doubly_used, name + " was freed and is another leaf by now, and a volume still names it");
+        irreparable(page);
       } else if (refs < expected) {
         found(report_.lost,
               name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
         if (mends(/*gives_space_up=*/false)) state_->pages.repair_refs(page, expected);
       }
+    }
+  }
+
+  // The journal dropped the last reference that was counted, and there were more.
+  void compare_freed(PageNo page, std::uint32_t uses) {
+    const std::string name = "metadata page " + std::to_string(page);
+    found(report_.lost, name + " is free and has " + std::to_string(uses) + " references");
+    if (state_->leaf(page)->damaged) {
+      irreparable(page);
+    } else if (mends(/*gives_space_up=*/false)) {
+      state_->pages.repair_freed_leaf(page, uses);
     }
   }
 
@@ -195,7 +243,7 @@ reactor::Task<Result<CheckReport>> check_steps(bdev::Bdev& device, bdev::Channel
                                                Repair repair) {
   auto super = co_await read_super(channel, device.size_bytes());
   if (!super) co_return fail(std::move(super.error()));
-  auto recovered = co_await recover(channel, home, *super);
+  auto recovered = co_await recover(channel, home, *super, Purpose::kCheck);
   if (!recovered) co_return fail(std::move(recovered.error()));
   Checker checker(channel, home, std::move(*recovered));
   co_return co_await checker.run(repair);

@@ -36,7 +36,9 @@ struct CheckReport {
   std::uint64_t damaged = 0;
   // Of all these, how many a repair put right.
   std::uint64_t repaired = 0;
-  // A line for each finding, up to kMaxFindings.
+  // Why a repair writes nothing at all, whatever else it could mend; empty when it may.
+  std::string irreparable;
+  // A line for each finding, up to kMaxFindings, and one that says why a repair wrote nothing.
   std::vector<std::string> findings;
 
   std::uint64_t found() const { return lost + doubly_used + leaked + damaged; }
@@ -47,9 +49,11 @@ inline constexpr std::size_t kMaxFindings = 1000;
 
 enum class Repair : bool { kNo, kYes };
 
-// A repair corrects counts: what is counted too low is raised, what is leaked becomes free, unless something is
-// damaged, for what a page that cannot be read leads to is not known to be nobody's. Damaged and doubly used things are
-// left as they are. Errors of read_super() and recover(): the pool cannot be loaded at all; kIoError from a repair.
+// A repair corrects counts: what is counted too low is raised, a leaf that the journal freed while a volume names it
+// gets its page back, what is leaked becomes free, unless something is damaged, for what a page that cannot be read
+// leads to is not known to be nobody's. Damaged and doubly used things are left as they are. When a volume names a page
+// that holds something else by now, nothing is written: the pool would not open afterwards. Errors of read_super() and
+// recover(): the pool cannot be loaded at all; kIoError from a repair.
 reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
                                               Repair repair = Repair::kNo);
 

@@ -6,6 +6,13 @@
 
 namespace pollux::blob {
 
+namespace {
+
+// What a directory says of itself.
+constexpr std::uint32_t kDirectoryWord = (static_cast<std::uint32_t>(PageType::kDirectory) << kDirTypeShift) | 1;
+
+}  // namespace
+
 void PageStore::mark_free(PageNo page) {
   const std::uint32_t at = page / 64;
   if (at >= free_map_.size()) free_map_.resize(at + 1, 0);
@@ -21,7 +28,7 @@ void PageStore::add_cluster(ClusterNo cluster) {
                        .fresh = true,
                        .words = std::vector<std::uint32_t>(geometry_.pages_per_cluster, 0)});
   touch_directory(number);
-  clusters_.back().words[0] = (static_cast<std::uint32_t>(PageType::kDirectory) << kDirTypeShift) | 1;
+  clusters_.back().words[0] = kDirectoryWord;
   for (std::uint32_t i = 1; i < geometry_.pages_per_cluster; ++i) mark_free(directory_page(number) + i);
 }
 
@@ -31,6 +38,11 @@ Status PageStore::load_cluster(ClusterNo cluster, const std::uint32_t* words, un
                        .directory_slot = static_cast<std::uint8_t>(directory_slot),
                        .fresh = false,
                        .words = std::vector<std::uint32_t>(words, words + geometry_.pages_per_cluster)});
+  const auto impossible = [number](PageNo page) {
+    return fail(ErrorCode::kCorrupt, "directory of metadata cluster " + std::to_string(number) + ": page " +
+                                         std::to_string(page) + " has an impossible entry");
+  };
+  if (words[0] != kDirectoryWord) return impossible(directory_page(number));
   for (std::uint32_t i = 1; i < geometry_.pages_per_cluster; ++i) {
     const PageNo page = directory_page(number) + i;
     const PageType kind = type(page);
@@ -38,8 +50,7 @@ Status PageStore::load_cluster(ClusterNo cluster, const std::uint32_t* words, un
     if (used != (kind != PageType::kFree) ||
         (used && kind != PageType::kVolumes && kind != PageType::kIndex && kind != PageType::kLeaf) ||
         (used && kind != PageType::kLeaf && refs(page) != 1)) {
-      return fail(ErrorCode::kCorrupt, "directory of metadata cluster " + std::to_string(number) + ": page " +
-                                           std::to_string(page) + " has an impossible entry");
+      return impossible(page);
     }
     if (!used) mark_free(page);
   }
@@ -88,6 +99,15 @@ void PageStore::repair_refs(PageNo page, std::uint32_t refs) {
   } else {
     change(page) = (word(page) & ~kDirRefsMask) | refs;
   }
+}
+
+void PageStore::repair_freed_leaf(PageNo page, std::uint32_t refs) {
+  assert(type(page) == PageType::kFree && refs > 0);
+  free_map_[page / 64] &= ~(1ULL << (page % 64));
+  --free_pages_;
+  std::uint32_t& entry = change(page);
+  entry = (entry & kDirSlotBit) | (static_cast<std::uint32_t>(PageType::kLeaf) << kDirTypeShift) | refs;
+  dirty_.touch(PageKey::metadata(page));
 }
 
 bool PageStore::exists(PageNo page) const {

@@ -33,6 +33,8 @@ class PageStore {
 
   // For a repair: the references that were found; at 0 the page is free.
   void repair_refs(PageNo page, std::uint32_t refs);
+  // For a repair: a free page is a leaf again. Precondition: refs > 0; the leaf's contents are in memory.
+  void repair_freed_leaf(PageNo page, std::uint32_t refs);
 
   bool exists(PageNo page) const;
   // kFree for a page number that lies nowhere.

@@ -22,12 +22,13 @@ constexpr std::size_t kRingReadBytes = 1 * kMiB;
 
 class Recovery {
  public:
-  Recovery(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super)
-      : channel_(channel), home_(home), super_(super), seed_(checksum_seed(super.pool_id)) {}
+  Recovery(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super, Purpose purpose)
+      : channel_(channel), home_(home), super_(super), purpose_(purpose), seed_(checksum_seed(super.pool_id)) {}
 
   reactor::Task<Result<Recovered>> run() {
     auto geometry = Geometry::from(super_.cluster_bytes, super_.cluster_count, super_.journal_bytes);
     state_ = std::make_unique<State>(geometry);
+    if (purpose_ == Purpose::kCheck) state_->keep_freed_leaves();
     loader_ = std::make_unique<Loader>(*state_, channel_, home_, seed_, super_.checkpoint);
     POLLUX_CO_TRY(co_await read_refcounts());
     POLLUX_CO_TRY(co_await read_directories());
@@ -35,6 +36,11 @@ class Recovery {
     const JournalPosition tail{super_.replay_offset, super_.replay_sequence, super_.replay_previous_crc};
     head_ = tail;
     POLLUX_CO_TRY(co_await replay());
+    if (purpose_ == Purpose::kUse) {
+      if (auto names = state_->check_names(); !names) {
+        co_return fail(ErrorCode::kCorrupt, names.error().message + "; a check with repair may put that right");
+      }
+    }
     co_return Recovered{super_, std::move(state_), tail, head_, records_};
   }
 
@@ -322,6 +328,7 @@ class Recovery {
   bdev::Channel& channel_;
   reactor::Reactor& home_;
   const Superblock super_;
+  const Purpose purpose_;
   const std::uint32_t seed_;
   std::unique_ptr<State> state_;
   std::unique_ptr<Loader> loader_;
@@ -367,8 +374,9 @@ reactor::Task<Result<Superblock>> read_super(bdev::Channel& channel, std::uint64
   co_return fail(std::move(*worst));
 }
 
-reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super) {
-  Recovery recovery(channel, home, super);
+reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super,
+                                         Purpose purpose) {
+  Recovery recovery(channel, home, super, purpose);
   co_return co_await recovery.run();
 }
 

@@ -30,7 +30,12 @@ struct Recovered {
 // make no sense. kIoError.
 reactor::Task<Result<Superblock>> read_super(bdev::Channel& channel, std::uint64_t device_bytes);
 
+// kUse: the state is to be changed, so contradictions by which a change would destroy something are errors. kCheck:
+// they are for the checker to find, and leaves that the replay frees stay in memory.
+enum class Purpose : bool { kUse, kCheck };
+
 // Read-only: the device is not written. kCorrupt, kIoError.
-reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super);
+reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super,
+                                         Purpose purpose);
 
 }  // namespace pollux::blob

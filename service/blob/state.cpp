@@ -85,7 +85,7 @@ void State::unindex_names(const Volume& volume) {
 Result<Volume*> State::new_volume(VolumeNo number) {
   if (free_records_.empty()) {
     if (pages.free_pages() == 0) return fail(ErrorCode::kCorrupt, "metadata: no page for a new volume");
-    const PageNo page = pages.allocate(PageType::kVolumes);
+    const PageNo page = allocate_page(PageType::kVolumes);
     for (std::uint32_t i = 0; i < kRecordsPerPage; ++i) free_records_.insert(page * kRecordsPerPage + i);
   }
   // 0 while running means: the next one.
@@ -136,6 +136,7 @@ Status State::share_leaves(Volume& from, Volume& to) {
   for (std::size_t slot = 0; slot < count; ++slot) {
     const PageNo page = from.leaves[slot];
     if (page == 0) continue;
+    if (pages.type(page) != PageType::kLeaf) return corrupt("page " + std::to_string(page) + " is no leaf");
     if (pages.refs(page) >= kDirRefsMask) return corrupt("too many references to leaf " + std::to_string(page));
     pages.add_ref(page);
     POLLUX_TRY(set_leaf(to, slot, page));
@@ -213,6 +214,7 @@ Status State::apply_volume_free(const RecordHeader& record) {
   }
   for (PageNo page : volume->index_pages) {
     if (page == 0) continue;
+    if (pages.type(page) != PageType::kIndex) return corrupt("page " + std::to_string(page) + " is no index");
     pages.drop_ref(page);
     index_owners_.erase(page);
   }
@@ -334,6 +336,26 @@ Status State::load_volume(VolumeNo number, const VolumeRecord& record) {
     reserved_ += reservation(*volume);
   }
   volumes_.emplace(number, std::move(volume));
+  return {};
+}
+
+Status State::check_names() const {
+  std::vector<std::uint32_t> names(pages.page_limit(), 0);
+  for (const auto& [number, volume] : volumes_) {
+    const auto wrong = [&volume](PageNo page, const char* what) {
+      return corrupt("volume " + volume->id.to_string() + " names page " + std::to_string(page) + ", " + what);
+    };
+    for (PageNo page : volume->index_pages) {
+      if (page == 0) continue;
+      if (pages.type(page) != PageType::kIndex) return wrong(page, "which is no index");
+      if (++names[page] > 1) return wrong(page, "an index that has another owner");
+    }
+    for (PageNo page : volume->leaves) {
+      if (page == 0) continue;
+      if (pages.type(page) != PageType::kLeaf) return wrong(page, "which is no leaf");
+      if (++names[page] > pages.refs(page)) return wrong(page, "a leaf that counts fewer references than it has");
+    }
+  }
   return {};
 }
 

@@ -12,6 +12,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/result.h"
@@ -61,7 +62,17 @@ class State : public PageSource {
     volume.mapped = mapped;
   }
 
+  // Whether the pages that volumes name as leaves and indexes are that, and count no fewer references than they have,
+  // as far as memory knows: indexes that are not loaded are looked at when they are. kCorrupt: a change would destroy
+  // what another volume still needs.
+  Status check_names() const;
+
   // ---- Leaves
+  // For the checker, before the replay: leaves that it frees stay in memory, so that one that is still named can get
+  // its page back.
+  void keep_freed_leaves() { keep_freed_ = true; }
+  // With that, true when a freed leaf's page was taken for something else since: the leaf is gone.
+  bool reused(PageNo page) const { return reused_.contains(page); }
   // A leaf that names a cluster counted as free is damaged. Not for the checker, which compares the counts itself.
   bool trust_counts = true;
   Leaf* leaf(PageNo page) const { return page < leaves_.size() ? leaves_[page].get() : nullptr; }
@@ -124,6 +135,7 @@ class State : public PageSource {
   Status drop_leaf_page(PageNo page);
   bool valid_entry(const LeafEntry& entry) const;
   Leaf& add_leaf(PageNo page);
+  PageNo allocate_page(PageType type);
   void serialize_volume(const Volume& volume, VolumeRecord& record) const;
 
   std::map<VolumeNo, std::unique_ptr<Volume>> volumes_;
@@ -138,6 +150,9 @@ class State : public PageSource {
   std::vector<std::unique_ptr<Leaf>> leaves_;
   Retired retired_;
   std::uint64_t reserved_ = 0;
+  bool keep_freed_ = false;
+  std::unordered_set<PageNo> freed_;
+  std::unordered_set<PageNo> reused_;
 };
 
 }  // namespace pollux::blob

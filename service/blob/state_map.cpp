@@ -28,6 +28,12 @@ Leaf& State::add_leaf(PageNo page) {
   return *leaves_[page];
 }
 
+PageNo State::allocate_page(PageType type) {
+  const PageNo page = pages.allocate(type);
+  if (freed_.contains(page)) reused_.insert(page);
+  return page;
+}
+
 void State::load_leaf(PageNo page, const LeafPage& bytes) {
   Leaf& leaf = add_leaf(page);
   for (std::uint32_t i = 0; i < kLeafEntries; ++i) {
@@ -110,7 +116,7 @@ Status State::set_leaf(Volume& volume, std::size_t slot, PageNo page) {
       if (page == 0) return {};
       if (pages.free_pages() == 0) return corrupt("no page for an index");
       touch_volume(volume);
-      index = pages.allocate(PageType::kIndex);
+      index = allocate_page(PageType::kIndex);
       index_owners_[index] = {volume.number, chunk};
     } else {
       dirty.touch(PageKey::metadata(index));
@@ -125,6 +131,9 @@ Status State::set_leaf(Volume& volume, std::size_t slot, PageNo page) {
 
 Result<Leaf*> State::writable_leaf(Volume& volume, std::size_t slot) {
   const PageNo page = volume.leaves[slot];
+  if (page != 0 && pages.type(page) != PageType::kLeaf) {
+    return fail(ErrorCode::kCorrupt, "metadata: change of page " + std::to_string(page) + ", which is no leaf");
+  }
   if (page != 0 && pages.refs(page) == 1) {
     if (leaf(page) == nullptr) return fail(ErrorCode::kCorrupt, "metadata: change of a leaf that is not loaded");
     dirty.touch(PageKey::metadata(page));
@@ -134,7 +143,7 @@ Result<Leaf*> State::writable_leaf(Volume& volume, std::size_t slot) {
   if (page != 0 && (leaf(page) == nullptr || leaf(page)->damaged)) {
     return fail(ErrorCode::kCorrupt, "metadata: copy of a leaf that is not loaded or damaged");
   }
-  const PageNo made = pages.allocate(PageType::kLeaf);
+  const PageNo made = allocate_page(PageType::kLeaf);
   Leaf& copy = add_leaf(made);
   if (page != 0) {
     // The clusters now hang on two leaves.
@@ -195,6 +204,8 @@ Status State::apply_map_set(const MapSetRecord& record) {
 }
 
 Status State::drop_leaf_page(PageNo page) {
+  if (pages.type(page) != PageType::kLeaf)
+    return corrupt("drop of page " + std::to_string(page) + ", which is no leaf");
   if (pages.refs(page) > 1) {
     pages.drop_ref(page);
     return {};
@@ -211,7 +222,11 @@ Status State::drop_leaf_page(PageNo page) {
       return corrupt("reference count out of range");
     }
   }
-  retired_.leaves.push_back(std::move(leaves_[page]));
+  if (keep_freed_) {
+    freed_.insert(page);
+  } else {
+    retired_.leaves.push_back(std::move(leaves_[page]));
+  }
   return {};
 }
 

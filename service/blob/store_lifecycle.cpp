@@ -123,7 +123,7 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
     co_await store->lanes_.close();
     co_return fail(std::move(super.error()));
   }
-  auto recovered = co_await recover((*lane)->device(), home, *super);
+  auto recovered = co_await recover((*lane)->device(), home, *super, Purpose::kUse);
   if (!recovered) {
     co_await store->lanes_.close();
     co_return fail(std::move(recovered.error()));

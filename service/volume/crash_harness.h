@@ -53,6 +53,7 @@ class CrashHarness {
   // Lets the store go as it is, as a crash would.
   void drop();
   blob::SimDisk& disk() { return *disk_; }
+  reactor::Reactor& home() { return home_; }
   blob::Store& store() { return *store_; }
   std::map<Uuid, ModelVolume>& model() { return model_; }
 

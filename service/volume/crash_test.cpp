@@ -54,7 +54,6 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
   const std::uint64_t stride = number_from("POLLUX_TEST_STRIDE", 1);
-  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
   const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
   std::uint64_t cuts = 0;
   for (std::uint64_t at = seed % stride;; at += stride) {
@@ -114,7 +113,6 @@ BOOST_AUTO_TEST_CASE(a_write_beside_one_that_replaces_what_is_shared_does_not_hi
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
-  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
   const Uuid one = id_of(1), snap = id_of(2);
   const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
   const std::uint64_t orders = 10 * number_from("POLLUX_TEST_ROUNDS", 30);
@@ -138,7 +136,6 @@ BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
-  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
   const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
   std::uint64_t errors = 0;
   for (std::uint64_t at = 0;; ++at) {
@@ -173,7 +170,6 @@ BOOST_AUTO_TEST_CASE(random_workloads_with_power_cuts_keep_their_promises) {
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
   const std::uint64_t rounds = number_from("POLLUX_TEST_ROUNDS", 30);
-  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return random() % n; };
   std::vector<std::byte> image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);

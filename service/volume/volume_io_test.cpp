@@ -167,7 +167,6 @@ BOOST_AUTO_TEST_CASE(many_iovecs_of_odd_lengths_across_clusters) {
 
 BOOST_AUTO_TEST_CASE(random_operations_match_the_model_on_every_reactor) {
   const std::uint64_t seed = test_seed();
-  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
   const char* wanted = std::getenv("POLLUX_TEST_OPERATIONS");
   const int operations = wanted ? std::atoi(wanted) : 3000;
   std::mt19937_64 random(seed);
@@ -302,7 +301,6 @@ struct Worker {
 
 BOOST_AUTO_TEST_CASE(io_from_all_reactors_stays_right_under_snapshots_clones_growth_and_deletes) {
   const std::uint64_t seed = test_seed();
-  BOOST_TEST_MESSAGE("POLLUX_TEST_SEED=" << seed);
   const char* wanted = std::getenv("POLLUX_TEST_OPERATIONS");
   const int rounds = wanted ? std::atoi(wanted) / 100 : 12;
   make_pool(512 * kMiB, 64 * kKiB);

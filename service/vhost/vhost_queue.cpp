@@ -7,6 +7,14 @@
 
 namespace pollux::vhost {
 
+namespace {
+
+// How often a device that answers at once shows its answers while a batch goes on. All at the end would be the fewest
+// barriers, but the guest would wait for the whole batch and the service then for the guest, in turns.
+constexpr unsigned kChainsPerPublish = 8;
+
+}  // namespace
+
 IovecPool::IovecPool(std::size_t arrays) : memory_(arrays * kArrayPieces), scratch_(kMaxPieces) {
   free_.reserve(arrays);
   for (std::size_t i = 0; i < arrays; ++i) free_.push_back(memory_.data() + i * kArrayPieces);
@@ -26,9 +34,10 @@ unsigned VhostQueue::poll() {
   unsigned done = 0;
   if (!stopping() && wants_chain()) done = take_batch();
   if (ring_->has_staged()) {
-    if (ring_->publish()) ring_bell(fds_.call);
+    publish();
     ++done;
   }
+  if (std::exchange(want_call_, false)) ring_bell(fds_.call);
   if (ring_->broken() && !broken()) [[unlikely]] {
     report_broken();
     ++done;
@@ -54,12 +63,16 @@ unsigned VhostQueue::take_batch() {
       virtio::IovecList pieces = pool_->scratch();
       if (!pop(chain, pieces)) return done;
       take(chain, pieces);
-      ++done;
+      if (++done % kChainsPerPublish == 0) publish();
     }
     // A packed ring tells of one chain at a time.
     if (ready != 1) break;
   }
   return done;
+}
+
+void VhostQueue::publish() {
+  if (ring_->has_staged() && ring_->publish()) want_call_ = true;
 }
 
 virtio::Glance VhostQueue::glance() const {

@@ -119,6 +119,7 @@ class VhostQueue {
 
  private:
   unsigned take_batch();
+  void publish();
   void ring_bell(const virtio::UniqueFd& fd);
   void report_broken();
 
@@ -127,6 +128,7 @@ class VhostQueue {
   IovecPool* pool_ = nullptr;
   reactor::Reactor* reactor_ = nullptr;
   std::uint32_t in_flight_ = 0;
+  // An answer that was shown this turn is to be followed by an interrupt.
   bool want_call_ = false;
   std::function<void()> stopped_;
   std::atomic<bool> broken_{false};

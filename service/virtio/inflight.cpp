@@ -1,6 +1,7 @@
 #include "virtio/inflight.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/units.h"
 
@@ -61,6 +62,10 @@ constexpr std::uint8_t kTaken = 1;
 constexpr std::uint8_t kStaged = 2;
 constexpr std::uint16_t kNone = 0xffff;
 
+std::uint64_t* position_word(InflightPackedHeader* header) {
+  return reinterpret_cast<std::uint64_t*>(&header->position);
+}
+
 }  // namespace
 
 void InflightPacked::attach(std::byte* memory, std::uint16_t size) {
@@ -79,26 +84,24 @@ InflightPacked::Recovered InflightPacked::recover(const PackedDesc* ring, std::u
   if (load_acquire(&header_->version) != kInflightVersion || load_once(&header_->desc_num) != size_) {
     for (std::uint16_t i = 0; i < size_; ++i) store_relaxed(&descs_[i].inflight, kIdle);
     store_relaxed(&header_->desc_num, size_);
-    store_relaxed(&header_->used_idx, used_idx);
-    store_relaxed(&header_->old_used_idx, used_idx);
-    store_relaxed(&header_->used_wrap_counter, std::uint8_t{used_wrap});
-    store_relaxed(&header_->old_used_wrap_counter, std::uint8_t{used_wrap});
+    store_position(used_idx, used_wrap, used_idx, used_wrap);
     store_release(&header_->version, kInflightVersion);
     for (std::uint16_t i = size_; i-- > 0;) free_.push_back(i);
     return result;
   }
   result.known = true;
-  const std::uint16_t new_idx = load_once(&header_->used_idx);
-  const bool new_wrap = load_once(&header_->used_wrap_counter) != 0;
-  const std::uint16_t old_idx = load_once(&header_->old_used_idx);
-  const bool old_wrap = load_once(&header_->old_used_wrap_counter) != 0;
+  const auto position = std::bit_cast<InflightPackedPosition>(load_once(position_word(header_)));
+  const std::uint16_t new_idx = position.used_idx;
+  const bool new_wrap = position.used_wrap_counter != 0;
+  const std::uint16_t old_idx = position.old_used_idx;
+  const bool old_wrap = position.old_used_wrap_counter != 0;
   result.used_idx = old_idx;
   result.used_wrap = old_wrap;
   bool shown = false;
   if ((new_idx != old_idx || new_wrap != old_wrap) && old_idx < size_) {
-    // The dead process was about to show a batch, or had shown it: the entry at the old position tells which.
-    const std::uint16_t flags = load_acquire(&ring[old_idx].flags);
-    shown = ((flags & kDescAvail) != 0) == old_wrap && ((flags & kDescUsed) != 0) == old_wrap;
+    // The dead process was about to show a batch, or had shown it: the entry at the old position tells which. USED
+    // alone does: a driver that saw the answers may have made the entry available again, which turns AVAIL.
+    shown = ((load_acquire(&ring[old_idx].flags) & kDescUsed) != 0) == old_wrap;
   }
   if (shown) {
     result.used_idx = new_idx;
@@ -146,10 +149,7 @@ InflightPacked::Recovered InflightPacked::recover(const PackedDesc* ring, std::u
   for (std::uint16_t i = size_; i-- > 0;) {
     if (!occupied[i]) free_.push_back(i);
   }
-  store_relaxed(&header_->used_idx, result.used_idx);
-  store_relaxed(&header_->used_wrap_counter, std::uint8_t{result.used_wrap});
-  store_relaxed(&header_->old_used_idx, result.used_idx);
-  store_relaxed(&header_->old_used_wrap_counter, std::uint8_t{result.used_wrap});
+  store_position(result.used_idx, result.used_wrap, result.used_idx, result.used_wrap);
   return result;
 }
 
@@ -206,9 +206,19 @@ void InflightPacked::stage(std::uint16_t id) {
   head_of_[id] = kNone;
 }
 
+void InflightPacked::store_position(std::uint16_t used_idx, bool used_wrap, std::uint16_t old_used_idx,
+                                    bool old_used_wrap) {
+  used_idx_ = used_idx;
+  used_wrap_ = used_wrap;
+  old_used_idx_ = old_used_idx;
+  old_used_wrap_ = old_used_wrap;
+  const InflightPackedPosition position{
+      used_idx, old_used_idx, std::uint8_t{used_wrap}, std::uint8_t{old_used_wrap}, {}};
+  store_release(position_word(header_), std::bit_cast<std::uint64_t>(position));
+}
+
 void InflightPacked::prepare(std::uint16_t used_idx, bool used_wrap) {
-  store_release(&header_->used_idx, used_idx);
-  store_release(&header_->used_wrap_counter, std::uint8_t{used_wrap});
+  store_position(used_idx, used_wrap, old_used_idx_, old_used_wrap_);
 }
 
 void InflightPacked::commit() {
@@ -222,8 +232,7 @@ void InflightPacked::commit() {
     }
   }
   staged_.clear();
-  store_release(&header_->old_used_idx, load_once(&header_->used_idx));
-  store_release(&header_->old_used_wrap_counter, load_once(&header_->used_wrap_counter));
+  store_position(used_idx_, used_wrap_, used_idx_, used_wrap_);
 }
 
 }  // namespace pollux::virtio

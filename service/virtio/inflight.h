@@ -7,6 +7,7 @@
 // part a queue, each rounded up to 64 bytes. A hostile front end can write here as well, so everything read back is
 // checked.
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -53,19 +54,27 @@ struct InflightPackedDesc {
 };
 static_assert(sizeof(InflightPackedDesc) == 32);
 
+// Where the next answer goes. Written in one store, so that no death leaves an index with the other's wrap counter.
+struct alignas(8) InflightPackedPosition {
+  std::uint16_t used_idx;
+  std::uint16_t old_used_idx;
+  std::uint8_t used_wrap_counter;
+  std::uint8_t old_used_wrap_counter;
+  std::uint8_t padding[2];
+};
+static_assert(sizeof(InflightPackedPosition) == 8);
+
 struct InflightPackedHeader {
   std::uint64_t features;
   std::uint16_t version;
   std::uint16_t desc_num;
   std::uint16_t free_head;
   std::uint16_t old_free_head;
-  std::uint16_t used_idx;
-  std::uint16_t old_used_idx;
-  std::uint8_t used_wrap_counter;
-  std::uint8_t old_used_wrap_counter;
-  std::uint8_t padding[7];
+  InflightPackedPosition position;
+  std::uint8_t padding[8];
 };
 static_assert(sizeof(InflightPackedHeader) == 32);
+static_assert(offsetof(InflightPackedHeader, position) == 16);
 
 class InflightRegion {
  public:
@@ -144,7 +153,7 @@ class InflightPacked {
     bool known = false;
     std::uint16_t used_idx = 0;
     bool used_wrap = true;
-    // Ring entries taken and not answered, and the requests they belong to, oldest first.
+    // Ring entries from there on, taken and not answered, and the requests they belong to, oldest first.
     std::uint16_t entries = 0;
     std::vector<std::uint16_t> heads;
   };
@@ -166,9 +175,14 @@ class InflightPacked {
   void commit();
 
  private:
+  void store_position(std::uint16_t used_idx, bool used_wrap, std::uint16_t old_used_idx, bool old_used_wrap);
+
   InflightPackedHeader* header_ = nullptr;
   InflightPackedDesc* descs_ = nullptr;
   std::uint16_t size_ = 0;
+  // As of the last batch that was prepared, and committed.
+  std::uint16_t used_idx_ = 0, old_used_idx_ = 0;
+  bool used_wrap_ = true, old_used_wrap_ = true;
   std::uint64_t counter_ = 1;
   // Ours alone, so that what a front end writes into the region cannot lead us astray: the free entries, the entries of
   // the request being taken, each id's first entry, and each entry's successor within its request.

@@ -32,6 +32,7 @@ Result<std::unique_ptr<Virtqueue>> PackedQueue::create(QueueSetup setup) {
     if (recovered.known) {
       queue->used_ = {recovered.used_idx, recovered.used_wrap};
       queue->replay_ = std::move(recovered.heads);
+      queue->hide_unshown(recovered.entries);
       queue->avail_ = queue->used_;
       queue->avail_.advance(recovered.entries, size);
     }
@@ -41,6 +42,18 @@ Result<std::unique_ptr<Virtqueue>> PackedQueue::create(QueueSetup setup) {
   }
   queue->batch_start_ = queue->used_;
   return queue;
+}
+
+// A process that died before it showed a batch has left answers in the ring behind the batch's first entry. The driver
+// would take them as soon as it gets there, before their requests have been done again.
+void PackedQueue::hide_unshown(std::uint16_t entries) {
+  PackedCursor cursor = used_;
+  for (std::uint16_t i = 0; i < entries && cursor.index < setup_.size; ++i) {
+    std::uint16_t* flags = &descs_[cursor.index].flags;
+    if (((load_once(flags) & kDescUsed) != 0) == cursor.wrap)
+      store_relaxed(flags, static_cast<std::uint16_t>(cursor.wrap ? kDescAvail : kDescUsed));
+    cursor.advance(1, setup_.size);
+  }
 }
 
 std::uint32_t PackedQueue::base() const {

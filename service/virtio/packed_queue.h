@@ -44,6 +44,7 @@ class PackedQueue final : public Virtqueue {
   const char* gather(Chain& chain, IovecList& pieces);
   const char* gather_again(std::uint16_t entry, Chain& chain, IovecList& pieces);
   const char* gather_indirect(const PackedDesc& table, ChainBuilder& builder) const;
+  void hide_unshown(std::uint16_t entries);
   const char* add(const PackedDesc& desc, ChainBuilder& builder) const;
 
   PackedDesc* descs_ = nullptr;

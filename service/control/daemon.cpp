@@ -129,14 +129,13 @@ Status Daemon::start_services() {
   vhost_options.socket_group = config_.vhost.socket_group;
   vhost_options.default_queues = config_.vhost.default_queues;
   vhost_options.max_queues = config_.vhost.max_queues;
+  vhost_options.hold_sockets = true;
   auto boot_id = ReservationKeeper::host_boot_id();
   if (!boot_id) return fail(std::move(boot_id.error()));
   vhost_options.reservations = std::make_shared<ReservationKeeper>(*parts.store, std::move(*boot_id));
   auto vhost = vhost::VhostService::start(*parts.reactors, std::move(vhost_options));
   if (!vhost) return fail(std::move(vhost.error()));
   parts.vhost = std::move(*vhost);
-  log::info("start: vhost-user sockets in {}", config_.vhost.socket_dir);
-
   parts.pools = std::make_unique<Pools>(*parts.store, *parts.reactors, *parts.volumes);
   POLLUX_TRY(parts.pools->restore());
   log::info("start: pools {}", parts.pools->all_open() ? "open" : "open but for those named above");
@@ -150,7 +149,9 @@ Status Daemon::start_services() {
   POLLUX_TRY(parts.attachments->restore(parts.pools->all_open()));
   const auto attached = parts.store->attachments();
   if (!attached) return fail(attached.error());
-  log::info("start: {} attachments recorded, all back but for those named above", attached->size());
+  parts.vhost->listen();
+  log::info("start: {} attachments recorded, all back but for those named above; sockets in {}", attached->size(),
+            config_.vhost.socket_dir);
 
   DataSockets::Options data_options;
   data_options.dir = config_.service.runtime_dir;

@@ -15,6 +15,7 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "scsi/logical_unit.h"
@@ -111,7 +112,8 @@ bool same_disk(const DiskSpec& a, const DiskSpec& b) {
 }  // namespace
 
 struct VhostService::Impl {
-  Impl(reactor::ReactorGroup& reactors, Options opts) : options(std::move(opts)), placement(reactors) {
+  Impl(reactor::ReactorGroup& reactors, Options opts)
+      : options(std::move(opts)), placement(reactors), listening(!options.hold_sockets) {
     if (options.reservations) reservations = std::make_shared<KeptReservations>(options.reservations);
     placement.on_uneven([this] {
       if (!rebalancing.exchange(true)) errands->post([this] { rebalance(); }, kRebalanceAfter);
@@ -137,6 +139,7 @@ struct VhostService::Impl {
 
   Result<std::uint16_t> check_queues(std::uint32_t queues) const;
   Result<std::shared_ptr<Endpoint>> open(const std::string& path, std::unique_ptr<Device> device);
+  Status open_socket(Endpoint& endpoint);
   void close(Endpoint& endpoint) { transport->close(endpoint.path()); }
   std::vector<std::shared_ptr<Endpoint>> endpoints() const;
   void rebalance();
@@ -157,6 +160,7 @@ struct VhostService::Impl {
 
   // Serialises the calls that change things.
   std::mutex changes;
+  bool listening;
   // Guards the maps, for the others.
   mutable std::mutex maps;
   std::map<std::string, Blk> blks;
@@ -202,14 +206,20 @@ Result<std::uint16_t> VhostService::Impl::check_queues(std::uint32_t queues) con
 
 Result<std::shared_ptr<Endpoint>> VhostService::Impl::open(const std::string& path, std::unique_ptr<Device> device) {
   auto endpoint = std::make_shared<Endpoint>(path, std::move(device), placement);
-  POLLUX_TRY(transport->open(path, *endpoint));
+  if (listening) POLLUX_TRY(open_socket(*endpoint));
+  return endpoint;
+}
+
+Status VhostService::Impl::open_socket(Endpoint& endpoint) {
+  const std::string& path = endpoint.path();
+  POLLUX_TRY(transport->open(path, endpoint));
   // The directory keeps others out until this is done.
   if (::chmod(path.c_str(), 0660) != 0 || (group && ::chown(path.c_str(), static_cast<uid_t>(-1), *group) != 0)) {
     const int error = errno;
     transport->close(path);
     return fail(ErrorCode::kInternal, "cannot set the permissions of " + path + ": " + std::strerror(error));
   }
-  return endpoint;
+  return {};
 }
 
 VhostService::VhostService() = default;
@@ -243,6 +253,14 @@ Result<std::unique_ptr<VhostService>> VhostService::start(reactor::ReactorGroup&
 }
 
 VhostService::~VhostService() = default;
+
+void VhostService::listen() {
+  std::lock_guard changing(impl_->changes);
+  if (std::exchange(impl_->listening, true)) return;
+  for (const auto& endpoint : impl_->endpoints()) {
+    if (const auto opened = impl_->open_socket(*endpoint); !opened) log::error("vhost: {}", opened.error().message);
+  }
+}
 
 Result<std::string> VhostService::create_blk(const std::string& name, std::uint32_t queues, DiskSpec disk) {
   POLLUX_TRY(check_name(name));

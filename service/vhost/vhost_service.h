@@ -31,6 +31,8 @@ struct Options {
   std::shared_ptr<ReservationStore> reservations;
   // How long a removal waits for requests that the block device has.
   std::chrono::milliseconds drain_patience{20'000};
+  // Sockets open at listen(), not as their devices are made.
+  bool hold_sockets = false;
 };
 
 // A volume as one guest sees it.
@@ -60,6 +62,11 @@ class VhostService {
   static Result<std::unique_ptr<VhostService>> start(reactor::ReactorGroup& reactors, Options options);
   // Disconnects every front end and waits until no request is in flight.
   ~VhostService();
+
+  // With hold_sockets: from here on sockets are open. A guest that comes back after a restart must find its whole
+  // controller: a disk that is not there yet would be an error to it. A socket that cannot be opened is logged, and its
+  // guest waits.
+  void listen();
 
   // A scsi controller; its socket is <socket_dir>/scsi-<name>.sock and is there when this returns. `name`:
   // [A-Za-z0-9-]{1,64}.

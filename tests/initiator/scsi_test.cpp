@@ -6,7 +6,10 @@
 #include <boost/test/unit_test.hpp>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
+#include <memory>
 #include <set>
+#include <vector>
 
 #include "initiator/service_fixture.h"
 
@@ -318,6 +321,67 @@ BOOST_AUTO_TEST_CASE(adding_the_same_again_succeeds_and_something_else_is_refuse
   BOOST_TEST(service().remove_scsi_target("g", {0, 0}).has_value());
   BOOST_TEST(service().remove_scsi_target("g", {0, 0}).has_value());
   BOOST_TEST(service().remove_scsi_controller("g").has_value());
+}
+
+// A guest that comes back while its disks are still being put back would see them gone.
+BOOST_AUTO_TEST_CASE(held_sockets_open_when_all_disks_are_there) {
+  const std::string held_directory = directory() + "/held";
+  auto held = vhost::VhostService::start(reactors(), {.socket_dir = held_directory, .hold_sockets = true});
+  BOOST_REQUIRE(held.has_value());
+  const std::string socket = (*held)->ensure_scsi_controller("g", 1).value();
+  BOOST_REQUIRE((*held)->create_blk("b", 1, {ram(), uuid(1), false}).has_value());
+  BOOST_TEST(!std::filesystem::exists(socket));
+  BOOST_TEST(!std::filesystem::exists(held_directory + "/blk-b.sock"));
+  BOOST_REQUIRE((*held)->add_scsi_target("g", {3, 0}, {ram(), uuid(3), false}).has_value());
+  (*held)->listen();
+  BOOST_TEST(std::filesystem::exists(held_directory + "/blk-b.sock"));
+  FrontEnd front_end(options_for(socket, 1));
+  front_end.start();
+  BOOST_TEST(test_unit_ready(front_end, 3) == "");
+  // What comes later is there at once.
+  BOOST_TEST(std::filesystem::exists((*held)->ensure_scsi_controller("h", 1).value()));
+}
+
+// The most that a controller holds. REPORT LUNS, INQUIRY and data through each.
+BOOST_AUTO_TEST_CASE(a_controller_holds_255_targets) {
+  constexpr unsigned kTargets = 255;
+  FrontEndOptions options = options_for(ServiceFixture::scsi("g"));
+  options.ram_bytes = 64 << 20;
+  FrontEnd front_end(options);
+  for (std::uint16_t target = 0; target < kTargets; ++target) add("g", target, ram(1 << 20));
+  BOOST_TEST(!service().add_scsi_target("g", {kTargets, 0}, {ram(), uuid(7), false}).has_value());
+  front_end.start();
+  IoSlot slot(front_end.ram(), 4096);
+  std::vector<std::unique_ptr<ScsiDisk>> disks;
+  std::set<std::string> identities;
+  for (unsigned target = 0; target < kTargets; ++target) {
+    const auto number = static_cast<std::uint8_t>(target);
+    disks.push_back(std::make_unique<ScsiDisk>(number, 0, 512));
+    const ScsiDisk& disk = *disks.back();
+    const std::uint16_t queue = static_cast<std::uint16_t>(2 + target % 2);
+    settle(front_end, number);
+    const std::uint8_t report[12] = {0xa0, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+    run_request(front_end, queue, disk.command(front_end.ram(), slot, report, 0, 256));
+    BOOST_REQUIRE(disk.verdict(slot) == "");
+    // One LUN, which is 0.
+    BOOST_TEST(std::to_integer<int>(slot.data[3]) == 8);
+    BOOST_TEST(std::all_of(slot.data + 8, slot.data + 16, [](std::byte b) { return b == std::byte{0}; }));
+    const std::uint8_t serial[6] = {0x12, 1, 0x80, 0, 252};
+    run_request(front_end, queue, disk.command(front_end.ram(), slot, serial, 0, 252));
+    BOOST_REQUIRE(disk.verdict(slot) == "");
+    identities.emplace(reinterpret_cast<const char*>(slot.data) + 4, std::to_integer<std::size_t>(slot.data[3]));
+    std::fill_n(slot.data, 4096, static_cast<std::byte>(target + 1));
+    BOOST_REQUIRE(run_io(front_end, queue, disk, slot, Op::kWrite, 8192, 4096) == "");
+  }
+  BOOST_TEST(identities.size() == kTargets);
+  for (unsigned target = 0; target < kTargets; ++target) {
+    std::fill_n(slot.data, 4096, std::byte{0xa5});
+    BOOST_REQUIRE(run_io(front_end, static_cast<std::uint16_t>(3 - target % 2), *disks[target], slot, Op::kRead, 8192,
+                         4096) == "");
+    BOOST_TEST(
+        std::all_of(slot.data, slot.data + 4096, [&](std::byte b) { return b == static_cast<std::byte>(target + 1); }));
+  }
+  front_end.stop();
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -4,7 +4,9 @@
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
@@ -327,6 +329,39 @@ BOOST_FIXTURE_TEST_CASE(a_file_in_use_is_busy_and_free_again_after_closing, Fixt
   BOOST_CHECK(second.error().code == ErrorCode::kBusy);
   first.reset();
   BOOST_TEST(make_uring_bdev(file, 0).has_value());
+}
+
+// Opens the file, has a channel that has worked, says so and waits to be killed.
+[[noreturn]] void hold(const std::string& file, int tell) {
+  auto own = ReactorGroup::start({{.id = 0}});
+  auto bdev = make_uring_bdev(file, kSize);
+  if (!own || !bdev) _exit(1);
+  auto channel = call((*own)->at(0), [](Bdev& device, Reactor& reactor) -> Task<Result<std::unique_ptr<Channel>>> {
+    co_await reactor.enter();
+    auto opened = device.open_channel(reactor);
+    if (opened && co_await flush(**opened) != IoStatus::kOk) _exit(1);
+    co_return opened;
+  }(**bdev, (*own)->at(0)));
+  if (!channel || ::write(tell, "x", 1) != 1) _exit(1);
+  while (true) pause();
+}
+
+// A service that is started again waits for this.
+BOOST_FIXTURE_TEST_CASE(a_file_is_free_as_soon_as_whoever_held_it_was_killed, Fixture) {
+  for (int life = 0; life < 5; ++life) {
+    int ready[2];
+    BOOST_REQUIRE(pipe(ready) == 0);
+    const pid_t child = fork();
+    if (child == 0) hold(file, ready[1]);
+    close(ready[1]);
+    char byte;
+    BOOST_REQUIRE(::read(ready[0], &byte, 1) == 1);
+    close(ready[0]);
+    BOOST_TEST(!make_uring_bdev(file, kSize).has_value());
+    kill(child, SIGKILL);
+    ::waitpid(child, nullptr, 0);
+    BOOST_TEST(make_uring_bdev(file, kSize).has_value());
+  }
 }
 
 BOOST_FIXTURE_TEST_CASE(what_is_not_there_or_not_absolute_is_refused, Fixture) {

@@ -51,7 +51,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
         alignment_(alignment),
         is_block_device_(is_block_device) {}
   ~UringBdev() override {
-    // Explicitly: the kernel takes rings down later, and until then they hold the open file, and so its lock.
+    // Explicitly: the kernel may let go of the last requests' hold on the file a little later.
     flock(fd_, LOCK_UN);
     close(fd_);
   }
@@ -138,10 +138,6 @@ Status UringChannel::start() {
                                           " (is io_uring disabled by kernel.io_uring_disabled?)");
   }
   ring_open_ = true;
-  const int fd = bdev_->fd();
-  if (int rc = io_uring_register_files(&ring_, &fd, 1); rc < 0) {
-    return fail(ErrorCode::kInternal, "cannot register " + bdev_->name() + " with io_uring: " + std::strerror(-rc));
-  }
   POLLUX_TRY(reactor_.watch(ring_.ring_fd));
   reactor_.add_poller(*this);
   return {};
@@ -249,31 +245,33 @@ bool UringChannel::start_op(Op& op) {
   }
   const iovec* iov = op.bounce.iov_base != nullptr ? &op.bounce : request.iov;
   const unsigned iov_count = op.bounce.iov_base != nullptr ? 1 : request.iov_count;
-  constexpr int kFile = 0;
+  // Not a registered file: those belong to the ring, which the kernel takes down some time after a process was killed.
+  // A request holds the file, and so its lock, until it has ended, which is just as long as a successor has to wait:
+  // nothing that the dead process wrote or read can land after the lock was taken anew.
+  const int file = bdev_->fd();
   switch (request.op) {
     case IoOp::kRead:
-      io_uring_prep_readv(sqe, kFile, iov, iov_count, request.offset_bytes);
+      io_uring_prep_readv(sqe, file, iov, iov_count, request.offset_bytes);
       break;
     case IoOp::kWrite:
-      io_uring_prep_writev2(sqe, kFile, iov, iov_count, request.offset_bytes,
+      io_uring_prep_writev2(sqe, file, iov, iov_count, request.offset_bytes,
                             (request.flags & IoRequest::kFua) != 0 ? RWF_DSYNC : 0);
       break;
     case IoOp::kFlush:
-      io_uring_prep_fsync(sqe, kFile, IORING_FSYNC_DATASYNC);
+      io_uring_prep_fsync(sqe, file, IORING_FSYNC_DATASYNC);
       break;
     case IoOp::kUnmap:
-      io_uring_prep_fallocate(sqe, kFile, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+      io_uring_prep_fallocate(sqe, file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                               static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
       break;
     case IoOp::kWriteZeroes:
-      io_uring_prep_fallocate(sqe, kFile, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+      io_uring_prep_fallocate(sqe, file, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                               static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
       break;
     case IoOp::kExtent:
       // submit() refused it.
       return false;
   }
-  sqe->flags |= IOSQE_FIXED_FILE;
   io_uring_sqe_set_data(sqe, &op);
   unsubmitted_ = true;
   return true;
@@ -318,8 +316,9 @@ unsigned UringChannel::poll() {
   if (waiting_head_ != nullptr) drain_waiting();
   if (unsubmitted_) {
     const int rc = io_uring_submit(&ring_);
-    // Busy means the completion queue is full: take completions, submit on the next turn.
-    if (rc >= 0) unsubmitted_ = false;
+    // Busy means the completion queue is full: take completions, submit on the next turn. The kernel may also stop half
+    // way, after a request that it refuses.
+    if (rc >= 0) unsubmitted_ = io_uring_sq_ready(&ring_) != 0;
   }
   std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
   const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);

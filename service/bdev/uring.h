@@ -5,7 +5,7 @@
 // completions are taken from shared memory. flush is fdatasync; kFua is RWF_DSYNC; unmap punches a hole (files) or
 // discards (block devices). Memory that does not meet the device's O_DIRECT alignment is bounced. The file is locked
 // (flock; O_EXCL for block devices), so two services cannot serve one device; the kernel drops the lock when the
-// process dies.
+// process is dead and its last request has ended.
 
 #include <memory>
 #include <string>

@@ -3,9 +3,14 @@
 //   pollux-initiator --socket S --blk --queues 2 --depth 32 --seconds 5
 //   pollux-initiator --socket S --scsi --target 0 --verify --packed --indirect --requests 100000
 //   pollux-initiator --socket S --blk --verify --reconnect --seconds 60     while somebody kills the service
+//
+// SIGTERM and SIGINT end the load as its clock would.
+
+#include <signal.h>
 
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <iostream>
@@ -16,8 +21,37 @@
 
 using namespace pollux::initiator;
 
+namespace {
+
 // How often a lost back end is looked for, each time with the patience of a connect.
 constexpr unsigned kReconnects = 20;
+
+std::atomic<bool> told_to_end{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler sets it");
+
+// A process that dies closes its sockets one after the other: what answered may have been one that still listened, and
+// be gone before the first reply.
+void reconnect(FrontEnd& front_end) {
+  for (unsigned attempt = 1;; ++attempt) {
+    try {
+      front_end.reconnect();
+      return;
+    } catch (const std::exception&) {
+      if (attempt == kReconnects) throw;
+    }
+  }
+}
+
+// Reports when the service answered again, on the clock (CLOCK_MONOTONIC) that whoever killed it has too.
+void report_answer(const std::atomic<std::uint64_t>& answers, const std::atomic<bool>& finished) {
+  const std::uint64_t before = answers;
+  while (answers == before && !finished) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  if (answers == before) return;
+  const std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
+  std::fprintf(stderr, "answered again at %.6f s\n", now.count());
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("a vhost-user front end that reads and writes");
@@ -74,23 +108,19 @@ int main(int argc, char** argv) {
       load.length_bytes = blk_capacity(front_end);
     }
     std::atomic<bool> finished{false};
+    std::atomic<std::uint64_t> answers{0};
+    for (const int signal : {SIGTERM, SIGINT}) ::signal(signal, [](int) { told_to_end = true; });
+    load.end = &told_to_end;
+    load.answers = reconnect ? &answers : nullptr;
     unsigned reconnects = 0;
     std::string lost;
     std::thread keeper([&] {
       try {
         while (reconnect && !finished) {
           if (!front_end.wait_lost(50)) continue;
-          // A process that dies closes its sockets one after the other: what answered may have been one that still
-          // listened, and be gone before the first reply.
-          for (unsigned attempt = 1;; ++attempt) {
-            try {
-              front_end.reconnect();
-              break;
-            } catch (const std::exception&) {
-              if (attempt == kReconnects) throw;
-            }
-          }
+          ::reconnect(front_end);
           ++reconnects;
+          report_answer(answers, finished);
         }
       } catch (const std::exception& error) {
         lost = error.what();

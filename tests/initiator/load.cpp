@@ -127,6 +127,7 @@ void QueueLoad::finish(Slot& slot) {
   slot.busy = false;
   last_answer_ns_ = 0;
   ++result_.requests;
+  if (options_.answers) options_.answers->fetch_add(1, std::memory_order_relaxed);
   if (slot.begun_ns != 0) latencies_us_.push_back(static_cast<float>(now_ns() - slot.begun_ns) / 1000);
   const std::string verdict = disk_.verdict(slot.io);
   if (slot.op == Op::kFlush) {
@@ -183,6 +184,7 @@ void QueueLoad::run(const std::atomic<bool>& stop) {
   const std::uint64_t limit = options_.requests == 0 ? UINT64_MAX : issued_ + options_.requests;
   std::uint64_t turns = 0;
   while (!stop.load(std::memory_order_relaxed)) {
+    if (options_.end && options_.end->load(std::memory_order_relaxed)) break;
     if (end != 0 && ++turns % 64 == 0 && now_ns() > end) break;
     unsigned added = 0;
     for (auto& slot : slots_) {

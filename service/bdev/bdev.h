@@ -83,7 +83,8 @@ class Channel {
   // everything one turn collects goes out together.
   virtual void submit(IoRequest& request) = 0;
   // Somebody waits for what is in flight to end, to go away: a device that holds requests back on purpose (limits) lets
-  // them go now, and from here on. On the channel's reactor.
+  // go of those that it holds now. What is submitted later is held back as ever. On the channel's reactor, and not from
+  // within a completion.
   virtual void expedite() {}
 };
 

@@ -44,6 +44,8 @@ class LunChannel {
   // On the reactor. May complete the task before it returns.
   void submit(Task& task);
 
+  // On the reactor. Somebody waits for the tasks that are in flight: see bdev::Channel::expedite().
+  void expedite() { device_->expedite(); }
   // On the reactor. No task is in flight.
   bool idle() const { return in_flight_ == 0; }
   std::uint32_t in_flight() const { return in_flight_; }

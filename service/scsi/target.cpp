@@ -178,6 +178,10 @@ LunChannel* TargetChannel::find(std::uint16_t lun) const {
   return at != luns_.end() && at->first == lun ? at->second.get() : nullptr;
 }
 
+void TargetChannel::expedite() {
+  for (auto& [lun, channel] : luns_) channel->expedite();
+}
+
 bool TargetChannel::idle() const {
   return std::all_of(luns_.begin(), luns_.end(), [](const auto& entry) { return entry.second->idle(); });
 }

@@ -33,6 +33,8 @@ class TargetChannel {
   LunChannel* find(std::uint16_t lun) const;
   bool empty() const { return luns_.empty(); }
   bool idle() const;
+  // Somebody waits for the tasks that are in flight.
+  void expedite();
 
   // Any LUN, there or not.
   void submit(std::uint16_t lun, Task& task);

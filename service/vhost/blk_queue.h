@@ -32,6 +32,7 @@ class BlkQueue final : public VhostQueue {
   };
 
   void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void hurry() override { channel_.expedite(); }
   // Each hands the request to the device or answers it at once.
   void dispatch(Request& request, Pieces readable, Pieces writable);
   void transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data);

@@ -122,8 +122,10 @@ Status ScsiController::take_out(ScsiTarget where, std::chrono::milliseconds pati
   }
   const auto quiet = [&] {
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      const bool idle =
-          run_on(*lanes_[i]->reactor, [&] { return lanes_[i]->managing == 0 && (!leaving[i] || leaving[i]->idle()); });
+      const bool idle = run_on(*lanes_[i]->reactor, [&] {
+        if (leaving[i]) leaving[i]->expedite();
+        return lanes_[i]->managing == 0 && (!leaving[i] || leaving[i]->idle());
+      });
       if (!idle) return false;
     }
     return true;

@@ -71,6 +71,12 @@ void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& piece
   dispatch(request, header, readable, writable);
 }
 
+void ScsiRequestQueue::hurry() {
+  for (auto& target : lane_.targets) {
+    if (target) target->expedite();
+  }
+}
+
 void ScsiRequestQueue::dispatch(Request& request, const ScsiRequestHeader& header, Pieces data_out, Pieces data_in) {
   const auto address = decode_lun(header.lun);
   scsi::TargetChannel* target = address ? lane_.targets[address->target].get() : nullptr;

@@ -34,6 +34,8 @@ class ScsiRequestQueue final : public VhostQueue {
   };
 
   void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  // Of every disk that this reactor serves to the guest: which of them a request is for is not kept.
+  void hurry() override;
   void dispatch(Request& request, const ScsiRequestHeader& header, Pieces data_out, Pieces data_in);
   void answer(Request& request, ScsiResponse& response, std::uint32_t data_written);
   void refuse(Request& request, ScsiResponseCode code);

@@ -42,14 +42,21 @@ unsigned VhostQueue::poll() {
     report_broken();
     ++done;
   }
-  if (stopping() && in_flight_ == 0) [[unlikely]] {
-    if (fds_.kick) reactor_->unwatch(fds_.kick.get());
-    // The callback may destroy this queue.
-    auto stopped = std::exchange(stopped_, nullptr);
-    stopped();
-    ++done;
-  }
+  if (stopping()) [[unlikely]]
+    done += go_on_stopping();
   return done;
+}
+
+unsigned VhostQueue::go_on_stopping() {
+  if (in_flight_ != 0) {
+    hurry();
+    return 0;
+  }
+  if (fds_.kick) reactor_->unwatch(fds_.kick.get());
+  // The callback may destroy this queue.
+  auto stopped = std::exchange(stopped_, nullptr);
+  stopped();
+  return 1;
 }
 
 unsigned VhostQueue::take_batch() {

@@ -99,6 +99,8 @@ class VhostQueue {
   // A chain was popped. The pieces are in the reactor's scratch: keep what is needed. Answer with finish(), now or
   // later.
   virtual void take(const virtio::Chain& chain, virtio::IovecList& pieces) = 0;
+  // The queue is to stop and something is in flight: called until it has ended, each time the reactor has a look.
+  virtual void hurry() {}
   // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
   virtual bool wants_chain() const { return true; }
 
@@ -122,6 +124,7 @@ class VhostQueue {
   void publish();
   void ring_bell(const virtio::UniqueFd& fd);
   void report_broken();
+  unsigned go_on_stopping();
 
   std::unique_ptr<virtio::Virtqueue> ring_;
   QueueFds fds_;

@@ -59,7 +59,7 @@ IoStatus VolumeChannel::validate(const IoRequest& request) const {
 
 void VolumeChannel::submit(IoRequest& request) {
   const bool timed = requests_++ % kLatencySample == 0;
-  const bool limited = held_head_ != nullptr || (limiter_.active() && !expedited_);
+  const bool limited = held_head_ != nullptr || limiter_.active();
   if (!timed && !limited && go_straight(request)) return;
   Progress& p = *new (request.device_scratch) Progress{};
   p.channel = this;

@@ -82,7 +82,8 @@ class VolumeChannel : public bdev::Channel {
 
   // volume_channel_qos.cpp
   void hold(bdev::IoRequest& request);
-  void release_held();
+  // `all`: without a look at the limits.
+  void release_held(bool all = false);
 
   bool go_straight(bdev::IoRequest& request);
   static void straight_done(bdev::IoRequest& device);
@@ -132,7 +133,6 @@ class VolumeChannel : public bdev::Channel {
   bdev::IoRequest* held_tail_ = nullptr;
   bool booked_ = false;
   bool releasing_ = false;
-  bool expedited_ = false;
   std::uint64_t booked_generation_ = 0;
   std::uint64_t due_ns_ = 0;
   reactor::Timer throttle_{[this] { release_held(); }};

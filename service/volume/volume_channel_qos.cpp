@@ -24,16 +24,16 @@ void VolumeChannel::hold(bdev::IoRequest& request) {
 }
 
 void VolumeChannel::expedite() {
-  expedited_ = true;
+  if (releasing_ || held_head_ == nullptr) return;
   throttle_.cancel();
-  if (!releasing_ && held_head_ != nullptr) release_held();
+  release_held(/*all=*/true);
 }
 
-void VolumeChannel::release_held() {
+void VolumeChannel::release_held(bool all) {
   releasing_ = true;
   while (true) {
     bdev::IoRequest& request = *held_head_;
-    if (!expedited_) {
+    if (!all) {
       const std::uint64_t now_ns = monotonic_ns();
       if (const std::uint64_t generation = limiter_.generation(); !booked_ || generation != booked_generation_) {
         due_ns_ = limiter_.book(request, now_ns);

@@ -342,8 +342,8 @@ Status State::load_volume(VolumeNo number, const VolumeRecord& record) {
 Status State::check_names() const {
   std::vector<std::uint32_t> names(pages.page_limit(), 0);
   for (const auto& [number, volume] : volumes_) {
-    const auto wrong = [&volume](PageNo page, const char* what) {
-      return corrupt("volume " + volume->id.to_string() + " names page " + std::to_string(page) + ", " + what);
+    const auto wrong = [&id = volume->id](PageNo page, const char* what) {
+      return corrupt("volume " + id.to_string() + " names page " + std::to_string(page) + ", " + what);
     };
     for (PageNo page : volume->index_pages) {
       if (page == 0) continue;

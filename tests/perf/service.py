@@ -20,6 +20,7 @@ from pollux.rpc.ttypes import (
     AttachSpec,
     BdevKind,
     BdevSpec,
+    JobState,
     PoolSpec,
     Provisioning,
     RequestContext,
@@ -178,6 +179,13 @@ listen = "127.0.0.1:{self._metrics}"
 
     def detach(self, attachment_id: str) -> None:
         self.rpc.detach(self.context(), attachment_id)
+
+    def free_bytes(self, pool: str) -> int:
+        free: int = self.rpc.pool_describe(self.context(), pool).free_bytes
+        return free
+
+    def running_jobs(self) -> int:
+        return sum(job.state == JobState.RUNNING for job in self.rpc.job_list(self.context()))
 
     # -- inside
 

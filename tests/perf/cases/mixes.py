@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from pollux.rpc.ttypes import AttachmentInfo
+
 from perf.bench import Bench
 from perf.load import Load, Workload
 from perf.names import DIRECTIONS, TRANSPORTS
@@ -36,10 +38,13 @@ def run(bench: Bench) -> None:
         _file(bench, load, host)
 
 
-def attach(service: Service, load: Load, name: str, volume: str, transport: str = "scsi", **options: int) -> None:
+def attach(
+    service: Service, load: Load, name: str, volume: str, transport: str = "scsi", **options: int
+) -> AttachmentInfo:
     """Connect guest `name` to a volume."""
     info = service.attach(volume, transport)
     load.connect(name, transport, info.socket_path, io=LONG, target=info.target or 0, **options)
+    return info
 
 
 def _mixed(bench: Bench, load: Load, host: Diskhost, service: Service) -> None:

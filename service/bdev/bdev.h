@@ -74,6 +74,9 @@ struct IoRequest {
   // For the device's use while it owns the request: its own list link and scratch.
   IoRequest* device_next = nullptr;
   alignas(8) std::byte device_scratch[64];
+  // For a device that hands the request itself to the device below: what it puts back when that one is done. One such
+  // device may stand above another that does not.
+  alignas(8) std::byte forward_scratch[40];
 };
 
 class Channel {

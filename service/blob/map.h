@@ -99,6 +99,22 @@ struct LeafTable {
 
 // An open volume as the data path sees it.
 struct VolumeView {
+  // The cluster that holds all of `sub_blocks` (a mask) of cluster `index` and, to write, may be written in place.
+  // 0: there is none, or another look is needed to tell.
+  ClusterNo in_place(std::uint32_t index, std::uint64_t sub_blocks, bool to_write) const {
+    if (to_write && frozen.load(std::memory_order_acquire)) return 0;
+    const std::uintptr_t at =
+        table.load(std::memory_order_acquire)->slots[index / kLeafEntries].load(std::memory_order_acquire);
+    if (at == 0 || at == kNotLoaded || (to_write && (at & kSharedTag) != 0)) return 0;
+    const auto* leaf = reinterpret_cast<const Leaf*>(at & ~kSharedTag);
+    MapEntry entry;
+    if (leaf->damaged || !leaf->entries[index % kLeafEntries].read(entry)) return 0;
+    if (to_write && entry.shared) return 0;
+    const std::uint64_t own = entry.bits & sub_blocks;
+    if (own == sub_blocks) return entry.own;
+    return own == 0 && !to_write && entry.own != 0 ? entry.base : 0;
+  }
+
   std::atomic<std::uint64_t> size_bytes{0};
   std::atomic<LeafTable*> table{nullptr};
   // Writes go to the home reactor, which holds them back: a snapshot is being taken.

@@ -58,22 +58,22 @@ IoStatus VolumeChannel::validate(const IoRequest& request) const {
 }
 
 void VolumeChannel::submit(IoRequest& request) {
-  const bool timed = requests_++ % kLatencySample == 0;
+  const std::uint64_t started_ns = requests_++ % kLatencySample == 0 ? monotonic_ns() : 0;
   const bool limited = held_head_ != nullptr || limiter_.active();
-  if (!timed && !limited && go_straight(request)) return;
+  if (!limited && go_straight(request, started_ns)) return;
   Progress& p = *new (request.device_scratch) Progress{};
   p.channel = this;
   p.outstanding = 1;
   p.status = validate(request);
-  if (timed) p.started_ns = monotonic_ns();
+  p.started_ns = started_ns;
   if (limited) return hold(request);
   cut(request);
 }
 
-// What nearly all requests are: a read or write in place within one cluster. It goes to the device with a slot and
-// without the books that are kept for a request in pieces. False: nothing was done, and the way for all requests says
-// what is to be done, or what is wrong.
-bool VolumeChannel::go_straight(IoRequest& request) {
+// What nearly all requests are: a read or write in place within one cluster. The request itself goes to the device,
+// without the books that are kept for one in pieces. False: nothing was done, and the way for all requests says what is
+// to be done, or what is wrong.
+bool VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
   const bool writing = request.op == IoOp::kWrite;
   if (!writing && request.op != IoOp::kRead) return false;
   if (writing && (read_only_ || (request.flags & IoRequest::kFua))) return false;
@@ -83,47 +83,35 @@ bool VolumeChannel::go_straight(IoRequest& request) {
       !range_fits(request.offset_bytes, request.length_bytes, view_.size_bytes.load(std::memory_order_acquire))) {
     return false;
   }
+  const auto touched =
+      blob::Geometry::mask(static_cast<std::uint32_t>(offset >> sub_block_shift_),
+                           static_cast<std::uint32_t>((offset + request.length_bytes - 1) >> sub_block_shift_));
   // As in step(): counted before the map is looked at.
   const unsigned epoch = lane_.begin();
-  const bool frozen = view_.frozen.load(std::memory_order_acquire);
-  const std::uint64_t touched =
-      blob::Geometry::mask(static_cast<unsigned>(offset >> sub_block_shift_),
-                           static_cast<unsigned>((offset + request.length_bytes - 1) >> sub_block_shift_));
-  Mapping mapping;
-  IoSlot* slot = nullptr;
-  if (look_up(static_cast<std::uint32_t>(request.offset_bytes >> cluster_shift_), mapping) != Lookup::kFound ||
-      mapping.entry.own == 0 || (mapping.entry.bits & touched) != touched ||
-      (writing && (frozen || mapping.entry.shared || mapping.leaf_shared)) || (slot = slots_.take()) == nullptr) {
+  const blob::ClusterNo cluster =
+      view_.in_place(static_cast<std::uint32_t>(request.offset_bytes >> cluster_shift_), touched, writing);
+  if (cluster == 0) {
     lane_.end(epoch);
     return false;
   }
-  progress(request).channel = this;
-  slot->parent = &request;
-  slot->epoch = epoch;
-  bdev::IoRequest& device = slot->device;
-  device.op = request.op;
-  device.flags = 0;
-  device.iov = request.iov;
-  device.iov_count = request.iov_count;
-  device.offset_bytes = (std::uint64_t{mapping.entry.own} << cluster_shift_) + offset;
-  device.length_bytes = request.length_bytes;
-  device.complete = &VolumeChannel::straight_done;
-  lane_.device().submit(device);
+  new (request.forward_scratch) Forwarded{this, request.complete, request.offset_bytes, started_ns, epoch};
+  request.offset_bytes = (std::uint64_t{cluster} << cluster_shift_) + offset;
+  request.complete = &VolumeChannel::straight_done;
+  lane_.device().submit(request);
   return true;
 }
 
-void VolumeChannel::straight_done(IoRequest& device) {
-  IoSlot& slot = *static_cast<IoSlot::Device&>(device).slot;
-  IoRequest& request = *slot.parent;
-  VolumeChannel& self = *progress(request).channel;
-  self.lane_.end(slot.epoch);
-  request.status = device.status;
+void VolumeChannel::straight_done(IoRequest& request) {
+  const Forwarded& was = forwarded(request);
+  VolumeChannel& self = *was.channel;
+  self.lane_.end(was.epoch);
+  request.offset_bytes = was.offset_bytes;
+  request.complete = was.complete;
   self.count(request);
-  // The request's completion may end this channel, but not its slots.
-  IoSlots& slots = self.slots_;
-  slots.give_back(slot);
+  if (was.started_ns != 0) [[unlikely]]
+    self.count_latency(request.op, was.started_ns);
+  // It may end this channel.
   request.complete(request);
-  slots.wake_waiting();
 }
 
 void VolumeChannel::drive(IoRequest& request) {

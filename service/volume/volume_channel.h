@@ -1,10 +1,10 @@
 #pragma once
 // VolumeChannel: the data path of one volume on one reactor.
 //
-// A request is cut where the map says so and its pieces go to the pool's device unchanged: one look-up a cluster, no
-// lock, no allocation, no copy. What would change the map (a first write, an unmap) or needs a leaf from the device
-// goes to the pool's home reactor and comes back as a completion. Requests keep their state in their own scratch
-// memory.
+// A request that lies in one place goes to the pool's device itself; any other is cut where the map says so and its
+// pieces go there: one look-up a cluster, no lock, no allocation, no copy. What would change the map (a first write, an
+// unmap) or needs a leaf from the device goes to the pool's home reactor and comes back as a completion. Requests keep
+// their state in their own scratch memory.
 
 #include <atomic>
 #include <cstdint>
@@ -85,8 +85,20 @@ class VolumeChannel : public bdev::Channel {
   // `all`: without a look at the limits.
   void release_held(bool all = false);
 
-  bool go_straight(bdev::IoRequest& request);
-  static void straight_done(bdev::IoRequest& device);
+  // What a request that went straight to the device gets back when it is done.
+  struct Forwarded {
+    VolumeChannel* channel;
+    void (*complete)(bdev::IoRequest&);
+    std::uint64_t offset_bytes;
+    std::uint64_t started_ns;  // 0: not timed
+    unsigned epoch;
+  };
+  static_assert(sizeof(Forwarded) <= sizeof(bdev::IoRequest::forward_scratch));
+  static Forwarded& forwarded(bdev::IoRequest& request) {
+    return *reinterpret_cast<Forwarded*>(request.forward_scratch);
+  }
+  bool go_straight(bdev::IoRequest& request, std::uint64_t started_ns);
+  static void straight_done(bdev::IoRequest& request);
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
   Step step(bdev::IoRequest& request);

@@ -57,23 +57,10 @@ IoStatus VolumeChannel::validate(const IoRequest& request) const {
   return IoStatus::kOk;
 }
 
-void VolumeChannel::submit(IoRequest& request) {
-  const std::uint64_t started_ns = requests_++ % kLatencySample == 0 ? monotonic_ns() : 0;
-  const bool limited = held_head_ != nullptr || limiter_.active();
-  if (!limited && go_straight(request, started_ns)) return;
-  Progress& p = *new (request.device_scratch) Progress{};
-  p.channel = this;
-  p.outstanding = 1;
-  p.status = validate(request);
-  p.started_ns = started_ns;
-  if (limited) return hold(request);
-  cut(request);
-}
-
 // What nearly all requests are: a read or write in place within one cluster. The request itself goes to the device,
 // without the books that are kept for one in pieces. False: nothing was done, and the way for all requests says what is
 // to be done, or what is wrong.
-bool VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
+inline bool VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
   const bool writing = request.op == IoOp::kWrite;
   if (!writing && request.op != IoOp::kRead) return false;
   if (writing && (read_only_ || (request.flags & IoRequest::kFua))) return false;
@@ -99,6 +86,45 @@ bool VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
   request.complete = &VolumeChannel::straight_done;
   lane_.device().submit(request);
   return true;
+}
+
+void VolumeChannel::submit(IoRequest& request) {
+  const std::uint64_t started_ns = requests_++ % kLatencySample == 0 ? monotonic_ns() : 0;
+  const bool limited = held_head_ != nullptr || limiter_.active();
+  if (limited || !go_straight(request, started_ns)) submit_in_pieces(request, started_ns, limited);
+}
+
+void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns, bool limited) {
+  Progress& p = *new (request.device_scratch) Progress{};
+  p.channel = this;
+  p.outstanding = 1;
+  p.status = validate(request);
+  p.started_ns = started_ns;
+  if (limited) return hold(request);
+  cut(request);
+}
+
+inline void VolumeChannel::count(const IoRequest& request) {
+  if (request.status != IoStatus::kOk) counters_.errors.add(1);
+  switch (request.op) {
+    case IoOp::kRead:
+      counters_.read_ops.add(1);
+      counters_.read_bytes.add(request.length_bytes);
+      break;
+    case IoOp::kWrite:
+      counters_.write_ops.add(1);
+      counters_.write_bytes.add(request.length_bytes);
+      break;
+    case IoOp::kFlush:
+      counters_.flush_ops.add(1);
+      break;
+    case IoOp::kUnmap:
+    case IoOp::kWriteZeroes:
+      counters_.unmap_ops.add(1);
+      break;
+    case IoOp::kExtent:
+      break;
+  }
 }
 
 void VolumeChannel::straight_done(IoRequest& request) {
@@ -475,29 +501,6 @@ void VolumeChannel::finish(IoRequest& request) {
   count(request);
   if (p.started_ns != 0) count_latency(request.op, p.started_ns);
   request.complete(request);
-}
-
-void VolumeChannel::count(const IoRequest& request) {
-  if (request.status != IoStatus::kOk) counters_.errors.add(1);
-  switch (request.op) {
-    case IoOp::kRead:
-      counters_.read_ops.add(1);
-      counters_.read_bytes.add(request.length_bytes);
-      break;
-    case IoOp::kWrite:
-      counters_.write_ops.add(1);
-      counters_.write_bytes.add(request.length_bytes);
-      break;
-    case IoOp::kFlush:
-      counters_.flush_ops.add(1);
-      break;
-    case IoOp::kUnmap:
-    case IoOp::kWriteZeroes:
-      counters_.unmap_ops.add(1);
-      break;
-    case IoOp::kExtent:
-      break;
-  }
 }
 
 void VolumeChannel::count_latency(IoOp op, std::uint64_t started_ns) {

@@ -99,6 +99,7 @@ class VolumeChannel : public bdev::Channel {
   }
   bool go_straight(bdev::IoRequest& request, std::uint64_t started_ns);
   static void straight_done(bdev::IoRequest& request);
+  void submit_in_pieces(bdev::IoRequest& request, std::uint64_t started_ns, bool limited);
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
   Step step(bdev::IoRequest& request);

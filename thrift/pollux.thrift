@@ -17,7 +17,7 @@ namespace cpp pollux.rpc
 namespace py pollux.rpc
 
 /** Version of this contract; raised when a field or call is added. */
-const i32 API_VERSION = 1
+const i32 API_VERSION = 2
 
 enum ErrorCode {
   /** A parameter is malformed or out of range; the message names it. */
@@ -62,6 +62,15 @@ struct ServiceInfo {
   6: required i32 reactors,
 }
 
+struct PoolSpace {
+  1: required string pool_id,
+  2: required string name,
+  3: required i32 used_percent,
+  /** The highest that was reached. */
+  4: required i32 watermark_percent,
+  5: required i64 free_bytes,
+}
+
 struct ServiceStats {
   1: required i32 pools,
   2: required i32 volumes,
@@ -69,6 +78,10 @@ struct ServiceStats {
   4: required i32 attachments,
   5: required i32 sessions,
   6: required i64 uptime_ms,
+  /** How full a pool may get, in percent, before it is shown here and in the log. */
+  7: optional list<i32> watermarks_percent,
+  /** The pools that have reached one, the fullest first. */
+  8: optional list<PoolSpace> pools_filling_up,
 }
 
 // ---------------------------------------------------------------- pools
@@ -117,6 +130,44 @@ struct PoolInfo {
   11: required i32 snapshots,
   /** Taken by the store's own metadata. */
   12: required i64 metadata_bytes,
+  /** What new allocations cannot take, of the capacity. */
+  13: optional i32 used_percent,
+  /** The highest watermark that this has reached, see ServiceStats; 0: none. */
+  14: optional i32 watermark_percent,
+  /** provisioned_bytes of the capacity: above 100 thin provisioning has promised more than there is. */
+  15: optional i64 provisioned_percent,
+}
+
+enum JobState { RUNNING = 1, DONE = 2, FAILED = 3, CANCELLED = 4 }
+
+/** A check of a pool's metadata, and how far it has come. Everything but the first fields counts what was found so far. */
+struct PoolCheck {
+  1: required string check_id,
+  2: required string pool_id,
+  3: required string pool,
+  4: required JobState state,
+  /** Mends what can be mended without guessing. */
+  5: required bool repair,
+  /** Volumes and snapshots walked, and in all. */
+  6: required i64 done,
+  7: required i64 total,
+  /** Why it failed, or why the pool is not open after it. */
+  8: optional string error,
+  9: required i64 volumes,
+  10: required i64 metadata_pages,
+  11: required i64 data_clusters,
+  12: required i64 replayed_records,
+  /** In use and counted too low: could be given away a second time. */
+  13: required i64 lost,
+  14: required i64 doubly_used,
+  /** Counted and not in use: space that does not come back. */
+  15: required i64 leaked,
+  /** Cannot be read, or makes no sense. */
+  16: required i64 damaged,
+  /** Of the four above. */
+  17: required i64 repaired,
+  /** A line each, at most 1000 and one more that says why a repair wrote nothing. */
+  18: required list<string> findings,
 }
 
 // ---------------------------------------------------------------- volumes
@@ -242,15 +293,14 @@ struct DataSocketInfo {
   5: required bool read_only,
 }
 
-enum JobState { RUNNING = 1, DONE = 2, FAILED = 3, CANCELLED = 4 }
-
 struct JobInfo {
   1: required string job_id,
-  /** "flatten", "delete", ... */
+  /** "flatten", "delete", "check", ... */
   2: required string kind,
+  /** Of a check: the pool's. */
   3: required string volume_id,
   4: required JobState state,
-  /** Work done and in all, in the job's own unit (clusters). */
+  /** Work done and in all, in the job's own unit (clusters; of a check: volumes). */
   5: required i64 done,
   6: required i64 total,
   7: optional string error,
@@ -275,6 +325,15 @@ service PolluxService {
   /** [all] Pools are named by name or id in every call. */
   list<PoolInfo> pool_list(1: RequestContext ctx) throws (1: PolluxError e),
   PoolInfo pool_describe(1: RequestContext ctx, 2: string pool) throws (1: PolluxError e),
+  /**
+   * [admin] Checks the pool's metadata as a job, and repairs it. An open pool is closed for it and opened again: BUSY while
+   * a volume of it is attached, has an open data socket or a job. Calls that need it meanwhile get RETRY. A pool that did
+   * not open is opened when it can be afterwards. `pool` may also be the absolute path of a device that holds a pool of
+   * no service. The same check_id again answers that check as it stands; a restart forgets checks.
+   */
+  PoolCheck pool_check(1: RequestContext ctx, 2: string pool, 3: string check_id, 4: bool repair) throws (1: PolluxError e),
+  /** [admin] How a check stands or ended; the last 16 are remembered. */
+  PoolCheck pool_check_describe(1: RequestContext ctx, 2: string check_id) throws (1: PolluxError e),
 
   /** [admin, cinder] */
   VolumeInfo volume_create(1: RequestContext ctx, 2: string pool, 3: VolumeSpec spec) throws (1: PolluxError e),

@@ -17,12 +17,15 @@ namespace {
 
 constexpr std::size_t kLeavesPerTurn = 64;
 constexpr std::size_t kReadsInFlight = 32;
+// Pages or clusters that are compared before the reactor's other work has its turn.
+constexpr std::uint32_t kComparedPerTurn = 8192;
 
 class Checker {
  public:
-  Checker(bdev::Channel& channel, reactor::Reactor& home, Recovered recovered)
+  Checker(bdev::Channel& channel, reactor::Reactor& home, Recovered recovered, CheckProgress& progress)
       : channel_(channel),
         home_(home),
+        progress_(progress),
         super_(recovered.super),
         tail_(recovered.tail),
         head_(recovered.head),
@@ -36,16 +39,24 @@ class Checker {
 
   reactor::Task<Result<CheckReport>> run(Repair repair) {
     clusters_.assign(state_->refcounts.cluster_count(), 0);
+    progress_.total = state_->volumes().size();
     for (const auto& [number, volume] : state_->volumes()) {
       ++report_.volumes;
       ++pages_[number / kRecordsPerPage];
-      co_await walk(*volume);
+      POLLUX_CO_TRY(co_await walk(*volume));
+      ++progress_.done;
     }
     // From here on nothing is damaged that was not found damaged above.
     mend_ = repair == Repair::kYes;
     compare_mapped();
-    compare_pages();
-    compare_clusters();
+    for (PageNo page = 0; page < state_->pages.page_limit(); ++page) {
+      compare_page(page);
+      if (page % kComparedPerTurn == 0) POLLUX_CO_TRY(co_await turn());
+    }
+    for (ClusterNo cluster = 0; cluster < clusters_.size(); ++cluster) {
+      compare_cluster(cluster);
+      if (cluster % kComparedPerTurn == 0) POLLUX_CO_TRY(co_await turn());
+    }
     if (!report_.irreparable.empty()) {
       report_.repaired = 0;
       if (repair == Repair::kYes) report_.findings.push_back("nothing was repaired: " + report_.irreparable);
@@ -59,6 +70,13 @@ class Checker {
   void found(std::uint64_t& counter, std::string what) {
     ++counter;
     if (report_.findings.size() < kMaxFindings) report_.findings.push_back(std::move(what));
+  }
+
+  // Lets the reactor's other work have its turn. kRetry: cancelled.
+  reactor::Task<Status> turn() {
+    co_await home_.yield();
+    if (progress_.cancelled) co_return fail(ErrorCode::kRetry, "the check was cancelled, and changed nothing");
+    co_return Status{};
   }
 
   // True: put this finding right. Space is given up only when all that leads to it could be read.
@@ -101,10 +119,11 @@ class Checker {
     return type == PageType::kFree && !state_->reused(page) && state_->leaf(page) != nullptr;
   }
 
-  reactor::Task<void> walk(Volume& volume) {
+  // kRetry: cancelled. What is wrong is in the report.
+  reactor::Task<Status> walk(Volume& volume) {
     if (auto loaded = co_await loader_.index(volume); !loaded) {
       found(report_.damaged, "volume " + volume.id.to_string() + ": " + loaded.error().message);
-      co_return;
+      co_return Status{};
     }
     for (PageNo page : volume.index_pages) {
       if (page == 0) continue;
@@ -116,7 +135,7 @@ class Checker {
     }
     std::uint32_t mapped = 0;
     for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
-      if (slot % kLeavesPerTurn == 0) co_await read_ahead(volume, slot);
+      if (slot % kLeavesPerTurn == 0) POLLUX_CO_TRY(co_await read_ahead(volume, slot));
       const PageNo page = volume.leaves[slot];
       if (page == 0) continue;
       if (!holds_leaf(page)) {
@@ -140,9 +159,10 @@ class Checker {
       }
     }
     if (!volume.deleting() && mapped != volume.mapped) mapped_[volume.number] = mapped;
+    co_return Status{};
   }
 
-  reactor::Task<void> read_ahead(Volume& volume, std::size_t first) {
+  reactor::Task<Status> read_ahead(Volume& volume, std::size_t first) {
     const std::size_t count = std::min(kLeavesPerTurn, volume.leaves.size() - first);
     const auto one = [&](std::size_t i) -> reactor::Task<Status> {
       if (holds_leaf(volume.leaves[first + i])) co_await loader_.leaf_of(volume, first + i);
@@ -150,7 +170,7 @@ class Checker {
     };
     // What cannot be read is in memory as a damaged leaf: no step fails.
     static_cast<void>(co_await parallel(home_, count, kReadsInFlight, one));
-    co_await home_.yield();
+    co_return co_await turn();
   }
 
   void compare_mapped() {
@@ -162,33 +182,34 @@ class Checker {
     }
   }
 
-  void compare_pages() {
-    for (PageNo page = 0; page < state_->pages.page_limit(); ++page) {
-      const PageType type = state_->pages.type(page);
-      const auto at = pages_.find(page);
-      const std::uint32_t uses = at == pages_.end() ? 0 : at->second;
-      if (type == PageType::kFree && uses != 0) compare_freed(page, uses);
-      if (type == PageType::kFree || type == PageType::kDirectory) continue;
-      ++report_.metadata_pages;
-      // A page of volume records counts once however many of them live.
-      const std::uint32_t expected = type == PageType::kVolumes ? std::min(uses, 1U) : uses;
-      const std::uint32_t refs = state_->pages.refs(page);
-      const std::string name = "metadata page " + std::to_string(page);
-      if (type == PageType::kIndex && uses > 1) {
-        found(report_.doubly_used, name + ", an index, has " + std::to_string(uses) + " owners");
-      } else if (refs > expected) {
-        found(report_.leaked,
-              name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
-        if (mends(/*gives_space_up=*/true)) state_->pages.repair_refs(page, expected);
-      } else if (refs < expected && state_->reused(page)) {
-        found(report_.doubly_used, name + " was freed and is another leaf by now, and a volume still names it");
-        irreparable(page);
-      } else if (refs < expected) {
-        found(report_.lost,
-              name + " counts " + std::to_string(refs) + " references and has " + std::to_string(expected));
-        if (mends(/*gives_space_up=*/false)) state_->pages.repair_refs(page, expected);
-      }
+  void compare_page(PageNo page) {
+    const PageType type = state_->pages.type(page);
+    const auto at = pages_.find(page);
+    const std::uint32_t uses = at == pages_.end() ? 0 : at->second;
+    if (type == PageType::kFree && uses != 0) compare_freed(page, uses);
+    if (type == PageType::kFree || type == PageType::kDirectory) return;
+    ++report_.metadata_pages;
+    // A page of volume records counts once however many of them live.
+    const std::uint32_t expected = type == PageType::kVolumes ? std::min(uses, 1U) : uses;
+    const std::uint32_t refs = state_->pages.refs(page);
+    if (refs == expected && !(type == PageType::kIndex && uses > 1)) return;
+    const std::string name = "metadata page " + std::to_string(page);
+    if (type == PageType::kIndex && uses > 1) {
+      found(report_.doubly_used, name + ", an index, has " + std::to_string(uses) + " owners");
+    } else if (refs > expected) {
+      found(report_.leaked, name + counts(refs, expected));
+      if (mends(/*gives_space_up=*/true)) state_->pages.repair_refs(page, expected);
+    } else if (state_->reused(page)) {
+      found(report_.doubly_used, name + " was freed and is another leaf by now, and a volume still names it");
+      irreparable(page);
+    } else {
+      found(report_.lost, name + counts(refs, expected));
+      if (mends(/*gives_space_up=*/false)) state_->pages.repair_refs(page, expected);
     }
+  }
+
+  static std::string counts(std::uint32_t counted, std::uint32_t uses) {
+    return " counts " + std::to_string(counted) + " references and has " + std::to_string(uses);
   }
 
   // The journal dropped the last reference that was counted, and there were more.
@@ -202,30 +223,24 @@ class Checker {
     }
   }
 
-  void compare_clusters() {
-    for (ClusterNo cluster = 0; cluster < clusters_.size(); ++cluster) {
-      const std::uint32_t uses = clusters_[cluster];
-      const std::string name = "cluster " + std::to_string(cluster);
-      if (!state_->refcounts.is_data(cluster)) {
-        if (uses != 0) found(report_.doubly_used, name + " holds metadata and is data of a volume");
-        continue;
-      }
-      const std::uint32_t counted = state_->refcounts.word(cluster);
-      if (counted != 0 || uses != 0) ++report_.data_clusters;
-      if (counted > uses) {
-        found(report_.leaked,
-              name + " counts " + std::to_string(counted) + " references and has " + std::to_string(uses));
-        if (mends(/*gives_space_up=*/true)) state_->refcounts.repair(cluster, uses);
-      } else if (counted < uses) {
-        found(report_.lost,
-              name + " counts " + std::to_string(counted) + " references and has " + std::to_string(uses));
-        if (mends(/*gives_space_up=*/false)) state_->refcounts.repair(cluster, uses);
-      }
+  void compare_cluster(ClusterNo cluster) {
+    const std::uint32_t uses = clusters_[cluster];
+    const auto name = [cluster] { return "cluster " + std::to_string(cluster); };
+    if (!state_->refcounts.is_data(cluster)) {
+      if (uses != 0) found(report_.doubly_used, name() + " holds metadata and is data of a volume");
+      return;
     }
+    const std::uint32_t counted = state_->refcounts.word(cluster);
+    if (counted != 0 || uses != 0) ++report_.data_clusters;
+    if (counted == uses) return;
+    const bool leaked = counted > uses;
+    found(leaked ? report_.leaked : report_.lost, name() + counts(counted, uses));
+    if (mends(leaked)) state_->refcounts.repair(cluster, uses);
   }
 
   bdev::Channel& channel_;
   reactor::Reactor& home_;
+  CheckProgress& progress_;
   const Superblock super_;
   const JournalPosition tail_;
   const JournalPosition head_;
@@ -240,23 +255,24 @@ class Checker {
 };
 
 reactor::Task<Result<CheckReport>> check_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
-                                               Repair repair) {
+                                               Repair repair, CheckProgress& progress) {
   auto super = co_await read_super(channel, device.size_bytes());
   if (!super) co_return fail(std::move(super.error()));
   auto recovered = co_await recover(channel, home, *super, Purpose::kCheck);
   if (!recovered) co_return fail(std::move(recovered.error()));
-  Checker checker(channel, home, std::move(*recovered));
+  Checker checker(channel, home, std::move(*recovered), progress);
   co_return co_await checker.run(repair);
 }
 
 }  // namespace
 
-reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
-                                              Repair repair) {
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, Repair repair,
+                                              std::shared_ptr<CheckProgress> progress) {
+  if (progress == nullptr) progress = std::make_shared<CheckProgress>();
   co_await home.enter();
   auto channel = device->open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
-  auto report = co_await check_steps(*device, **channel, home, repair);
+  auto report = co_await check_steps(*device, **channel, home, repair, *progress);
   // This runs in a completion of the channel, which ends with this scope.
   co_await home.yield();
   co_return report;

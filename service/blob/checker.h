@@ -14,6 +14,7 @@
 
 #include "base/result.h"
 #include "bdev/bdev.h"
+#include "blob/check_progress.h"
 #include "blob/state.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
@@ -53,8 +54,10 @@ enum class Repair : bool { kNo, kYes };
 // gets its page back, what is leaked becomes free, unless something is damaged, for what a page that cannot be read
 // leads to is not known to be nobody's. Damaged and doubly used things are left as they are. When a volume names a page
 // that holds something else by now, nothing is written: the pool would not open afterwards. Errors of read_super() and
-// recover(): the pool cannot be loaded at all; kIoError from a repair.
+// recover(): the pool cannot be loaded at all; kIoError from a repair; kRetry: cancelled. Other work of the home
+// reactor goes on.
 reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
-                                              Repair repair = Repair::kNo);
+                                              Repair repair = Repair::kNo,
+                                              std::shared_ptr<CheckProgress> progress = nullptr);
 
 }  // namespace pollux::blob

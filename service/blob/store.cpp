@@ -16,7 +16,6 @@ namespace {
 // the next start write, and the memory a cut may need.
 constexpr std::size_t kMaxDirtyPages = 16384;
 // Percent of the pool that is taken or promised when the log warns.
-constexpr unsigned kWatermarks[] = {80, 90, 95, 99};
 constexpr unsigned kCalmPercent = 2;
 // Metadata pages that one structural change needs at most besides a fork's or resize's index pages.
 constexpr std::uint32_t kPagesPerChange = 2;
@@ -269,16 +268,20 @@ void Store::unview(Volume& volume) {
   if (--volume.opens == 0) volume.view.reset();
 }
 
+std::uint32_t Store::used_percent() const {
+  const std::uint64_t capacity = std::uint64_t{state_->refcounts.cluster_count()} - state_->refcounts.system_count();
+  return static_cast<std::uint32_t>(100 - std::min<std::uint64_t>(100 * space_->available() / capacity, 100));
+}
+
 // Warns once for each watermark that is passed, again when it was left by kCalmPercent in between.
 void Store::watch_space() {
-  const std::uint64_t capacity = std::uint64_t{state_->refcounts.cluster_count()} - state_->refcounts.system_count();
-  const std::uint64_t left = space_->available();
-  const auto used_percent = static_cast<unsigned>(100 - std::min<std::uint64_t>(100 * left / capacity, 100));
-  while (passed_ > 0 && used_percent + kCalmPercent < kWatermarks[passed_ - 1]) --passed_;
-  if (passed_ == std::size(kWatermarks) || used_percent < kWatermarks[passed_]) return;
-  while (passed_ < std::size(kWatermarks) && used_percent >= kWatermarks[passed_]) ++passed_;
-  log::warn("pool '{}' is {} % full: {} MiB are left; delete something or grow its device", name(), used_percent,
-            left * state_->geometry.cluster_bytes / kMiB);
+  const std::uint32_t used = used_percent();
+  constexpr std::size_t kCount = std::size(kWatermarksPercent);
+  while (passed_ > 0 && used + kCalmPercent < kWatermarksPercent[passed_ - 1]) --passed_;
+  if (passed_ == kCount || used < kWatermarksPercent[passed_]) return;
+  while (passed_ < kCount && used >= kWatermarksPercent[passed_]) ++passed_;
+  log::warn("pool '{}' is {} % full: {} MiB are left; delete something or grow its device", name(), used,
+            space_->available() * state_->geometry.cluster_bytes / kMiB);
 }
 
 void Store::committed() {
@@ -308,6 +311,10 @@ Usage Store::usage() const {
     if (volume->deleting()) continue;
     usage.provisioned_bytes += volume->size_bytes;
     ++(volume->snapshot() ? usage.snapshots : usage.volumes);
+  }
+  usage.used_percent = used_percent();
+  for (std::uint32_t watermark : kWatermarksPercent) {
+    if (usage.used_percent >= watermark) usage.watermark_percent = watermark;
   }
   return usage;
 }

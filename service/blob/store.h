@@ -53,7 +53,14 @@ struct Usage {
   std::uint64_t metadata_bytes = 0;
   std::uint32_t volumes = 0;
   std::uint32_t snapshots = 0;
+  // Of the capacity: what new allocations cannot take, rounded up; and the highest of kWatermarksPercent that this has
+  // reached, 0 for none.
+  std::uint32_t used_percent = 0;
+  std::uint32_t watermark_percent = 0;
 };
+
+// How full a pool may get before the log warns, and Usage says so for as long as it is.
+inline constexpr std::uint32_t kWatermarksPercent[] = {80, 90, 95, 99};
 
 enum class JobState : std::uint8_t { kRunning = 1, kDone = 2, kFailed = 3, kCancelled = 4 };
 
@@ -121,6 +128,7 @@ class Store {
   const Superblock& super() const { return checkpointer_->super(); }
   std::uint64_t replayed_records() const { return replayed_records_; }
   Usage usage() const;
+  std::uint32_t used_percent() const;
   std::string name() const;
   bool idle() const { return background_ == 0 && !space_->reclaiming() && !checkpointer_->running(); }
 

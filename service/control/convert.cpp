@@ -289,6 +289,9 @@ rpc::PoolInfo to_rpc(const volume::PoolInfo& pool) {
   info.volumes = to_i32(pool.volumes);
   info.snapshots = to_i32(pool.snapshots);
   info.metadata_bytes = to_i64(pool.metadata_bytes);
+  info.__set_used_percent(to_i32(pool.used_percent));
+  info.__set_watermark_percent(to_i32(pool.watermark_percent));
+  info.__set_provisioned_percent(to_i64(pool.provisioned_percent));
   return info;
 }
 
@@ -332,28 +335,52 @@ rpc::VolumeStats to_rpc(const volume::VolumeStats& stats) {
   return result;
 }
 
+rpc::JobState::type to_rpc(volume::JobState state) {
+  switch (state) {
+    case volume::JobState::kRunning:
+      return rpc::JobState::RUNNING;
+    case volume::JobState::kDone:
+      return rpc::JobState::DONE;
+    case volume::JobState::kFailed:
+      return rpc::JobState::FAILED;
+    case volume::JobState::kCancelled:
+      return rpc::JobState::CANCELLED;
+  }
+  return rpc::JobState::FAILED;
+}
+
 rpc::JobInfo to_rpc(const volume::JobInfo& job) {
   rpc::JobInfo info;
   info.job_id = job.id.to_string();
   info.kind = job.kind;
   info.volume_id = job.volume_id.to_string();
-  switch (job.state) {
-    case volume::JobState::kRunning:
-      info.state = rpc::JobState::RUNNING;
-      break;
-    case volume::JobState::kDone:
-      info.state = rpc::JobState::DONE;
-      break;
-    case volume::JobState::kFailed:
-      info.state = rpc::JobState::FAILED;
-      break;
-    case volume::JobState::kCancelled:
-      info.state = rpc::JobState::CANCELLED;
-      break;
-  }
+  info.state = to_rpc(job.state);
   info.done = to_i64(job.done);
   info.total = to_i64(job.total);
   if (!job.error.empty()) info.__set_error(job.error);
+  return info;
+}
+
+rpc::PoolCheck to_rpc(const PoolCheckInfo& check) {
+  rpc::PoolCheck info;
+  info.check_id = check.id.to_string();
+  info.pool_id = check.result.id.to_string();
+  info.pool = check.result.name;
+  info.state = to_rpc(check.state);
+  info.repair = check.repair;
+  info.done = to_i64(check.done);
+  info.total = to_i64(check.total);
+  if (!check.error.empty()) info.__set_error(check.error);
+  info.volumes = to_i64(check.result.volumes);
+  info.metadata_pages = to_i64(check.result.metadata_pages);
+  info.data_clusters = to_i64(check.result.data_clusters);
+  info.replayed_records = to_i64(check.result.replayed_records);
+  info.lost = to_i64(check.result.lost);
+  info.doubly_used = to_i64(check.result.doubly_used);
+  info.leaked = to_i64(check.result.leaked);
+  info.damaged = to_i64(check.result.damaged);
+  info.repaired = to_i64(check.result.repaired);
+  info.findings = check.result.findings;
   return info;
 }
 

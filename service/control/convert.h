@@ -9,6 +9,7 @@
 #include "base/result.h"
 #include "base/uuid.h"
 #include "control/attachments.h"
+#include "control/pool_checks.h"
 #include "control/state_store.h"
 #include "pollux_types.h"
 #include "volume/volume_service.h"
@@ -45,7 +46,9 @@ Result<AuthorisationRecord> from_rpc(const rpc::Authorisation& authorisation);
 rpc::PoolInfo to_rpc(const volume::PoolInfo& pool);
 rpc::VolumeInfo to_rpc(const volume::VolumeInfo& volume, std::uint32_t attachments);
 rpc::VolumeStats to_rpc(const volume::VolumeStats& stats);
+rpc::JobState::type to_rpc(volume::JobState state);
 rpc::JobInfo to_rpc(const volume::JobInfo& job);
+rpc::PoolCheck to_rpc(const PoolCheckInfo& check);
 rpc::Authorisation to_rpc(const AuthorisationRecord& authorisation);
 rpc::AttachmentInfo to_rpc(const Attachment& attachment, const std::string& host_id);
 

@@ -16,6 +16,7 @@
 #include "control/dispatch.h"
 #include "control/handler.h"
 #include "control/metrics_source.h"
+#include "control/pool_checks.h"
 #include "control/pools.h"
 #include "control/reservation_keeper.h"
 #include "control/rpc_server.h"
@@ -39,6 +40,7 @@ struct Daemon::Parts {
   std::unique_ptr<Pools> pools;
   std::unique_ptr<Attachments> attachments;
   std::unique_ptr<DataSockets> data_sockets;
+  std::unique_ptr<PoolChecks> pool_checks;
   std::optional<Backend> backend;
   std::unique_ptr<metrics::Page> page;
   std::unique_ptr<RpcServer> server;
@@ -76,8 +78,9 @@ Status Daemon::start_stages(const std::string& version) {
   POLLUX_TRY(start_reactors());
   POLLUX_TRY(start_services());
   parts.backend.emplace(Backend{*parts.reactors, *parts.volumes, *parts.vhost, *parts.store, *parts.pools,
-                                *parts.attachments, *parts.data_sockets, config_.service.host_id, version,
-                                started_at_ms, config_.control.default_deadline_ms, config_.control.max_deadline_ms});
+                                *parts.attachments, *parts.data_sockets, *parts.pool_checks, config_.service.host_id,
+                                version, started_at_ms, config_.control.default_deadline_ms,
+                                config_.control.max_deadline_ms});
   if (!config_.metrics.listen.empty()) {
     auto page =
         metrics::Page::start(config_.metrics.listen, [&backend = *parts.backend] { return gather_metrics(backend); });
@@ -161,6 +164,7 @@ Status Daemon::start_services() {
   auto data_sockets = DataSockets::start(*parts.reactors, *parts.volumes, std::move(data_options));
   if (!data_sockets) return fail(std::move(data_sockets.error()));
   parts.data_sockets = std::move(*data_sockets);
+  parts.pool_checks = std::make_unique<PoolChecks>(*parts.reactors, *parts.volumes, *parts.pools, *parts.attachments);
   return {};
 }
 
@@ -204,6 +208,7 @@ Status Daemon::stop() {
   parts.server.reset();
   parts.page.reset();
   parts.backend.reset();
+  parts.pool_checks.reset();
   if (parts.data_sockets) parts.data_sockets->close_all();
   parts.data_sockets.reset();
   parts.attachments.reset();

@@ -24,6 +24,30 @@ std::string loggable(const std::string& text) {
   return line.empty() ? "-" : line;
 }
 
+std::vector<std::int32_t> watermarks() {
+  const auto watermarks = volume::watermarks_percent();
+  return {watermarks.begin(), watermarks.end()};
+}
+
+// The pools that have reached a watermark, the fullest first.
+std::vector<rpc::PoolSpace> filling_up(const std::vector<volume::PoolInfo>& pools) {
+  std::vector<rpc::PoolSpace> list;
+  for (const auto& pool : pools) {
+    if (pool.watermark_percent == 0) continue;
+    const rpc::PoolInfo info = to_rpc(pool);
+    rpc::PoolSpace space;
+    space.pool_id = info.pool_id;
+    space.name = info.name;
+    space.used_percent = info.used_percent;
+    space.watermark_percent = info.watermark_percent;
+    space.free_bytes = info.free_bytes;
+    list.push_back(std::move(space));
+  }
+  std::stable_sort(list.begin(), list.end(),
+                   [](const auto& one, const auto& other) { return one.used_percent > other.used_percent; });
+  return list;
+}
+
 [[noreturn]] void raise(const Error& error) {
   rpc::PolluxError exception;
   exception.code = to_rpc(error.code);
@@ -97,6 +121,8 @@ void Handler::stats(rpc::ServiceStats& answer, const rpc::RequestContext& ctx) {
       stats.volumes += static_cast<std::int32_t>(pool.volumes);
       stats.snapshots += static_cast<std::int32_t>(pool.snapshots);
     }
+    stats.__set_watermarks_percent(watermarks());
+    stats.__set_pools_filling_up(filling_up(*pools));
     stats.attachments = static_cast<std::int32_t>(attachments->size());
     stats.sessions = static_cast<std::int32_t>(
         std::count_if(sessions.begin(), sessions.end(), [](const auto& session) { return session.connected; }));
@@ -154,6 +180,29 @@ void Handler::pool_describe(rpc::PoolInfo& answer, const rpc::RequestContext& ct
     const auto info = ask(backend_.volumes.describe_pool(pool), deadline);
     if (!info) return fail(info.error());
     return to_rpc(*info);
+  });
+}
+
+void Handler::pool_check(rpc::PoolCheck& answer, const rpc::RequestContext& ctx, const std::string& pool,
+                         const std::string& check_id, bool repair) {
+  answer = run("pool_check", ctx, pool, [&](Deadline deadline) -> Result<rpc::PoolCheck> {
+    const bool is_path = !pool.empty() && pool.front() == '/';
+    if (!is_path) POLLUX_TRY(check_pool(pool));
+    const auto id = check_uuid(check_id, "check_id");
+    if (!id) return fail(id.error());
+    const auto check = backend_.pool_checks.start({.id = *id, .pool = pool, .repair = repair}, deadline);
+    if (!check) return fail(check.error());
+    return to_rpc(*check);
+  });
+}
+
+void Handler::pool_check_describe(rpc::PoolCheck& answer, const rpc::RequestContext& ctx, const std::string& check_id) {
+  answer = run("pool_check_describe", ctx, check_id, [&](Deadline) -> Result<rpc::PoolCheck> {
+    const auto id = check_uuid(check_id, "check_id");
+    if (!id) return fail(id.error());
+    const auto check = backend_.pool_checks.find(*id);
+    if (!check) return fail(check.error());
+    return to_rpc(*check);
   });
 }
 
@@ -410,6 +459,7 @@ void Handler::job_list(std::vector<rpc::JobInfo>& answer, const rpc::RequestCont
     if (!jobs) return fail(jobs.error());
     std::vector<rpc::JobInfo> list;
     for (const auto& job : *jobs) list.push_back(to_rpc(job));
+    for (const auto& check : backend_.pool_checks.list()) list.push_back(to_rpc(check.as_job()));
     return list;
   });
 }
@@ -418,6 +468,7 @@ void Handler::job_cancel(const rpc::RequestContext& ctx, const std::string& job_
   run("job_cancel", ctx, job_id, [&](Deadline deadline) -> Status {
     const auto id = check_uuid(job_id, "job_id");
     if (!id) return fail(id.error());
+    if (backend_.pool_checks.cancel(*id)) return {};
     return ask(backend_.volumes.cancel_job(*id), deadline);
   });
 }

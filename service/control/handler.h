@@ -12,6 +12,7 @@
 #include "control/attachments.h"
 #include "control/data_sockets.h"
 #include "control/deadline.h"
+#include "control/pool_checks.h"
 #include "control/pools.h"
 #include "control/roles.h"
 #include "reactor/reactor.h"
@@ -29,6 +30,7 @@ struct Backend {
   Pools& pools;
   Attachments& attachments;
   DataSockets& data_sockets;
+  PoolChecks& pool_checks;
   std::string host_id;
   std::string version;
   std::int64_t started_at_ms = 0;
@@ -47,6 +49,10 @@ class Handler : public rpc::PolluxServiceIf {
   void pool_export(const rpc::RequestContext& ctx, const std::string& pool) override;
   void pool_list(std::vector<rpc::PoolInfo>& answer, const rpc::RequestContext& ctx) override;
   void pool_describe(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const std::string& pool) override;
+  void pool_check(rpc::PoolCheck& answer, const rpc::RequestContext& ctx, const std::string& pool,
+                  const std::string& check_id, bool repair) override;
+  void pool_check_describe(rpc::PoolCheck& answer, const rpc::RequestContext& ctx,
+                           const std::string& check_id) override;
   void volume_create(rpc::VolumeInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
                      const rpc::VolumeSpec& spec) override;
   void volume_delete(const rpc::RequestContext& ctx, const std::string& volume_id) override;

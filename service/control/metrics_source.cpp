@@ -94,6 +94,11 @@ class Collector {
       gauge("pollux_pool_reserved_bytes", "Space promised to thick volumes and not yet taken.", pool.reserved_bytes);
       gauge("pollux_pool_provisioned_bytes", "Sum of the sizes of all volumes.", pool.provisioned_bytes);
       gauge("pollux_pool_metadata_bytes", "Space taken by the store's own metadata.", pool.metadata_bytes);
+      gauge("pollux_pool_used_percent", "Of the capacity, what new allocations cannot take.", pool.used_percent);
+      gauge("pollux_pool_provisioned_percent", "Of the capacity, what volumes may come to need.",
+            pool.provisioned_percent);
+      gauge("pollux_pool_watermark_percent", "The highest watermark that the used percentage has reached, or 0.",
+            pool.watermark_percent);
       gauge("pollux_pool_volumes", "Volumes, without snapshots.", pool.volumes);
       gauge("pollux_pool_snapshots", "Snapshots.", pool.snapshots);
       volumes(pool.name);

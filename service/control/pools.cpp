@@ -1,5 +1,7 @@
 #include "control/pools.h"
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "base/log.h"
@@ -24,15 +26,7 @@ Status Pools::restore() {
       POLLUX_TRY(store_.drop_pool(record.id));
       continue;
     }
-    bdev::Spec bdev = record.bdev;
-    bdev.size_bytes = 0;  // a file that is missing must not be made anew, empty
-    auto opened = reactor::call(reactors_.main(), volumes_.import_pool(std::move(bdev)));
-    if (opened && opened->id != record.id) {
-      const auto closed = reactor::call(reactors_.main(), volumes_.export_pool(opened->id.to_string()));
-      opened = fail(ErrorCode::kCorrupt, record.bdev.path + " holds the pool " + opened->name + " (" +
-                                             opened->id.to_string() + ") instead" +
-                                             (closed ? "" : ", which does not close: " + closed.error().message));
-    }
+    const auto opened = open(record);
     if (opened) {
       log::info("control: pool {} opened: {} volumes, {} snapshots", opened->name, opened->volumes, opened->snapshots);
       continue;
@@ -42,6 +36,17 @@ Status Pools::restore() {
     unopened_.emplace(record.id, Unopened{record, opened.error().message});
   }
   return {};
+}
+
+Result<volume::PoolInfo> Pools::open(const PoolRecord& record) {
+  bdev::Spec bdev = record.bdev;
+  bdev.size_bytes = 0;  // a file that is missing must not be made anew, empty
+  auto opened = reactor::call(reactors_.main(), volumes_.import_pool(std::move(bdev)));
+  if (!opened || opened->id == record.id) return opened;
+  const auto closed = reactor::call(reactors_.main(), volumes_.export_pool(opened->id.to_string()));
+  return fail(ErrorCode::kCorrupt, record.bdev.path + " holds the pool " + opened->name + " (" +
+                                       opened->id.to_string() + ") instead" +
+                                       (closed ? "" : ", which does not close: " + closed.error().message));
 }
 
 Status Pools::record(const volume::PoolInfo& pool, const bdev::Spec& bdev) {
@@ -99,6 +104,7 @@ Status Pools::forget(const std::string& pool, Deadline deadline) {
   for (const auto& record : *recorded) {
     if (record.name == pool || record.id.to_string() == pool) known = &record;
   }
+  if (known != nullptr) POLLUX_TRY(check_not_checked(known->id));
   const auto closed = reactor::call(reactors_.main(), volumes_.export_pool(pool), deadline.remaining_ms());
   // What is not open has nothing to close; what is not recorded either is gone already.
   if (!closed && closed.error().code != ErrorCode::kNotFound) return closed;
@@ -107,6 +113,81 @@ Status Pools::forget(const std::string& pool, Deadline deadline) {
   const std::lock_guard guard(unopened_mutex_);
   unopened_.erase(known->id);
   return {};
+}
+
+Status Pools::check_not_checked(const Uuid& pool) const {
+  const std::lock_guard guard(unopened_mutex_);
+  const auto found = unopened_.find(pool);
+  if (found == unopened_.end() || !found->second.checking) return {};
+  return fail(ErrorCode::kBusy, "pool " + found->second.record.name + " is being checked: wait for that, or cancel it");
+}
+
+Status Pools::check_no_job(const std::string& pool, Deadline deadline) {
+  const auto jobs = reactor::call(reactors_.main(), volumes_.list_jobs(), deadline.remaining_ms());
+  if (!jobs) return fail(jobs.error());
+  for (const auto& job : *jobs) {
+    // Deletes go on where they were.
+    if (job.state != volume::JobState::kRunning || job.kind == "delete") continue;
+    const auto volume =
+        reactor::call(reactors_.main(), volumes_.describe_volume(job.volume_id), deadline.remaining_ms());
+    if (!volume || volume->pool != pool) continue;
+    return fail(ErrorCode::kBusy, "pool " + pool + " cannot be checked while " + job.kind + " of volume " +
+                                      job.volume_id.to_string() + " runs: wait for job " + job.id.to_string() +
+                                      ", or cancel it");
+  }
+  return {};
+}
+
+Result<PoolRecord> Pools::begin_check(const std::string& pool, Deadline deadline) {
+  const auto lock = turn(deadline);
+  if (!lock) return fail(lock.error());
+  const auto recorded = store_.pools();
+  if (!recorded) return fail(recorded.error());
+  const auto known = std::find_if(recorded->begin(), recorded->end(), [&](const PoolRecord& record) {
+    return record.name == pool || record.id.to_string() == pool || record.bdev.path == pool;
+  });
+  if (known == recorded->end()) {
+    if (pool.empty() || pool.front() != '/') return fail(ErrorCode::kNotFound, "pool '" + pool + "' is not known here");
+    return PoolRecord{.id = {}, .name = {}, .bdev = {.kind = bdev::Spec::Kind::kUring, .path = pool, .size_bytes = 0}};
+  }
+  POLLUX_TRY(check_not_checked(known->id));
+  if (known->bdev.kind == bdev::Spec::Kind::kRam) {
+    return fail(ErrorCode::kUnsupported, "pool " + known->name + " is in memory: closing it for a check would lose it");
+  }
+  POLLUX_TRY(check_no_job(known->name, deadline));
+  // From here on it is away, so that whoever asks for it comes again. A crash leaves it recorded, to be opened at
+  // start.
+  const std::string why = "it is being checked";
+  std::optional<Unopened> before;
+  {
+    const std::lock_guard guard(unopened_mutex_);
+    if (const auto found = unopened_.find(known->id); found != unopened_.end()) before = found->second;
+    unopened_.insert_or_assign(known->id, Unopened{*known, why, true});
+  }
+  const auto closed =
+      reactor::call(reactors_.main(), volumes_.export_pool(known->id.to_string()), deadline.remaining_ms());
+  // A close that did not end in time may still do, so the pool has to be opened again whatever becomes of this call.
+  if (closed || closed.error().code == ErrorCode::kNotFound || closed.error().code == ErrorCode::kRetry) return *known;
+  const std::lock_guard guard(unopened_mutex_);
+  if (before) {
+    unopened_.insert_or_assign(known->id, *before);
+  } else {
+    unopened_.erase(known->id);
+  }
+  return fail(closed.error().code, "pool " + known->name + " cannot be checked: " + closed.error().message +
+                                       "; detach its volumes and close their data sockets first");
+}
+
+Status Pools::end_check(const PoolRecord& pool) {
+  if (pool.id.is_nil()) return {};
+  const auto opened = open(pool);
+  const std::lock_guard guard(unopened_mutex_);
+  if (opened) {
+    unopened_.erase(pool.id);
+    return {};
+  }
+  unopened_.insert_or_assign(pool.id, Unopened{pool, opened.error().message, false});
+  return fail(opened.error());
 }
 
 bool Pools::all_open() const {

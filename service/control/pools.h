@@ -32,6 +32,13 @@ class Pools {
   // By name or id. Also forgets a pool that is recorded and not open.
   Status forget(const std::string& pool, Deadline deadline);
 
+  // For a check. The pool by name, id or, if it begins with '/', path, as it is recorded; it is closed and stays
+  // recorded until end_check(), and asking for it is kRetry. A path of which nothing is known is a pool without name
+  // and id that nothing is done with. kBusy: in use, or being checked. kUnsupported: in memory. kNotFound.
+  Result<PoolRecord> begin_check(const std::string& pool, Deadline deadline);
+  // Opens a recorded pool. Its error: why it is not open.
+  Status end_check(const PoolRecord& pool);
+
   // A volume or pool was not found: the same error, unless recorded pools are not open, which may hold it: then kRetry.
   Error explain(Error error) const;
   bool all_open() const;
@@ -40,9 +47,14 @@ class Pools {
   struct Unopened {
     PoolRecord record;
     std::string reason;
+    bool checking = false;
   };
   Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
   Status record(const volume::PoolInfo& pool, const bdev::Spec& bdev);
+  Result<volume::PoolInfo> open(const PoolRecord& record);
+  // kBusy: a job works on a volume of this pool.
+  Status check_no_job(const std::string& pool, Deadline deadline);
+  Status check_not_checked(const Uuid& pool) const;
 
   StateStore& store_;
   reactor::ReactorGroup& reactors_;

@@ -33,6 +33,8 @@ constexpr Rule kRules[] = {
     {"pool_export", kAdmin, Effect::kChanges},
     {"pool_list", kAll, Effect::kReads},
     {"pool_describe", kAll, Effect::kReads},
+    {"pool_check", kAdmin, Effect::kChanges},
+    {"pool_check_describe", kAdmin, Effect::kReads},
     {"volume_create", kAdmin | kCinder, Effect::kChanges},
     {"volume_delete", kAdmin | kCinder, Effect::kChanges},
     {"volume_extend", kAdmin | kCinder, Effect::kChanges},

@@ -1,5 +1,8 @@
 #include "volume/pool.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "blob/volume.h"
 
 namespace pollux::volume {
@@ -17,7 +20,10 @@ PoolInfo Pool::info() const {
           .provisioned_bytes = usage.provisioned_bytes,
           .metadata_bytes = usage.metadata_bytes,
           .volumes = usage.volumes,
-          .snapshots = usage.snapshots};
+          .snapshots = usage.snapshots,
+          .used_percent = usage.used_percent,
+          .provisioned_percent = usage.provisioned_bytes / std::max<std::uint64_t>(usage.capacity_bytes / 100, 1),
+          .watermark_percent = usage.watermark_percent};
 }
 
 VolumeInfo Pool::info(const blob::Volume& volume) const {
@@ -39,6 +45,10 @@ VolumeInfo Pool::info(const blob::Volume& volume) const {
 std::shared_ptr<VolumeBdev> Pool::opened(const Uuid& volume) const {
   auto found = open.find(volume);
   return found == open.end() ? nullptr : found->second.lock();
+}
+
+std::vector<std::uint32_t> watermarks_percent() {
+  return {std::begin(blob::kWatermarksPercent), std::end(blob::kWatermarksPercent)};
 }
 
 blob::Qos to_store(const QosLimits& limits) {

@@ -154,7 +154,8 @@ reactor::Task<Status> VolumeService::export_pool(std::string name) {
   co_return co_await impl_->close_pool(**pool);
 }
 
-reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool repair) {
+reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool repair,
+                                                           std::shared_ptr<blob::CheckProgress> progress) {
   co_await impl_->home.enter();
   for (const auto& [id, pool] : impl_->pools) {
     if (pool->spec.kind == spec.kind && pool->spec.path == spec.path) {
@@ -167,7 +168,8 @@ reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool
   if (!device) co_return fail(std::move(device.error()));
   const auto super = co_await blob::Store::probe(*device, impl_->home);
   if (!super) co_return fail(super.error());
-  auto report = co_await blob::check_pool(*device, impl_->home, repair ? blob::Repair::kYes : blob::Repair::kNo);
+  auto report = co_await blob::check_pool(*device, impl_->home, repair ? blob::Repair::kYes : blob::Repair::kNo,
+                                          std::move(progress));
   if (!report) co_return fail(std::move(report.error()));
   PoolCheck check;
   check.id = super->pool_id;

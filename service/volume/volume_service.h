@@ -15,6 +15,7 @@
 #include "base/uuid.h"
 #include "bdev/bdev.h"
 #include "bdev/spec.h"
+#include "blob/check_progress.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
 
@@ -41,7 +42,16 @@ struct PoolInfo {
   std::uint64_t metadata_bytes = 0;
   std::uint32_t volumes = 0;
   std::uint32_t snapshots = 0;
+  // Of the capacity: what new allocations cannot take, rounded up; and all volumes' sizes, above 100 when thin
+  // provisioning has promised more than there is.
+  std::uint32_t used_percent = 0;
+  std::uint64_t provisioned_percent = 0;
+  // The highest of watermarks_percent() that used_percent has reached, 0 for none.
+  std::uint32_t watermark_percent = 0;
 };
+
+// How full a pool may get before it is said: in the log when it gets there, in PoolInfo for as long as it is.
+std::vector<std::uint32_t> watermarks_percent();
 
 enum class Provisioning : std::uint8_t { kThin = 1, kThick = 2 };
 
@@ -129,7 +139,9 @@ class VolumeService {
   reactor::Task<Status> export_pool(std::string pool);
   // Checks the pool on a device that nobody has open, and repairs what can be. kBusy: it is open, here or elsewhere.
   // kNotFound, kUnsupported, kCorrupt: there is none that could be loaded.
-  reactor::Task<Result<PoolCheck>> check_pool(bdev::Spec bdev, bool repair);
+  // kRetry: cancelled.
+  reactor::Task<Result<PoolCheck>> check_pool(bdev::Spec bdev, bool repair,
+                                              std::shared_ptr<blob::CheckProgress> progress = nullptr);
   reactor::Task<Result<std::vector<PoolInfo>>> list_pools();
   reactor::Task<Result<PoolInfo>> describe_pool(std::string pool);
 

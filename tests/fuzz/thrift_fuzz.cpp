@@ -69,12 +69,14 @@ class World {
     data_ = must(DataSockets::start(*reactors_, *volumes_, data));
     const volume::PoolSpec pool{kPool, "pool", {bdev::Spec::Kind::kRam, "", 64 * kMiB}, 0};
     must(pools_->create(pool, /*overwrite=*/false, Deadline::after_s(60)));
+    pool_checks_ = std::make_unique<PoolChecks>(*reactors_, *volumes_, *pools_, *attachments_);
     backend_ = std::make_unique<Backend>(Backend{*reactors_, *volumes_, *vhost_, *store_, *pools_, *attachments_,
-                                                 *data_, "host", "0", 0, 5'000, 10'000});
+                                                 *data_, *pool_checks_, "host", "0", 0, 5'000, 10'000});
     make_volume();
   }
   ~World() {
     backend_.reset();
+    pool_checks_.reset();
     data_.reset();
     attachments_.reset();
     pools_.reset();
@@ -107,6 +109,7 @@ class World {
   std::unique_ptr<Pools> pools_;
   std::unique_ptr<Attachments> attachments_;
   std::unique_ptr<DataSockets> data_;
+  std::unique_ptr<PoolChecks> pool_checks_;
   std::unique_ptr<Backend> backend_;
 };
 

@@ -102,6 +102,10 @@ def plain(value: Any) -> Any:
         return {key: amount for key, amount in vars(value).items() if amount} or None
     if isinstance(value, types.BdevSpec):
         return {'kind': enum_name(types.BdevKind, value.kind), 'path': value.path, 'size_bytes': value.size_bytes}
+    if isinstance(value, types.PoolSpace):
+        return dict(vars(value))
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     if isinstance(value, types.LatencyHistogram):
         return value.buckets
     return value
@@ -113,10 +117,10 @@ def fields(thing: Any, **enums: Any) -> tuple[Sequence[str], Sequence[Any]]:
     return tuple(values), tuple(values.values())
 
 
-def wait_for_job(client: Client, job_id: str, stream: Any = None) -> types.JobInfo:
+def wait_for_job(client: Client, job_id: str, stream: Any = None, *, may_fail: bool = False) -> types.JobInfo:
     """Until the job is no longer running. Progress goes to `stream` (standard error) when that is a terminal.
 
-    Raises Internal when the job failed or was cancelled, NotFound when the service does not know it.
+    Raises Internal when the job failed or was cancelled, unless it may, NotFound when the service does not know it.
     """
     output = stream or sys.stderr
     shown = ''
@@ -133,7 +137,7 @@ def wait_for_job(client: Client, job_id: str, stream: Any = None) -> types.JobIn
         if job.state != types.JobState.RUNNING:
             if shown:
                 output.write('\n')
-            if job.state != types.JobState.DONE:
+            if job.state != types.JobState.DONE and not may_fail:
                 state = enum_name(types.JobState, job.state)
                 raise errors.Internal(f'Job {job_id} ({job.kind} of {job.volume_id}) {state}: '
                                       f'{job.error or "no reason given"}')

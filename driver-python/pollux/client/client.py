@@ -181,6 +181,13 @@ class Client:
     def pool_describe(self, pool: str) -> types.PoolInfo:
         return self.call('pool_describe', pool)
 
+    def pool_check(self, pool: str, check_id: str, *, repair: bool = False) -> types.PoolCheck:
+        """Start a check, see the contract; `pool_check_describe` says when it has ended."""
+        return self.call('pool_check', pool, check_id, repair)
+
+    def pool_check_describe(self, check_id: str) -> types.PoolCheck:
+        return self.call('pool_check_describe', check_id)
+
     # ------------------------------------------------------------------ volumes
 
     def volume_create(self, pool: str, spec: types.VolumeSpec, **options: Any) -> types.VolumeInfo:

@@ -30,7 +30,10 @@ reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bd
   if (!channel) co_return fail(std::move(channel.error()));
   const auto status = co_await bdev::flush(**channel);
   channel->reset();
-  co_return bdev::to_status(status, "flush of " + device->name());
+  const std::string what = "flush of " + device->name();
+  // This frame ends some time after its caller has the answer. It must not be what keeps the volume in use then.
+  device.reset();
+  co_return bdev::to_status(status, what);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace {
 // More than this many changed pages, and a checkpoint is due however empty the journal is: it bounds what a crash makes
 // the next start write, and the memory a cut may need.
 constexpr std::size_t kMaxDirtyPages = 16384;
-// Percent of the pool that is taken or promised when the log warns.
+// How far, in percent, a pool has to fall below a watermark before it warns of that one again.
 constexpr unsigned kCalmPercent = 2;
 // Metadata pages that one structural change needs at most besides a fork's or resize's index pages.
 constexpr std::uint32_t kPagesPerChange = 2;

@@ -35,7 +35,7 @@ int run_fsck(const std::string& device, bool repair, std::ostream& out) {
   const std::string path = std::filesystem::absolute(device, error).string();
   volume::VolumeService volumes(**reactors);
   const bdev::Spec spec{.kind = bdev::Spec::Kind::kUring, .path = path, .size_bytes = 0};
-  const auto check = reactor::call((*reactors)->main(), volumes.check_pool(spec, repair));
+  const auto check = reactor::call((*reactors)->main(), volumes.check_pool(spec, Uuid{}, repair));
   if (!check) {
     out << check.error().message << '\n';
     // A pool is there and so rotten that it cannot be loaded.

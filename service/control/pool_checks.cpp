@@ -1,6 +1,7 @@
 #include "control/pool_checks.h"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 #include "base/log.h"
@@ -70,10 +71,18 @@ Result<PoolCheckInfo> PoolChecks::start(const Request& request, Deadline deadlin
   check->info.repair = request.repair;
   check->info.result.id = check->pool.id;
   check->info.result.name = check->pool.name.empty() ? request.pool : check->pool.name;
+  // Under the lock until it is in the list: the thread takes it before it says that it has ended.
   const std::lock_guard lock(mutex_);
-  Check& started = *checks_.emplace_back(std::move(check));
-  started.thread = std::thread([this, &started] { run(started); });
-  return describe(started);
+  try {
+    check->thread = std::thread([this, &started = *check] { run(started); });
+  } catch (const std::system_error& error) {
+    const std::string why = "no thread for a check: " + std::string(error.what());
+    if (const auto opened = pools_.end_check(check->pool); !opened) {
+      return fail(ErrorCode::kInternal, why + "; the pool is not open: " + opened.error().message);
+    }
+    return fail(ErrorCode::kRetry, why);
+  }
+  return describe(*checks_.emplace_back(std::move(check)));
 }
 
 Result<volume::PoolCheck> PoolChecks::examine(const Check& check) {
@@ -83,12 +92,7 @@ Result<volume::PoolCheck> PoolChecks::examine(const Check& check) {
     const auto closed = reactor::call(home, volumes_.export_pool(check.pool.id.to_string()));
     if (!closed && closed.error().code != ErrorCode::kNotFound) return fail(closed.error());
   }
-  auto result = reactor::call(home, volumes_.check_pool(check.pool.bdev, check.request.repair, check.progress));
-  if (result && !check.pool.id.is_nil() && result->id != check.pool.id) {
-    return fail(ErrorCode::kCorrupt,
-                check.pool.bdev.path + " holds the pool " + result->name + " (" + result->id.to_string() + ") instead");
-  }
-  return result;
+  return reactor::call(home, volumes_.check_pool(check.pool.bdev, check.pool.id, check.request.repair, check.progress));
 }
 
 void PoolChecks::run(Check& check) {

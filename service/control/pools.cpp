@@ -41,12 +41,7 @@ Status Pools::restore() {
 Result<volume::PoolInfo> Pools::open(const PoolRecord& record) {
   bdev::Spec bdev = record.bdev;
   bdev.size_bytes = 0;  // a file that is missing must not be made anew, empty
-  auto opened = reactor::call(reactors_.main(), volumes_.import_pool(std::move(bdev)));
-  if (!opened || opened->id == record.id) return opened;
-  const auto closed = reactor::call(reactors_.main(), volumes_.export_pool(opened->id.to_string()));
-  return fail(ErrorCode::kCorrupt, record.bdev.path + " holds the pool " + opened->name + " (" +
-                                       opened->id.to_string() + ") instead" +
-                                       (closed ? "" : ", which does not close: " + closed.error().message));
+  return reactor::call(reactors_.main(), volumes_.import_pool(std::move(bdev), record.id));
 }
 
 Status Pools::record(const volume::PoolInfo& pool, const bdev::Spec& bdev) {
@@ -166,16 +161,17 @@ Result<PoolRecord> Pools::begin_check(const std::string& pool, Deadline deadline
   }
   const auto closed =
       reactor::call(reactors_.main(), volumes_.export_pool(known->id.to_string()), deadline.remaining_ms());
-  // A close that did not end in time may still do, so the pool has to be opened again whatever becomes of this call.
-  if (closed || closed.error().code == ErrorCode::kNotFound || closed.error().code == ErrorCode::kRetry) return *known;
+  // A close that did not end in time may still do, and one that failed has closed it all the same: whatever becomes of
+  // this call, the pool has to be opened again.
+  if (closed || closed.error().code != ErrorCode::kBusy) return *known;
   const std::lock_guard guard(unopened_mutex_);
   if (before) {
     unopened_.insert_or_assign(known->id, *before);
   } else {
     unopened_.erase(known->id);
   }
-  return fail(closed.error().code, "pool " + known->name + " cannot be checked: " + closed.error().message +
-                                       "; detach its volumes and close their data sockets first");
+  return fail(ErrorCode::kBusy, "pool " + known->name + " cannot be checked: " + closed.error().message +
+                                    "; detach its volumes and close their data sockets first");
 }
 
 Status Pools::end_check(const PoolRecord& pool) {

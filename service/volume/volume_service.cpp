@@ -10,6 +10,15 @@ namespace pollux::volume {
 namespace {
 
 constexpr std::uint64_t kGrowthCheckUs = 1'000'000;
+// How long to wait for a device that somebody else holds; for one whose pool belongs here, that is a predecessor.
+constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+constexpr std::uint64_t kPatienceForOursNs = 10'000'000'000;
+
+Status check_identity(const Uuid& found, const std::string& name, const std::string& path, const Uuid& expected) {
+  if (expected.is_nil() || found == expected) return {};
+  return fail(ErrorCode::kCorrupt, path + " holds the pool " + name + " (" + found.to_string() + ") instead of " +
+                                       expected.to_string() + "; nothing was changed");
+}
 
 }  // namespace
 
@@ -19,14 +28,21 @@ VolumeService::~VolumeService() = default;
 // ---- Pools
 
 // The kernel takes down the rings of a process that was killed in the background, and holds its lock on the device
-// until then: tens of milliseconds in which the next service must not give up.
-reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_device(bdev::Spec spec) {
-  constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+// until then: tens of milliseconds, or as long as a slow disk takes, in which the next service must not give up.
+reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_device(bdev::Spec spec,
+                                                                                    std::uint64_t patience_ns) {
   constexpr std::uint64_t kPauseUs = 10'000;
-  const std::uint64_t deadline_ns = monotonic_ns() + kPatienceNs;
+  constexpr std::uint64_t kSayNs = 1'000'000'000;
+  const std::uint64_t begin_ns = monotonic_ns();
+  std::uint64_t said_ns = begin_ns;
   while (true) {
     auto device = bdev::open(spec);
-    if (device || device.error().code != ErrorCode::kBusy || monotonic_ns() >= deadline_ns) co_return device;
+    const std::uint64_t now_ns = monotonic_ns();
+    if (device || device.error().code != ErrorCode::kBusy || now_ns - begin_ns >= patience_ns) co_return device;
+    if (now_ns - said_ns >= kSayNs) {
+      said_ns = now_ns;
+      log::warn("waiting for {}, for {} s at most: {}", spec.path, patience_ns / 1'000'000'000, device.error().message);
+    }
     co_await home.sleep_us(kPauseUs);
   }
 }
@@ -93,7 +109,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
     }
   }
   if (spec.id.is_nil() || spec.name.empty()) co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name");
-  auto device = co_await impl_->open_device(spec.bdev);
+  auto device = co_await impl_->open_device(spec.bdev, kPatienceNs);
   if (!device) co_return fail(std::move(device.error()));
   auto there = co_await blob::Store::probe(*device, impl_->home);
   if (there) {
@@ -118,16 +134,28 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
   co_return (*pool)->info();
 }
 
-reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec) {
+reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid expected) {
   co_await impl_->home.enter();
   auto guard = co_await impl_->pools_mutex.lock();
   for (const auto& [id, pool] : impl_->pools) {
-    if (pool->spec == spec) co_return pool->info();
+    // A file that a pool was made in has a size in its specification, which an import does without.
+    const bool same_file = spec.kind == bdev::Spec::Kind::kUring && pool->spec.path == spec.path;
+    if (pool->spec == spec || (pool->spec.kind == spec.kind && same_file)) {
+      POLLUX_CO_TRY(check_identity(pool->id, pool->name, spec.path, expected));
+      co_return pool->info();
+    }
   }
   // Import never makes a file.
   if (spec.kind == bdev::Spec::Kind::kUring) spec.size_bytes = 0;
-  auto device = co_await impl_->open_device(spec);
+  auto device = co_await impl_->open_device(spec, expected.is_nil() ? kPatienceNs : kPatienceForOursNs);
   if (!device) co_return fail(std::move(device.error()));
+  if (!expected.is_nil()) {
+    // Opening writes a checkpoint: not into somebody else's pool.
+    const auto super = co_await blob::Store::probe(*device, impl_->home);
+    if (!super) co_return fail(super.error());
+    const std::string name(super->name, super->name_bytes);
+    POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
+  }
   auto pool = co_await impl_->adopt(spec, *device);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return (*pool)->info();
@@ -154,7 +182,7 @@ reactor::Task<Status> VolumeService::export_pool(std::string name) {
   co_return co_await impl_->close_pool(**pool);
 }
 
-reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool repair,
+reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, Uuid expected, bool repair,
                                                            std::shared_ptr<blob::CheckProgress> progress) {
   co_await impl_->home.enter();
   for (const auto& [id, pool] : impl_->pools) {
@@ -164,16 +192,18 @@ reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, bool
   }
   // A check never makes a file.
   spec.size_bytes = 0;
-  auto device = co_await impl_->open_device(spec);
+  auto device = co_await impl_->open_device(spec, kPatienceNs);
   if (!device) co_return fail(std::move(device.error()));
   const auto super = co_await blob::Store::probe(*device, impl_->home);
   if (!super) co_return fail(super.error());
+  const std::string name(super->name, super->name_bytes);
+  POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
   auto report = co_await blob::check_pool(*device, impl_->home, repair ? blob::Repair::kYes : blob::Repair::kNo,
                                           std::move(progress));
   if (!report) co_return fail(std::move(report.error()));
   PoolCheck check;
   check.id = super->pool_id;
-  check.name.assign(super->name, super->name_bytes);
+  check.name = name;
   check.volumes = report->volumes;
   check.metadata_pages = report->metadata_pages;
   check.data_clusters = report->data_clusters;

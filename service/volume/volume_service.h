@@ -134,13 +134,14 @@ class VolumeService {
 
   // Formats and opens. A device that holds this very pool is opened; one that holds another is kExists.
   reactor::Task<Result<PoolInfo>> create_pool(PoolSpec spec);
-  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev);
+  // kCorrupt, with nothing written: the device holds another pool than `expected` (nil: any).
+  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev, Uuid expected = {});
   // By name or UUID text, as in every call below. kBusy while a volume of it is open.
   reactor::Task<Status> export_pool(std::string pool);
   // Checks the pool on a device that nobody has open, and repairs what can be. kBusy: it is open, here or elsewhere.
-  // kNotFound, kUnsupported, kCorrupt: there is none that could be loaded.
-  // kRetry: cancelled.
-  reactor::Task<Result<PoolCheck>> check_pool(bdev::Spec bdev, bool repair,
+  // kNotFound, kUnsupported, kCorrupt: there is none that could be loaded, or another than `expected` (nil: any), which
+  // is left alone. kRetry: cancelled.
+  reactor::Task<Result<PoolCheck>> check_pool(bdev::Spec bdev, Uuid expected, bool repair,
                                               std::shared_ptr<blob::CheckProgress> progress = nullptr);
   reactor::Task<Result<std::vector<PoolInfo>>> list_pools();
   reactor::Task<Result<PoolInfo>> describe_pool(std::string pool);

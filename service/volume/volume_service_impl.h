@@ -52,7 +52,7 @@ struct VolumeService::Impl {
     return place->pool->info(*place->volume);
   }
 
-  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec);
+  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec, std::uint64_t patience_ns);
   reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device);
   void follow_growth(Pool& pool);
   void look_for_growth();

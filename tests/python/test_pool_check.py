@@ -136,6 +136,19 @@ def test_rotten_metadata_is_refused_and_hurts_nothing_else(own_pool: FilePool) -
         own_pool.service.client("reader", deadline_ms=500).volume_describe(own_pool.volume)
 
 
+def test_another_pool_at_the_recorded_path_is_left_alone(own_pool: FilePool, tmp_path: Path) -> None:
+    other = FilePool(own_pool.service, tmp_path / "other.img")
+    own_pool.service.polluxd.stop()
+    other.damage(PoolImage.leak_a_cluster)
+    other.file.replace(own_pool.file)
+    before = own_pool.file.read_bytes()
+    own_pool.service.polluxd.start()
+    refused = own_pool.check("--repair")
+    assert refused.returncode == 1
+    assert f"holds the pool {other.name}" in refused.stderr
+    assert own_pool.file.read_bytes() == before
+
+
 def test_a_pool_in_use_is_not_closed(pool: FilePool) -> None:
     opened = pool.client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=pool.volume))
     refused = pool.check("--repair")

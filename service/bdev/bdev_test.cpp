@@ -11,6 +11,7 @@
 
 #include <array>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -148,16 +149,21 @@ Task<Result<IoStatus>> read_at(Reactor& reactor, Bdev& bdev, std::uint64_t offse
   co_return co_await read(**channel, offset, buffer.data(), length);
 }
 
+struct alignas(4096) Page {
+  std::array<unsigned char, 4096> bytes;
+};
+
 // A request with memory of its own, that counts its answers.
 struct Counted : IoRequest {
   iovec vector;
-  alignas(4096) std::array<unsigned char, 4096> buffer;
+  // Not inside: a coroutine's frame, where requests live here, is aligned for nothing larger than a long double.
+  std::unique_ptr<Page> buffer = std::make_unique<Page>();
   int answers = 0;
 
   Counted() {
-    vector = {buffer.data(), buffer.size()};
+    vector = {buffer->bytes.data(), buffer->bytes.size()};
     op = IoOp::kRead;
-    length_bytes = buffer.size();
+    length_bytes = vector.iov_len;
     iov = &vector;
     iov_count = 1;
     complete = [](IoRequest& request) { ++static_cast<Counted&>(request).answers; };

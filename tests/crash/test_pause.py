@@ -1,4 +1,4 @@
-"""How long guests wait when polluxd is killed: from the SIGKILL to the first answer that a guest gets again.
+"""How long guests wait when polluxd is killed or upgraded: from the signal to the first answer that a guest gets again.
 
 A supervisor that starts the service again at once is part of the measure; how long it waits itself is not.
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from guest.timing import Deadline, stretch
 from pollux_testing import MIB, Polluxd
 
 _FULL = os.environ.get("POLLUX_TEST_LEVEL") == "full"
-_KILLS = 50 if _FULL else 6
+_ENDS = 50 if _FULL else 6
 # Of which so many are under load, one guest each.
 _VOLUMES = 100
 _LOADS = (("blk", ""), ("blk", "--packed"), ("scsi", ""), ("scsi", "--packed"))
@@ -45,7 +47,23 @@ def _await_front_ends(polluxd: Polluxd, attachments: list[str]) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_service_answers_again_within_a_second(polluxd: Polluxd) -> None:
+def _upgrade(polluxd: Polluxd, installed: Path) -> None:
+    """As an installation and a restart do it: another file comes under the old name, then the service is replaced."""
+    fresh = installed.with_suffix(".new")
+    shutil.copy2(installed, fresh)
+    fresh.replace(installed)
+    before = polluxd.runs()
+    assert polluxd.stop() == 0
+    polluxd.start()
+    assert polluxd.runs() == installed.stat().st_ino != before
+
+
+@pytest.mark.parametrize("end", ["killed", "upgraded"])
+def test_a_service_answers_again_within_a_second(polluxd: Polluxd, tmp_path: Path, end: str) -> None:
+    if end == "upgraded":
+        polluxd.stop()
+        polluxd.binary = Path(shutil.copy2(polluxd.binary, tmp_path / "polluxd"))
+        polluxd.start()
     draw = random.Random(1)
     attachments = []
     for number in range(_VOLUMES):
@@ -57,16 +75,19 @@ def test_a_killed_service_answers_again_within_a_second(polluxd: Polluxd) -> Non
         for attachment, transport, ring in attachments[: len(_LOADS)]
     ]
     attached = [attachment.attachment_id for attachment, _, _ in attachments[: len(_LOADS)]]
-    killed: list[float] = []
+    ended: list[float] = []
     allowed_s: list[float] = []
     try:
         _await_front_ends(polluxd, attached)
-        for _ in range(_KILLS):
+        for _ in range(_ENDS):
             time.sleep(draw.uniform(0.2, 0.8))
             before = stretch()
-            killed.append(time.monotonic())
-            polluxd.kill()
-            polluxd.start()
+            ended.append(time.monotonic())
+            if end == "upgraded":
+                _upgrade(polluxd, polluxd.binary)
+            else:
+                polluxd.kill()
+                polluxd.start()
             allowed_s.append(_LONGEST_S * max(before, stretch()))
             _await_front_ends(polluxd, attached)
         for load in loads:
@@ -82,12 +103,12 @@ def test_a_killed_service_answers_again_within_a_second(polluxd: Polluxd) -> Non
     pauses = []
     for output in outputs:
         answers = [float(found) for found in _ANSWERED.findall(output)]
-        assert len(answers) == _KILLS, output
-        pauses.append([answer - death for answer, death in zip(answers, killed, strict=True)])
+        assert len(answers) == _ENDS, output
+        pauses.append([answer - end_at for answer, end_at in zip(answers, ended, strict=True)])
     first = [min(each) for each in zip(*pauses, strict=True)]
     last = [max(each) for each in zip(*pauses, strict=True)]
     print(
-        f"{_KILLS} kills with {_VOLUMES} volumes: first answer after {statistics.median(first) * 1000:.0f} ms "
+        f"{end} {_ENDS} times with {_VOLUMES} volumes: first answer after {statistics.median(first) * 1000:.0f} ms "
         f"(median), {max(first) * 1000:.0f} ms (worst); all guests after {statistics.median(last) * 1000:.0f} ms, "
         f"{max(last) * 1000:.0f} ms"
     )

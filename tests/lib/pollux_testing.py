@@ -66,6 +66,8 @@ class Polluxd:
     def __init__(self, folder: Path, log: Path, *, pool_mb: int = 512, reactors: int = 2) -> None:
         self.folder = folder
         self.log = log
+        # What the next start runs.
+        self.binary = _binary()
         self.address = ("127.0.0.1", _free_port())
         self.authority = Authority(folder / "certs")
         self.admin = self.authority.issue("tester", "admin")
@@ -104,7 +106,7 @@ listen = ""
         """Start it and return when it answers calls."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", str(_binary()), "--config", str(self.config)],
+                ["setpriv", "--pdeathsig", "KILL", str(self.binary), "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -118,6 +120,10 @@ listen = ""
                 self._process = None
                 raise ServiceDied(f"polluxd did not start (status {status}):\n{self._log_tail()}")
             time.sleep(0.02)
+
+    def runs(self) -> int:
+        """The inode of the program that is running."""
+        return os.stat(f"/proc/{self._process_or_raise().pid}/exe").st_ino
 
     def kill(self) -> None:
         """SIGKILL, as a crash or a power cut of the process."""

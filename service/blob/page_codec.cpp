@@ -1,6 +1,9 @@
 #include "blob/page_codec.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
+#include <string>
 
 #include "base/crc32c.h"
 
@@ -66,21 +69,33 @@ bool page_from_future(const void* page, PageType type, std::uint64_t number, std
   return generation_of(page) > newest_generation && intact(page, type, number, seed);
 }
 
+namespace {
+
+// What a reader that knows no more of a pool can say of it.
+std::string described(const Superblock& super) {
+  std::string name(super.name, std::min<std::size_t>(super.name_bytes, sizeof(super.name)));
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  return "pool '" + name + "' (" + super.pool_id.to_string() + ")";
+}
+
+}  // namespace
+
 void seal_super(Superblock& super) {
   super.crc = super_crc(super);
 }
 
 Status check_super(const Superblock& super, std::uint64_t device_bytes) {
   if (super.magic != kSuperMagic) return corrupt("no Pollux pool here");
-  // Magic, version and checksum keep their places in every version, so a damaged version number is not taken for a
-  // newer one.
+  // Magic, version, id, name and checksum keep their places in every version, so a damaged version number is not taken
+  // for a newer one, and a pool that is refused can be named.
   if (super.crc != super_crc(super)) return corrupt("checksum mismatch");
   if (super.version != kFormatVersion) {
-    return fail(ErrorCode::kUnsupported, "the pool has format version " + std::to_string(super.version) +
+    return fail(ErrorCode::kUnsupported, described(super) + " has format version " + std::to_string(super.version) +
                                              ", this service knows version " + std::to_string(kFormatVersion));
   }
   if (super.incompatible_features != 0) {
-    return fail(ErrorCode::kUnsupported, "the pool uses features this service does not know: mask " +
+    return fail(ErrorCode::kUnsupported, described(super) + " uses features this service does not know: mask " +
                                              std::to_string(super.incompatible_features));
   }
   const std::uint64_t cluster = super.cluster_bytes;

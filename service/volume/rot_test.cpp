@@ -194,14 +194,15 @@ BOOST_AUTO_TEST_CASE(a_repair_that_would_leave_what_cannot_be_opened_writes_noth
   }
 }
 
-BOOST_AUTO_TEST_CASE(another_version_is_refused_by_number) {
+// The error of opening a pool whose superblock was changed.
+Error refusal(void (*change)(blob::Superblock&)) {
   const auto reactors = start_reactors(1);
   auto image = CrashHarness::formatted(reactors->main(), 24 * kMiB, 64 * kKiB);
   for (std::size_t at : {std::size_t{0}, static_cast<std::size_t>(blob::kSuperSlotStride)}) {
     blob::Superblock super;
     std::memcpy(&super, image.data() + at, sizeof(super));
     if (super.magic != blob::kSuperMagic) continue;
-    super.version = 7;
+    change(super);
     blob::seal_super(super);
     std::memcpy(image.data() + at, &super, sizeof(super));
   }
@@ -209,7 +210,28 @@ BOOST_AUTO_TEST_CASE(another_version_is_refused_by_number) {
   auto store = reactor::call(reactors->main(), blob::Store::open(make_sim_bdev(disk, 1), reactors->main()));
   BOOST_REQUIRE(!store.has_value());
   BOOST_TEST((store.error().code == ErrorCode::kUnsupported));
-  BOOST_TEST(store.error().message.find("version 7") != std::string::npos);
+  return store.error();
+}
+
+BOOST_AUTO_TEST_CASE(another_version_is_refused_by_name_and_number) {
+  const Error error = refusal([](blob::Superblock& super) { super.version = 7; });
+  BOOST_TEST(error.message.find("pool 'sim' (") == 0U);
+  BOOST_TEST(error.message.find("version 7") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(a_name_of_another_version_may_be_anything) {
+  const Error error = refusal([](blob::Superblock& super) {
+    super.version = 7;
+    super.name_bytes = UINT32_MAX;
+    super.name[0] = '\n';
+  });
+  BOOST_TEST(error.message.find("pool '?im") == 0U);
+  BOOST_TEST(error.message.find('\n') == std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(unknown_features_are_refused) {
+  const Error error = refusal([](blob::Superblock& super) { super.incompatible_features = 4; });
+  BOOST_TEST(error.message.find("mask 4") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

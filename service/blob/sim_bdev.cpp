@@ -48,6 +48,11 @@ std::uint64_t SimDisk::operations() const {
   return operations_;
 }
 
+std::uint64_t SimDisk::flushes() const {
+  std::lock_guard lock(mutex_);
+  return flushes_;
+}
+
 std::vector<std::byte> SimDisk::image_after_power_cut(std::uint64_t seed) const {
   std::lock_guard lock(mutex_);
   std::vector<std::byte> image = durable_;
@@ -125,6 +130,7 @@ IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
   if (off_) return IoStatus::kIoError;
   if (operations_++ == fail_at_) return IoStatus::kIoError;
   if (request.op == IoOp::kFlush) {
+    ++flushes_;
     flush(writes_before);
     return IoStatus::kOk;
   }

@@ -38,6 +38,7 @@ class SimDisk {
   bool has_failed() const;
   std::uint64_t writes() const;
   std::uint64_t operations() const;
+  std::uint64_t flushes() const;
 
   // What the disk holds when the power comes back after a cut now.
   std::vector<std::byte> image_after_power_cut(std::uint64_t seed) const;
@@ -64,6 +65,7 @@ class SimDisk {
   std::unordered_map<std::uint64_t, std::vector<Version>> cached_;
   std::uint64_t writes_ = 0;
   std::uint64_t operations_ = 0;
+  std::uint64_t flushes_ = 0;
   std::uint64_t cut_at_ = UINT64_MAX;
   std::uint64_t fail_at_ = UINT64_MAX;
   bool off_ = false;

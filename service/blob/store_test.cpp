@@ -4,6 +4,7 @@
 
 #include <boost/test/unit_test.hpp>
 #include <cstring>
+#include <vector>
 
 #include "blob/checker.h"
 #include "blob/page_codec.h"
@@ -78,9 +79,51 @@ struct Fixture {
   }
 };
 
+// Flushes as many guests send them in one moment; true when all were answered well.
+reactor::Task<Result<bool>> flush_at_once(reactor::Reactor& home, Store& store, int count) {
+  struct Flush : Journal::Waiter {
+    int* left = nullptr;
+    bool* all_ok = nullptr;
+    reactor::Completion<bool>* over = nullptr;
+  };
+  co_await home.enter();
+  int left = count;
+  bool all_ok = true;
+  reactor::Completion<bool> over;
+  std::vector<Flush> flushes(static_cast<std::size_t>(count));
+  for (Flush& flush : flushes) {
+    flush.left = &left;
+    flush.all_ok = &all_ok;
+    flush.over = &over;
+    flush.done = [](Journal::Waiter& waiter, bool ok) {
+      auto& mine = static_cast<Flush&>(waiter);
+      *mine.all_ok &= ok;
+      if (--*mine.left == 0) mine.over->set(true);
+    };
+    store.journal().sync(flush);
+  }
+  co_await over;
+  co_return all_ok;
+}
+
 }  // namespace
 
 BOOST_FIXTURE_TEST_SUITE(store, Fixture)
+
+BOOST_AUTO_TEST_CASE(flushes_of_one_moment_share_the_devices_flushes) {
+  format(32 * kMiB);
+  open();
+  create("one", kMiB);
+  const auto cost = [&](int count) {
+    const std::uint64_t before = disk->flushes();
+    BOOST_TEST(must(call(home, flush_at_once(home, *store, count))));
+    return disk->flushes() - before;
+  };
+  const std::uint64_t of_one = cost(1);
+  BOOST_TEST(of_one >= 1U);
+  // The first is under way alone when the others come; they make one group.
+  BOOST_TEST(cost(200) <= 2 * of_one);
+}
 
 BOOST_AUTO_TEST_CASE(a_new_pool_is_empty_and_in_order) {
   format(32 * kMiB);

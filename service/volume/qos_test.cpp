@@ -73,6 +73,12 @@ struct Fixture {
   }
 };
 
+reactor::Task<Status> hurry(RemoteChannel& channel) {
+  co_await channel.reactor().enter();
+  channel.channel().expedite();
+  co_return Status{};
+}
+
 double seconds(std::chrono::steady_clock::duration span) {
   return std::chrono::duration<double>(span).count();
 }
@@ -140,19 +146,27 @@ BOOST_FIXTURE_TEST_CASE(who_waits_goes_on_when_the_limit_is_lifted_or_the_channe
   BOOST_TEST(seconds(waiting.get() - begin) < 20);
   // A minute for each.
   run(service.set_qos(id, {.total_bytes_per_s = 64}));
-  const auto hurry = [&]() -> reactor::Task<Status> {
-    co_await channel.reactor().enter();
-    channel.channel().expedite();
-    co_return Status{};
-  };
   // Once for each that waits: what comes later waits again.
   for (int count : {2, 1}) {
     auto held = writes(channel, count);
     BOOST_REQUIRE((held.wait_for(std::chrono::milliseconds(50)) == std::future_status::timeout));
     const auto told = std::chrono::steady_clock::now();
-    run(hurry());
+    run(hurry(channel));
     BOOST_TEST(seconds(held.get() - told) < 20);
   }
+}
+
+BOOST_FIXTURE_TEST_CASE(what_was_told_to_hurry_counts_all_the_same, Fixture) {
+  RemoteChannel channel(*device, reactors->at(1));
+  run(service.set_qos(id, {.total_iops = 10}));
+  writes(channel, 1).get();
+  for (int i = 0; i < 10; ++i) {
+    auto held = writes(channel, 1);
+    while (held.wait_for(std::chrono::milliseconds(1)) == std::future_status::timeout) run(hurry(channel));
+  }
+  // Eleven were done in next to no time. The next has to wait for all of them.
+  const auto begin = std::chrono::steady_clock::now();
+  BOOST_TEST(seconds(writes(channel, 1).get() - begin) > 0.5);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

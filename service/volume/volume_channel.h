@@ -82,7 +82,7 @@ class VolumeChannel : public bdev::Channel {
 
   // volume_channel_qos.cpp
   void hold(bdev::IoRequest& request);
-  // `all`: without a look at the limits.
+  // `all`: without waiting for the limits.
   void release_held(bool all = false);
 
   // What a request that went straight to the device gets back when it is done.

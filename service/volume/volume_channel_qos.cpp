@@ -33,17 +33,16 @@ void VolumeChannel::release_held(bool all) {
   releasing_ = true;
   while (true) {
     bdev::IoRequest& request = *held_head_;
-    if (!all) {
-      const std::uint64_t now_ns = monotonic_ns();
-      if (const std::uint64_t generation = limiter_.generation(); !booked_ || generation != booked_generation_) {
-        due_ns_ = limiter_.book(request, now_ns);
-        booked_generation_ = generation;
-        booked_ = true;
-      }
-      if (due_ns_ > now_ns) {
-        throttle_.start(lane_.reactor(), std::min(due_ns_ - now_ns, kLongestNapNs) / 1000 + 1);
-        break;
-      }
+    const std::uint64_t now_ns = monotonic_ns();
+    // What may go at once is booked, too: a guest that resets its queues over and over gets no more than its limit.
+    if (const std::uint64_t generation = limiter_.generation(); !booked_ || generation != booked_generation_) {
+      due_ns_ = limiter_.book(request, now_ns);
+      booked_generation_ = generation;
+      booked_ = true;
+    }
+    if (!all && due_ns_ > now_ns) {
+      throttle_.start(lane_.reactor(), std::min(due_ns_ - now_ns, kLongestNapNs) / 1000 + 1);
+      break;
     }
     booked_ = false;
     held_head_ = request.device_next;

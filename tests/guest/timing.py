@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 
 _HIGHEST_LOAD_FACTOR = 5.0
+# What a machine's neighbours take does not show in its load: giving up waits so many times as long at least.
+_PATIENCE = 3.0
 
 
 def stretch() -> float:
@@ -28,7 +30,7 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._start = time.monotonic()
-        self._stretch = stretch()
+        self._stretch = max(_PATIENCE, stretch())
 
     @property
     def elapsed(self) -> float:

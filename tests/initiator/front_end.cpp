@@ -269,9 +269,14 @@ void FrontEnd::kick(std::uint16_t index) {
 
 bool FrontEnd::wait_call(std::uint16_t index, int deadline_ms) {
   if (!readable(queues_[index].call, deadline_ms)) return false;
+  take_calls(index);
+  return true;
+}
+
+std::uint64_t FrontEnd::take_calls(std::uint16_t index) {
   std::uint64_t count = 0;
   if (::read(queues_[index].call, &count, sizeof(count)) < 0 && errno != EAGAIN) fail_errno("call");
-  return true;
+  return count;
 }
 
 std::optional<std::uint32_t> FrontEnd::wait_backend_message(int deadline_ms) {

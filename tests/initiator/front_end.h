@@ -96,6 +96,8 @@ class FrontEnd {
   void kick(std::uint16_t index);
   // Waits for an interrupt; false after the deadline.
   bool wait_call(std::uint16_t index, int deadline_ms);
+  // Interrupts since the last look or wait.
+  std::uint64_t take_calls(std::uint16_t index);
   // Waits for a message on the back-end channel and returns its request number; nothing after the deadline.
   std::optional<std::uint32_t> wait_backend_message(int deadline_ms);
 

@@ -44,22 +44,13 @@ BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds,
       may_cache_(may_cache),
       block_bytes_(shared.bdev->block_bytes()),
       requests_(ring().size()) {
-  for (std::uint16_t i = 0; i < ring().size(); ++i) {
-    requests_[i].queue = this;
-    requests_[i].id = i;
-    requests_[i].complete = on_complete;
-  }
+  number(*this, requests_, on_complete);
 }
 
 void BlkQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request& request = requests_[chain.id];
-  if (request.busy) {
-    break_queue("a request id that is in flight already");
-    return;
-  }
-  begin();
-  request.busy = true;
-  request.entries = chain.entries;
+  Request* slot = begin(requests_, chain);
+  if (!slot) return;
+  Request& request = *slot;
   request.written = 0;
   request.data = {};
   Pieces readable{pieces.items, chain.readable};

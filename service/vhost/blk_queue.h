@@ -18,11 +18,7 @@ class BlkQueue final : public VhostQueue {
 
  private:
   // One for each ring slot, made when the queue is.
-  struct Request : bdev::IoRequest {
-    BlkQueue* queue = nullptr;
-    std::uint16_t id = 0;
-    std::uint16_t entries = 0;
-    bool busy = false;
+  struct Request : Slot<BlkQueue, bdev::IoRequest> {
     std::byte* status_byte = nullptr;
     // Bytes written to the guest, the status byte aside.
     std::uint32_t written = 0;

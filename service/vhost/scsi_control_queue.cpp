@@ -20,22 +20,13 @@ std::optional<scsi::TaskFunction> to_function(std::uint32_t subtype) {
 
 ScsiControlQueue::ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
     : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
-  for (std::uint16_t i = 0; i < ring().size(); ++i) {
-    requests_[i].queue = this;
-    requests_[i].id = i;
-    requests_[i].complete = on_complete;
-  }
+  number(*this, requests_, on_complete);
 }
 
 void ScsiControlQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request& request = requests_[chain.id];
-  if (request.busy) {
-    break_queue("a request id that is in flight already");
-    return;
-  }
-  begin();
-  request.busy = true;
-  request.entries = chain.entries;
+  Request* slot = begin(requests_, chain);
+  if (!slot) return;
+  Request& request = *slot;
   request.response_byte = nullptr;
   Pieces readable{pieces.items, chain.readable};
   const Pieces writable{pieces.items + chain.readable, chain.writable};

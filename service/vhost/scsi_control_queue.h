@@ -15,11 +15,7 @@ class ScsiControlQueue final : public VhostQueue {
   ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ScsiLane& lane);
 
  private:
-  struct Request : scsi::TaskManagement {
-    ScsiControlQueue* queue = nullptr;
-    std::uint16_t id = 0;
-    std::uint16_t entries = 0;
-    bool busy = false;
+  struct Request : Slot<ScsiControlQueue, scsi::TaskManagement> {
     std::byte* response_byte = nullptr;
   };
 

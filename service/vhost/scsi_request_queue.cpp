@@ -39,22 +39,13 @@ ScsiResponseCode to_code(scsi::Outcome outcome) {
 
 ScsiRequestQueue::ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
     : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
-  for (std::uint16_t i = 0; i < ring().size(); ++i) {
-    requests_[i].queue = this;
-    requests_[i].id = i;
-    requests_[i].complete = on_complete;
-  }
+  number(*this, requests_, on_complete);
 }
 
 void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request& request = requests_[chain.id];
-  if (request.busy) {
-    break_queue("a request id that is in flight already");
-    return;
-  }
-  begin();
-  request.busy = true;
-  request.entries = chain.entries;
+  Request* slot = begin(requests_, chain);
+  if (!slot) return;
+  Request& request = *slot;
   Pieces readable{pieces.items, chain.readable};
   Pieces writable{pieces.items + chain.readable, chain.writable};
   Pieces response{request.response, 0};

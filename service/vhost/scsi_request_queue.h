@@ -21,11 +21,7 @@ class ScsiRequestQueue final : public VhostQueue {
   static constexpr std::uint32_t kResponsePieces = 4;
 
   // One for each ring slot, made when the queue is.
-  struct Request : scsi::Task {
-    ScsiRequestQueue* queue = nullptr;
-    std::uint16_t id = 0;
-    std::uint16_t entries = 0;
-    bool busy = false;
+  struct Request : Slot<ScsiRequestQueue, scsi::Task> {
     iovec* pooled = nullptr;
     std::uint32_t log_count = 0;
     std::uint32_t response_count = 0;

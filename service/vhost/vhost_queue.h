@@ -104,7 +104,36 @@ class VhostQueue {
   // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
   virtual bool wants_chain() const { return true; }
 
+  // What a queue keeps of a request, made with it for each ring slot. `Base` is what the device behind it takes.
+  template <typename Queue, typename Base>
+  struct Slot : Base {
+    Queue* queue = nullptr;
+    std::uint16_t id = 0;
+    std::uint16_t entries = 0;
+    bool busy = false;
+  };
+  template <typename Queue, typename Request, typename Callback>
+  static void number(Queue& queue, memory::Vector<Request>& slots, Callback on_complete) {
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      slots[i].queue = &queue;
+      slots[i].id = static_cast<std::uint16_t>(i);
+      slots[i].complete = on_complete;
+    }
+  }
   void begin() { ++in_flight_; }
+  // The slot of a chain whose request begins; null: its id is in flight already, which breaks the queue.
+  template <typename Request>
+  Request* begin(memory::Vector<Request>& slots, const virtio::Chain& chain) {
+    Request& request = slots[chain.id];
+    if (request.busy) {
+      break_queue("a request id that is in flight already");
+      return nullptr;
+    }
+    begin();
+    request.busy = true;
+    request.entries = chain.entries;
+    return &request;
+  }
   // Answers a chain whose request began. Its data must be in place.
   void finish(std::uint16_t id, std::uint16_t entries, std::uint32_t written) {
     ring_->push(id, entries, written);

@@ -34,6 +34,9 @@ constexpr std::uint16_t kMaxTarget = 254;
 // Whoever leaves is often followed by others, or comes back at once: what is uneven then need not stay so.
 constexpr std::chrono::milliseconds kRebalanceAfter{50};
 
+// A guest waits for a socket that could not be opened.
+constexpr std::chrono::milliseconds kOpenAgainAfter{1000};
+
 // Runs, one after the other, what must not run where its cause is found: reactors, where block devices report that they
 // have grown; sessions, where queues leave.
 class Errands {
@@ -140,6 +143,7 @@ struct VhostService::Impl {
   Result<std::uint16_t> check_queues(std::uint32_t queues) const;
   Result<std::shared_ptr<Endpoint>> open(const std::string& path, std::unique_ptr<Device> device);
   Status open_socket(Endpoint& endpoint);
+  void open_again(const std::weak_ptr<Endpoint>& closed);
   void close(Endpoint& endpoint) { transport->close(endpoint.path()); }
   std::vector<std::shared_ptr<Endpoint>> endpoints() const;
   void rebalance();
@@ -177,7 +181,11 @@ VhostService::Impl::~Impl() {
     scsi.resize.clear();
     close(*scsi.endpoint);
   }
-  transport.reset();
+  {
+    // An errand may be about to open a socket.
+    std::lock_guard changing(changes);
+    transport.reset();
+  }
   errands.reset();
 }
 
@@ -222,6 +230,19 @@ Status VhostService::Impl::open_socket(Endpoint& endpoint) {
   return {};
 }
 
+void VhostService::Impl::open_again(const std::weak_ptr<Endpoint>& closed) {
+  const auto later = [this, closed] { errands->post([this, closed] { open_again(closed); }, kOpenAgainAfter); };
+  // Other errands do not wait for a removal that does.
+  std::unique_lock changing(changes, std::try_to_lock);
+  if (!changing) return later();
+  if (!transport) return;
+  const auto endpoint = closed.lock();
+  const auto all = endpoints();
+  if (!endpoint || std::ranges::find(all, endpoint) == all.end()) return;
+  if (!open_socket(*endpoint)) return later();
+  log::info("vhost: {} is open now", endpoint->path());
+}
+
 VhostService::VhostService() = default;
 
 Result<std::unique_ptr<VhostService>> VhostService::start(reactor::ReactorGroup& reactors, Options options) {
@@ -258,7 +279,11 @@ void VhostService::listen() {
   std::lock_guard changing(impl_->changes);
   if (std::exchange(impl_->listening, true)) return;
   for (const auto& endpoint : impl_->endpoints()) {
-    if (const auto opened = impl_->open_socket(*endpoint); !opened) log::error("vhost: {}", opened.error().message);
+    const auto opened = impl_->open_socket(*endpoint);
+    if (opened) continue;
+    log::error("vhost: {}; trying again until it can be opened", opened.error().message);
+    impl_->errands->post([impl = impl_.get(), endpoint = std::weak_ptr(endpoint)] { impl->open_again(endpoint); },
+                         kOpenAgainAfter);
   }
 }
 

@@ -64,8 +64,8 @@ class VhostService {
   ~VhostService();
 
   // With hold_sockets: from here on sockets are open. A guest that comes back after a restart must find its whole
-  // controller: a disk that is not there yet would be an error to it. A socket that cannot be opened is logged, and its
-  // guest waits.
+  // controller: a disk that is not there yet would be an error to it. A socket that cannot be opened is logged and tried
+  // again, while its guest waits.
   void listen();
 
   // A scsi controller; its socket is <socket_dir>/scsi-<name>.sock and is there when this returns. `name`:

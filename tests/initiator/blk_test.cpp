@@ -4,7 +4,9 @@
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 #include <cstring>
+#include <filesystem>
 
+#include "base/log.h"
 #include "initiator/service_fixture.h"
 
 namespace pollux::initiator {
@@ -227,6 +229,27 @@ BOOST_AUTO_TEST_CASE(removing_a_device_disconnects_its_front_end) {
   BOOST_TEST(front_end.wire().closed_by_peer());
   BOOST_TEST(service().sessions().empty());
   BOOST_TEST(service().remove_blk("v").has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_socket_that_cannot_be_opened_at_the_start_is_tried_again) {
+  const std::string held = directory() + "/held";
+  auto started = vhost::VhostService::start(reactors(), {.socket_dir = held, .hold_sockets = true});
+  BOOST_REQUIRE(started.has_value());
+  auto& other = **started;
+  const auto socket = other.create_blk("v", 2, {ram(), uuid(1), false});
+  BOOST_REQUIRE(socket.has_value());
+  // A directory in its place cannot be unlinked.
+  std::filesystem::create_directory(*socket);
+  BOOST_REQUIRE(log::init("critical", "").has_value());
+  other.listen();
+  BOOST_REQUIRE(log::init("error", "").has_value());
+  BOOST_REQUIRE(std::filesystem::is_directory(*socket));
+  std::filesystem::remove(*socket);
+  FrontEnd front_end(options_for(*socket));
+  front_end.start();
+  IoSlot slot(front_end.ram(), 4096);
+  BOOST_TEST(run_io(front_end, 0, BlkDisk(), slot, Op::kRead, 0, 4096) == "");
+  front_end.stop();
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -343,6 +343,12 @@ class Recovery {
   std::uint64_t records_ = 0;
 };
 
+// What a crash can leave of the very first superblock, which is written over zeros: its head, without the sector that
+// ends with the checksum. Nothing was ever in that pool.
+bool is_torn_first(const Superblock& super) {
+  return super.version == kFormatVersion && super.checkpoint == 1 && super.crc == 0;
+}
+
 }  // namespace
 
 reactor::Task<Result<Superblock>> read_super(bdev::Channel& channel, std::uint64_t device_bytes) {
@@ -358,7 +364,7 @@ reactor::Task<Result<Superblock>> read_super(bdev::Channel& channel, std::uint64
                                   "read of the superblock"));
     auto super = std::make_unique<Superblock>();
     std::memcpy(super.get(), bytes.data(), sizeof(Superblock));
-    if (super->magic == kSuperMagic) blank = false;
+    if (super->magic == kSuperMagic && !is_torn_first(*super)) blank = false;
     if (auto checked = check_super(*super, device_bytes); !checked) {
       if (super->magic == kSuperMagic && (!worst || checked.error().code == ErrorCode::kUnsupported)) {
         worst = std::move(checked.error());

@@ -94,6 +94,14 @@ Status Store::check_promise(std::uint64_t clusters) const {
                   " bytes left, " + std::to_string(clusters * state_->geometry.cluster_bytes) + " are needed");
 }
 
+Status Store::make_pages(std::uint32_t count) {
+  auto made = space_->ensure_pages(count);
+  if (made || made.error().code != ErrorCode::kNoSpace) return made;
+  return fail(ErrorCode::kNoSpace, "pool '" + name() +
+                                       "' has no space left for metadata; delete volumes or snapshots, or grow its "
+                                       "device");
+}
+
 Status Store::check_unused(const Volume& volume) const {
   if (volume.view) {
     return fail(ErrorCode::kBusy, "volume " + volume.id.to_string() + " is in use; detach it first");
@@ -111,7 +119,7 @@ reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
     auto guard = co_await structure_.lock();
     POLLUX_CO_TRY(check_create(options));
     if (options.thick) POLLUX_CO_TRY(check_promise(state_->clusters_of(options.size_bytes)));
-    POLLUX_CO_TRY(space_->ensure_pages(kPagesPerChange));
+    POLLUX_CO_TRY(make_pages(kPagesPerChange));
     const auto record = make_create(options, state_->next_volume_number());
     POLLUX_CO_TRY(change(record.header));
     made = state_->find(options.id)->number;
@@ -147,7 +155,7 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
       std::uint64_t promise = options.thick ? state_->clusters_of(options.size_bytes) : 0;
       if (source.thick() && !source.snapshot()) promise += source.charged;
       POLLUX_TRY(check_promise(promise));
-      POLLUX_TRY(space_->ensure_pages(kPagesPerChange + index));
+      POLLUX_TRY(make_pages(kPagesPerChange + index));
       auto record = make_record<ForkRecord>(RecordType::kFork, state_->next_volume_number());
       record.source = source.number;
       record.create = make_create(options, 0);
@@ -197,7 +205,7 @@ reactor::Task<Status> Store::resize(Uuid id, std::uint64_t size_bytes) {
       if (volume.thick()) {
         POLLUX_CO_TRY(check_promise(state_->clusters_of(size_bytes) - state_->clusters_of(volume.size_bytes)));
       }
-      POLLUX_CO_TRY(space_->ensure_pages(kPagesPerChange));
+      POLLUX_CO_TRY(make_pages(kPagesPerChange));
       auto record = make_record<ResizeRecord>(RecordType::kResize, volume.number);
       record.size_bytes = size_bytes;
       POLLUX_CO_TRY(change(record.header));
@@ -232,7 +240,7 @@ reactor::Task<Status> Store::revert(Uuid id, Uuid snapshot_id) {
     POLLUX_CO_TRY(co_await loader_->index(volume));
     POLLUX_CO_TRY(co_await loader_->index(snapshot));
     if (volume.thick()) POLLUX_CO_TRY(check_promise(volume.charged));
-    POLLUX_CO_TRY(space_->ensure_pages(kPagesPerChange + index_pages(volume)));
+    POLLUX_CO_TRY(make_pages(kPagesPerChange + index_pages(volume)));
     auto record = make_record<RevertRecord>(RecordType::kRevert, volume.number);
     record.snapshot = snapshot.number;
     record.trash = state_->next_volume_number();

@@ -141,6 +141,8 @@ class Store {
   Result<Volume*> live(const Uuid& id) const;
   Status check_create(const CreateOptions& options) const;
   Status check_promise(std::uint64_t clusters) const;
+  // Room for so many new metadata pages. kNoSpace.
+  Status make_pages(std::uint32_t count);
   // kBusy.
   Status check_unused(const Volume& volume) const;
   void empty_in_background(Volume& volume);

@@ -255,6 +255,10 @@ bool CrashHarness::flush(const Uuid& id) {
   return true;
 }
 
+bool CrashHarness::grow() {
+  return run(store_->grow(), "grow");
+}
+
 bool CrashHarness::checkpoint() {
   if (!run(store_->checkpoint(), "checkpoint")) return false;
   barrier();

@@ -75,6 +75,8 @@ class CrashHarness {
   bool unmap(const Uuid& id, Extent extent);
   bool flush(const Uuid& id);
   bool checkpoint();
+  // Takes what the device has more than the pool uses.
+  bool grow();
   bool wait_until_idle();
 
   // What was answered is there from now on, flushed or not: for the death of the process, which the disk does not

@@ -15,7 +15,16 @@ using namespace pollux::volume::test;
 namespace {
 
 constexpr std::uint64_t kDiskBytes = 24 * kMiB;
+constexpr std::uint64_t kGrowthBytes = 8 * kMiB;
 constexpr std::uint32_t kClusterBytes = 64 * kKiB;
+
+// An empty pool on a device that has grown since.
+std::vector<std::byte> blank_pool(reactor::Reactor& home) {
+  auto image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  // What was there before is nobody's metadata.
+  image.resize(kDiskBytes + kGrowthBytes, std::byte{0xa5});
+  return image;
+}
 
 std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
   const char* given = std::getenv(variable);
@@ -35,7 +44,7 @@ bool scenario(CrashHarness& pool) {
   return pool.create(one, 2 * kMiB) && pool.write(one, {{0, 4096}, {8192, 4096}, {512 * 300, 512 * 7}}) &&
          pool.flush(one) && pool.create(two, kMiB) && pool.write(two, {{0, 256 * kKiB}, {300 * kKiB, 8192}}) &&
          pool.write(one, {{64 * kKiB, 192 * kKiB}, {4096, 4096}}, /*fua=*/true) && pool.fork(one, snap, true) &&
-         pool.write(one, {{0, 4096}, {512 * 3, 512}, {80 * kKiB, 64 * kKiB}}) && pool.checkpoint() &&
+         pool.write(one, {{0, 4096}, {512 * 3, 512}, {80 * kKiB, 64 * kKiB}}) && pool.checkpoint() && pool.grow() &&
          pool.fork(snap, clone, false) && pool.write(clone, {{8192 + 512, 512}, {64 * kKiB, 64 * kKiB}}) &&
          pool.flush(clone) && pool.unmap(one, {64 * kKiB, 128 * kKiB}) && pool.unmap(clone, {4096, 4096}) &&
          pool.flush(one) && pool.fork(clone, later, true) && pool.write(clone, {{8192, 4096}, {12288, 1024}}) &&
@@ -54,7 +63,7 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
   const std::uint64_t stride = number_from("POLLUX_TEST_STRIDE", 1);
-  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  const auto blank = blank_pool(home);
   std::uint64_t cuts = 0;
   for (std::uint64_t at = seed % stride;; at += stride) {
     CrashHarness pool(home);
@@ -86,6 +95,56 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
   }
   BOOST_TEST_MESSAGE(cuts << " power cuts");
   BOOST_TEST(cuts > 50U);
+}
+
+BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_one) {
+  const auto reactors = start_reactors(1);
+  reactor::Reactor& home = reactors->main();
+  const std::uint64_t seed = test_seed();
+  // On what somebody else left behind.
+  const std::vector<std::byte> used(kDiskBytes, std::byte{0xa5});
+  const auto options = [] {
+    return blob::FormatOptions{.id = id_of(1), .name = "sim", .cluster_bytes = kClusterBytes, .created_ms = 1};
+  };
+  const auto format = [&](const std::shared_ptr<blob::SimDisk>& disk, std::uint64_t order) {
+    auto wanted = options();
+    return reactor::call(home, blob::Store::format(make_sim_bdev(disk, order), home, std::move(wanted)));
+  };
+  std::uint64_t none = 0, whole = 0;
+  // Several draws for each write: which sectors of the last one are torn is up to them.
+  for (std::uint64_t at = 0;; ++at) {
+    bool finished = false;
+    for (std::uint64_t draw = 0; draw < 32; ++draw) {
+      const std::uint64_t order = seed + 100 * at + draw;
+      auto disk = std::make_shared<blob::SimDisk>(used);
+      disk->cut_power_at_write(at);
+      finished = format(disk, order).has_value();
+      BOOST_REQUIRE(finished != disk->power_is_off());
+      auto after = std::make_shared<blob::SimDisk>(disk->image_after_power_cut(order));
+      BOOST_TEST_CONTEXT("power cut at write " << at << ", draw " << draw) {
+        const auto found = reactor::call(home, blob::Store::probe(make_sim_bdev(after, order), home));
+        if (!found) {
+          // Nobody is in the way of making it again.
+          BOOST_REQUIRE_MESSAGE(found.error().code == ErrorCode::kNotFound, found.error().message);
+          BOOST_REQUIRE(!finished);
+          ++none;
+          must(format(after, order));
+        } else {
+          ++whole;
+        }
+        CrashHarness::check(home, after->image(), "made");
+        CrashHarness pool(home);
+        pool.open(after->image(), order);
+        BOOST_REQUIRE(pool.store().usage().allocated_bytes == 0U);
+        BOOST_REQUIRE(pool.create(id_of(2), kMiB) && pool.write(id_of(2), {{0, 4096}}) && pool.flush(id_of(2)));
+        pool.verify();
+      }
+    }
+    if (finished) break;
+  }
+  BOOST_TEST_MESSAGE(none << " times no pool, " << whole << " times a whole one");
+  BOOST_TEST(none > 50U);
+  BOOST_TEST(whole >= 32U);
 }
 
 BOOST_AUTO_TEST_CASE(what_was_answered_outlives_the_process_without_a_flush) {
@@ -136,7 +195,7 @@ BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
-  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  const auto blank = blank_pool(home);
   std::uint64_t errors = 0;
   for (std::uint64_t at = 0;; ++at) {
     CrashHarness pool(home);

@@ -43,8 +43,11 @@ class Lane {
     return epoch_;
   }
   void end(unsigned epoch) {
-    if (--in_flight_[epoch] == 0 && epoch != epoch_ && asked_) answer();
+    if (leave(epoch)) answer();
   }
+  // end() in two steps: true when answer() is due, which may come a little later in the same turn.
+  bool leave(unsigned epoch) { return --in_flight_[epoch] == 0 && epoch != epoch_ && asked_; }
+  void answer();
   std::unique_ptr<LaneExtension> extension;
 
  private:
@@ -53,7 +56,6 @@ class Lane {
     Lane* lane = nullptr;
   };
   void switch_epoch();
-  void answer();
 
   Lanes& lanes_;
   reactor::Reactor& reactor_;

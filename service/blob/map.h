@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "blob/format.h"
+#include "blob/geometry.h"
 
 namespace pollux::blob {
 
@@ -44,6 +45,13 @@ class Entry {
     word_.store(old | kChanging, std::memory_order_release);
     bits_.store(value.bits, std::memory_order_release);
     word_.store(word, std::memory_order_release);
+  }
+  // Any reactor. The cluster, where it alone is the whole answer: all of it holds data and, to write, nobody else names
+  // it. 0: read() tells.
+  ClusterNo whole(bool to_write) const {
+    const std::uint64_t word = word_.load(std::memory_order_acquire);
+    const std::uint64_t against = kChanging | (to_write ? kShared : 0);
+    return (word & (kFull | against)) == kFull ? static_cast<ClusterNo>(word & kClusterMask) : 0;
   }
   // Any reactor. False: it is changing at this moment; ask the home reactor.
   bool read(MapEntry& value) const {
@@ -81,7 +89,7 @@ class Entry {
 };
 
 struct Leaf {
-  // The page could not be read or made no sense: I/O through it fails, nothing is written to it.
+  // The page could not be read or made no sense: I/O through it fails, nothing is written to it. Its entries are empty.
   bool damaged = false;
   Entry entries[kLeafEntries];
 };
@@ -99,17 +107,21 @@ struct LeafTable {
 
 // An open volume as the data path sees it.
 struct VolumeView {
-  // The cluster that holds all of `sub_blocks` (a mask) of cluster `index` and, to write, may be written in place.
-  // 0: there is none, or another look is needed to tell.
-  ClusterNo in_place(std::uint32_t index, std::uint64_t sub_blocks, bool to_write) const {
+  // The cluster that holds all sub-blocks from `first` to `last` of cluster `index` and, to write, may be written in
+  // place. 0: there is none, or another look is needed to tell.
+  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t index, std::uint32_t first, std::uint32_t last, bool to_write) const {
     if (to_write && frozen.load(std::memory_order_acquire)) return 0;
     const std::uintptr_t at =
         table.load(std::memory_order_acquire)->slots[index / kLeafEntries].load(std::memory_order_acquire);
     if (at == 0 || at == kNotLoaded || (to_write && (at & kSharedTag) != 0)) return 0;
     const auto* leaf = reinterpret_cast<const Leaf*>(at & ~kSharedTag);
+    const Entry& found = leaf->entries[index % kLeafEntries];
+    if (const ClusterNo cluster = found.whole(to_write); cluster != 0) [[likely]]
+      return cluster;
     MapEntry entry;
-    if (leaf->damaged || !leaf->entries[index % kLeafEntries].read(entry)) return 0;
+    if (leaf->damaged || !found.read(entry)) return 0;
     if (to_write && entry.shared) return 0;
+    const std::uint64_t sub_blocks = Geometry::mask(first, last);
     const std::uint64_t own = entry.bits & sub_blocks;
     if (own == sub_blocks) return entry.own;
     return own == 0 && !to_write && entry.own != 0 ? entry.base : 0;

@@ -42,6 +42,7 @@ void State::load_leaf(PageNo page, const LeafPage& bytes) {
         !trust_counts || entry.own == 0 ||
         (valid_entry(entry) && refcounts.word(entry.own) != 0 && (entry.base == 0 || refcounts.word(entry.base) != 0));
     if (!valid_entry(entry) || !counted) {
+      for (std::uint32_t before = 0; before < i; ++before) leaf.entries[before].set({});
       leaf.damaged = true;
       return;
     }

@@ -11,18 +11,18 @@ namespace pollux::volume {
 namespace {
 
 void add(VolumeStats& to, const ChannelCounters& from) {
-  to.read_ops += from.read_ops.get();
-  to.write_ops += from.write_ops.get();
+  to.read_ops += from.reads.ops.get();
+  to.write_ops += from.writes.ops.get();
   to.flush_ops += from.flush_ops.get();
   to.unmap_ops += from.unmap_ops.get();
-  to.read_bytes += from.read_bytes.get();
-  to.write_bytes += from.write_bytes.get();
+  to.read_bytes += from.reads.bytes.get();
+  to.write_bytes += from.writes.bytes.get();
   to.errors += from.errors.get();
   to.read_latency.resize(kLatencyBuckets);
   to.write_latency.resize(kLatencyBuckets);
   for (std::size_t i = 0; i < kLatencyBuckets; ++i) {
-    to.read_latency[i] += from.read_latency[i].get();
-    to.write_latency[i] += from.write_latency[i].get();
+    to.read_latency[i] += from.reads.latency[i].get();
+    to.write_latency[i] += from.writes.latency[i].get();
   }
 }
 

@@ -58,40 +58,46 @@ IoStatus VolumeChannel::validate(const IoRequest& request) const {
 }
 
 // What nearly all requests are: a read or write in place within one cluster. The request itself goes to the device,
-// without the books that are kept for one in pieces. False: nothing was done, and the way for all requests says what is
-// to be done, or what is wrong.
-inline bool VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
+// without the books that are kept for one in pieces; the way for all requests says what else is to be done, or what is
+// wrong. Every call here is the last thing that happens: this path needs no stack.
+[[gnu::always_inline]] inline void VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
   const bool writing = request.op == IoOp::kWrite;
-  if (!writing && request.op != IoOp::kRead) return false;
-  if (writing && (read_only_ || (request.flags & IoRequest::kFua))) return false;
-  const std::uint64_t offset = request.offset_bytes & (cluster_bytes_ - 1);
-  if (request.length_bytes == 0 || request.length_bytes > cluster_bytes_ - offset ||
-      ((request.offset_bytes | request.length_bytes) & (block_bytes_ - 1)) != 0 ||
-      !range_fits(request.offset_bytes, request.length_bytes, view_.size_bytes.load(std::memory_order_acquire))) {
-    return false;
+  const std::uint64_t start = request.offset_bytes;
+  const std::uint64_t length = request.length_bytes;
+  const std::uint64_t offset = start & (cluster_bytes_ - 1);
+  if ((writing ? read_only_ || (request.flags & IoRequest::kFua) : request.op != IoOp::kRead) ||
+      length - 1 >= cluster_bytes_ - offset || ((start | length) & (block_bytes_ - 1)) != 0 ||
+      !range_fits(start, length, view_.size_bytes.load(std::memory_order_acquire))) [[unlikely]] {
+    return submit_in_pieces(request, started_ns, /*limited=*/false);
   }
-  const auto touched =
-      blob::Geometry::mask(static_cast<std::uint32_t>(offset >> sub_block_shift_),
-                           static_cast<std::uint32_t>((offset + request.length_bytes - 1) >> sub_block_shift_));
   // As in step(): counted before the map is looked at.
   const unsigned epoch = lane_.begin();
-  const blob::ClusterNo cluster =
-      view_.in_place(static_cast<std::uint32_t>(request.offset_bytes >> cluster_shift_), touched, writing);
-  if (cluster == 0) {
-    lane_.end(epoch);
-    return false;
-  }
-  new (request.forward_scratch) Forwarded{this, request.complete, request.offset_bytes, started_ns, epoch};
+  const blob::ClusterNo cluster = view_.in_place(
+      static_cast<std::uint32_t>(start >> cluster_shift_), static_cast<std::uint32_t>(offset >> sub_block_shift_),
+      static_cast<std::uint32_t>((offset + length - 1) >> sub_block_shift_), writing);
+  if (cluster == 0) [[unlikely]]
+    return turn_back(request, started_ns, epoch);
+  new (request.forward_scratch) Forwarded{this, request.complete, start, started_ns, epoch};
   request.offset_bytes = (std::uint64_t{cluster} << cluster_shift_) + offset;
   request.complete = &VolumeChannel::straight_done;
   lane_.device().submit(request);
-  return true;
 }
 
 void VolumeChannel::submit(IoRequest& request) {
-  const std::uint64_t started_ns = requests_++ % kLatencySample == 0 ? monotonic_ns() : 0;
-  const bool limited = held_head_ != nullptr || limiter_.active();
-  if (limited || !go_straight(request, started_ns)) submit_in_pieces(request, started_ns, limited);
+  if (requests_++ % kLatencySample == 0 || held_head_ != nullptr || limiter_.active()) [[unlikely]]
+    return submit_watched(request);
+  go_straight(request, 0);
+}
+
+[[gnu::noinline]] void VolumeChannel::submit_watched(IoRequest& request) {
+  const std::uint64_t started_ns = requests_ % kLatencySample == 1 ? monotonic_ns() : 0;
+  if (held_head_ != nullptr || limiter_.active()) return submit_in_pieces(request, started_ns, /*limited=*/true);
+  go_straight(request, started_ns);
+}
+
+[[gnu::noinline]] void VolumeChannel::turn_back(IoRequest& request, std::uint64_t started_ns, unsigned epoch) {
+  lane_.end(epoch);
+  submit_in_pieces(request, started_ns, /*limited=*/false);
 }
 
 void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns, bool limited) {
@@ -104,16 +110,18 @@ void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_n
   cut(request);
 }
 
-inline void VolumeChannel::count(const IoRequest& request) {
+inline void VolumeChannel::count_transfer(bool write, std::uint64_t bytes) {
+  ChannelCounters::Transfers& transfers = write ? counters_.writes : counters_.reads;
+  transfers.ops.add(1);
+  transfers.bytes.add(bytes);
+}
+
+void VolumeChannel::count(const IoRequest& request) {
   if (request.status != IoStatus::kOk) counters_.errors.add(1);
   switch (request.op) {
     case IoOp::kRead:
-      counters_.read_ops.add(1);
-      counters_.read_bytes.add(request.length_bytes);
-      break;
     case IoOp::kWrite:
-      counters_.write_ops.add(1);
-      counters_.write_bytes.add(request.length_bytes);
+      count_transfer(request.op == IoOp::kWrite, request.length_bytes);
       break;
     case IoOp::kFlush:
       counters_.flush_ops.add(1);
@@ -130,13 +138,22 @@ inline void VolumeChannel::count(const IoRequest& request) {
 void VolumeChannel::straight_done(IoRequest& request) {
   const Forwarded& was = forwarded(request);
   VolumeChannel& self = *was.channel;
-  self.lane_.end(was.epoch);
+  const std::uint64_t started_ns = was.started_ns;
+  const bool answer_due = self.lane_.leave(was.epoch);
   request.offset_bytes = was.offset_bytes;
   request.complete = was.complete;
-  self.count(request);
-  if (was.started_ns != 0) [[unlikely]]
-    self.count_latency(request.op, was.started_ns);
+  self.count_transfer(request.op == IoOp::kWrite, request.length_bytes);
+  if (answer_due || started_ns != 0 || request.status != IoStatus::kOk) [[unlikely]]
+    return self.straight_done_watched(request, started_ns, answer_due);
   // It may end this channel.
+  request.complete(request);
+}
+
+[[gnu::noinline]] void VolumeChannel::straight_done_watched(IoRequest& request, std::uint64_t started_ns,
+                                                            bool answer_due) {
+  if (answer_due) lane_.answer();
+  if (request.status != IoStatus::kOk) counters_.errors.add(1);
+  if (started_ns != 0) count_latency(request.op, started_ns);
   request.complete(request);
 }
 
@@ -506,8 +523,8 @@ void VolumeChannel::finish(IoRequest& request) {
 void VolumeChannel::count_latency(IoOp op, std::uint64_t started_ns) {
   const std::uint64_t took_us = (monotonic_ns() - started_ns) / 1000;
   const std::size_t bucket = std::min<std::size_t>(std::bit_width(took_us), kLatencyBuckets - 1);
-  if (op == IoOp::kRead) counters_.read_latency[bucket].add(kLatencySample);
-  if (op == IoOp::kWrite) counters_.write_latency[bucket].add(kLatencySample);
+  if (op == IoOp::kRead) counters_.reads.latency[bucket].add(kLatencySample);
+  if (op == IoOp::kWrite) counters_.writes.latency[bucket].add(kLatencySample);
 }
 
 }  // namespace pollux::volume

@@ -32,12 +32,13 @@ class Counter {
 inline constexpr std::size_t kLatencyBuckets = 26;
 
 struct ChannelCounters {
-  Counter read_ops, write_ops, flush_ops, unmap_ops;
-  Counter read_bytes, write_bytes;
-  Counter errors;
-  // Bucket i: below 2^i us. One request in kLatencySample is timed and counts for all of them.
-  Counter read_latency[kLatencyBuckets];
-  Counter write_latency[kLatencyBuckets];
+  struct Transfers {
+    Counter ops, bytes;
+    // Bucket i: below 2^i us. One request in kLatencySample is timed and counts for all of them.
+    Counter latency[kLatencyBuckets];
+  };
+  Counter errors, flush_ops, unmap_ops;
+  Transfers reads, writes;
 };
 inline constexpr std::uint64_t kLatencySample = 16;
 
@@ -97,8 +98,14 @@ class VolumeChannel : public bdev::Channel {
   static Forwarded& forwarded(bdev::IoRequest& request) {
     return *reinterpret_cast<Forwarded*>(request.forward_scratch);
   }
-  bool go_straight(bdev::IoRequest& request, std::uint64_t started_ns);
+  void go_straight(bdev::IoRequest& request, std::uint64_t started_ns);
+  // One that is timed, or that limits may hold back.
+  void submit_watched(bdev::IoRequest& request);
+  // The straight way ends at the map.
+  void turn_back(bdev::IoRequest& request, std::uint64_t started_ns, unsigned epoch);
   static void straight_done(bdev::IoRequest& request);
+  // One that is timed, failed, or was the last that a grace period waits for.
+  void straight_done_watched(bdev::IoRequest& request, std::uint64_t started_ns, bool answer_due);
   void submit_in_pieces(bdev::IoRequest& request, std::uint64_t started_ns, bool limited);
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
@@ -126,6 +133,7 @@ class VolumeChannel : public bdev::Channel {
   void drop(bdev::IoRequest& request);
   void finish(bdev::IoRequest& request);
   void count(const bdev::IoRequest& request);
+  void count_transfer(bool write, std::uint64_t bytes);
   void count_latency(bdev::IoOp op, std::uint64_t started_ns);
 
   std::shared_ptr<VolumeBdev> volume_;
@@ -140,6 +148,7 @@ class VolumeChannel : public bdev::Channel {
   const std::uint32_t cluster_bytes_;
   const std::uint32_t cluster_shift_;
   const std::uint32_t sub_block_shift_;
+  std::uint64_t requests_ = 0;
   // Requests that the volume's limits hold back, in order. The first has booked its place, unless the limits changed.
   QosLimiter& limiter_;
   bdev::IoRequest* held_head_ = nullptr;
@@ -150,7 +159,6 @@ class VolumeChannel : public bdev::Channel {
   std::uint64_t due_ns_ = 0;
   reactor::Timer throttle_{[this] { release_held(); }};
   ChannelCounters counters_;
-  std::uint64_t requests_ = 0;
 };
 
 }  // namespace pollux::volume

@@ -2,6 +2,7 @@
 // A disk that keeps requests until it is told to answer: devices that have stopped answering, for tests.
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -22,12 +23,17 @@ class HangingDisk final : public bdev::Bdev {
     return std::make_unique<HangingChannel>(*this, reactor);
   }
 
-  // Any thread. From here on requests are answered at once, and those that it has kept are.
+  // Any thread. From here on requests are answered at once, and those that it has kept are: all of a reactor in one
+  // turn.
   void answer() {
     std::lock_guard lock(mutex_);
     hanging_ = false;
-    for (auto& [reactor, request] : kept_) {
-      reactor->post([request] { finish(*request); });
+    std::map<reactor::Reactor*, std::vector<bdev::IoRequest*>> by_reactor;
+    for (auto& [reactor, request] : kept_) by_reactor[reactor].push_back(request);
+    for (auto& [reactor, requests] : by_reactor) {
+      reactor->post([requests] {
+        for (bdev::IoRequest* request : requests) finish(*request);
+      });
     }
     kept_.clear();
   }

@@ -15,14 +15,17 @@ from guest.uml import Uml
 _SIZE = 256 * MIB
 _KEPT_MB = 16
 
-# $SEEK: where the failing write begins, in MiB. What was written before is compared past the page cache.
+# $KEPT: how much is written first, in MiB, and compared later past the page cache. $REST: the rest of the disk, in MiB.
 _SCRIPT = """
     . /lib/guest.sh
     wait_for_disks 1 || exit 1
     dev=/dev/$(disks)
     dd if=/dev/urandom of=/tmp/kept bs=1M count=$KEPT || exit 1
     dd if=/tmp/kept of=$dev bs=1M oflag=direct conv=notrunc,fsync || exit 1
-    fill() { dd if=/dev/zero bs=1M count=$REST | tr '\\0' x | dd of=$dev bs=1M iflag=fullblock oflag=direct seek=$KEPT conv=notrunc; }
+    fill() {
+        dd if=/dev/zero bs=1M count=$REST | tr '\\0' x |
+            dd of=$dev bs=1M iflag=fullblock oflag=direct seek=$KEPT conv=notrunc
+    }
     mark READY
     read -r _
     if fill 2> /tmp/error; then mark ROOM; exit 1; fi

@@ -46,12 +46,19 @@ class Entry {
     bits_.store(value.bits, std::memory_order_release);
     word_.store(word, std::memory_order_release);
   }
-  // Any reactor. The cluster, where it alone is the whole answer: all of it holds data and, to write, nobody else names
-  // it. 0: read() tells.
-  ClusterNo whole(bool to_write) const {
+  // Any reactor. The cluster that holds all sub-blocks from `first` to `last` and, to write, that nobody else names.
+  // 0: there is none, or read() tells.
+  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t first, std::uint32_t last, bool to_write) const {
     const std::uint64_t word = word_.load(std::memory_order_acquire);
     const std::uint64_t against = kChanging | (to_write ? kShared : 0);
-    return (word & (kFull | against)) == kFull ? static_cast<ClusterNo>(word & kClusterMask) : 0;
+    if ((word & (kFull | against)) == kFull) return static_cast<ClusterNo>(word & kClusterMask);
+    if ((word & against) != 0) return 0;
+    const std::uint64_t bits = bits_.load(std::memory_order_acquire);
+    if (word_.load(std::memory_order_relaxed) != word) return 0;
+    const std::uint64_t sub_blocks = Geometry::mask(first, last);
+    const std::uint64_t missing = sub_blocks & ~bits;
+    if (missing == 0) return static_cast<ClusterNo>(word & kClusterMask);
+    return missing == sub_blocks && !to_write ? static_cast<ClusterNo>((word >> kBaseShift) & kClusterMask) : 0;
   }
   // Any reactor. False: it is changing at this moment; ask the home reactor.
   bool read(MapEntry& value) const {
@@ -69,17 +76,18 @@ class Entry {
 
  private:
   static constexpr std::uint64_t kClusterMask = (1ULL << 30) - 1;
+  static constexpr unsigned kBaseShift = 30;
   static constexpr std::uint64_t kFull = 1ULL << 60;
   static constexpr std::uint64_t kShared = 1ULL << 61;
   static constexpr std::uint64_t kChanging = 1ULL << 62;
 
   static std::uint64_t encode(const MapEntry& value) {
-    return std::uint64_t{value.own} | (std::uint64_t{value.base} << 30) | (value.full() ? kFull : 0) |
+    return std::uint64_t{value.own} | (std::uint64_t{value.base} << kBaseShift) | (value.full() ? kFull : 0) |
            (value.shared ? kShared : 0);
   }
   static MapEntry decode(std::uint64_t word, std::uint64_t bits) {
     return {.own = static_cast<ClusterNo>(word & kClusterMask),
-            .base = static_cast<ClusterNo>((word >> 30) & kClusterMask),
+            .base = static_cast<ClusterNo>((word >> kBaseShift) & kClusterMask),
             .bits = bits,
             .shared = (word & kShared) != 0};
   }
@@ -88,10 +96,11 @@ class Entry {
   std::atomic<std::uint64_t> bits_{0};
 };
 
-struct Leaf {
+// Aligned so that an entry lies in one cache line.
+struct alignas(64) Leaf {
+  Entry entries[kLeafEntries];
   // The page could not be read or made no sense: I/O through it fails, nothing is written to it. Its entries are empty.
   bool damaged = false;
-  Entry entries[kLeafEntries];
 };
 
 // A slot: 0 for no leaf (zeros), kNotLoaded, or a Leaf* with kSharedTag when another volume may have the same leaf.
@@ -109,22 +118,14 @@ struct LeafTable {
 struct VolumeView {
   // The cluster that holds all sub-blocks from `first` to `last` of cluster `index` and, to write, may be written in
   // place. 0: there is none, or another look is needed to tell.
-  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t index, std::uint32_t first, std::uint32_t last, bool to_write) const {
+  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t index, std::uint32_t first, std::uint32_t last,
+                                            bool to_write) const {
     if (to_write && frozen.load(std::memory_order_acquire)) return 0;
     const std::uintptr_t at =
         table.load(std::memory_order_acquire)->slots[index / kLeafEntries].load(std::memory_order_acquire);
     if (at == 0 || at == kNotLoaded || (to_write && (at & kSharedTag) != 0)) return 0;
     const auto* leaf = reinterpret_cast<const Leaf*>(at & ~kSharedTag);
-    const Entry& found = leaf->entries[index % kLeafEntries];
-    if (const ClusterNo cluster = found.whole(to_write); cluster != 0) [[likely]]
-      return cluster;
-    MapEntry entry;
-    if (leaf->damaged || !found.read(entry)) return 0;
-    if (to_write && entry.shared) return 0;
-    const std::uint64_t sub_blocks = Geometry::mask(first, last);
-    const std::uint64_t own = entry.bits & sub_blocks;
-    if (own == sub_blocks) return entry.own;
-    return own == 0 && !to_write && entry.own != 0 ? entry.base : 0;
+    return leaf->entries[index % kLeafEntries].in_place(first, last, to_write);
   }
 
   std::atomic<std::uint64_t> size_bytes{0};

@@ -119,11 +119,18 @@ void count(Wire& wire, const std::string& name, initiator::Op op) {
   std::printf("%s %u\n", name.c_str(), requests);
 }
 
+struct Case {
+  std::string name;
+  std::shared_ptr<bdev::Bdev> disk;
+  bool writes = true;
+};
+
 // On the reactor.
-void count_both(const std::string& name, Wire& wire) {
+void count_requests(const Case& of, const std::string& transport, Wire& wire) {
+  const std::string name = of.name + "/" + transport;
   wire.warm_up();
   count(wire, name + "/read", initiator::Op::kRead);
-  count(wire, name + "/write", initiator::Op::kWrite);
+  if (of.writes) count(wire, name + "/write", initiator::Op::kWrite);
   wire.stop();
 }
 
@@ -133,44 +140,52 @@ Uuid uuid(std::uint8_t number) {
   return made;
 }
 
-// So that what is counted are writes to places that were written before.
-reactor::Task<Status> fill(bdev::Bdev& disk, reactor::Reactor& reactor) {
+// Writes kFillBytes at every `stride`, so that what is counted later are writes to places that were written before.
+reactor::Task<Status> fill(bdev::Bdev& disk, reactor::Reactor& reactor, std::uint64_t stride) {
   co_await reactor.enter();
   auto channel = disk.open_channel(reactor);
   if (!channel) co_return fail(std::move(channel.error()));
   const std::vector<std::byte> data(kFillBytes);
-  for (std::uint64_t offset = 0; offset < kDiskBytes; offset += kFillBytes) {
+  for (std::uint64_t offset = 0; offset < kDiskBytes; offset += stride) {
     const auto status = co_await bdev::write(**channel, offset, data.data(), data.size());
     if (auto good = bdev::to_status(status, "filling the volume"); !good) co_return good;
   }
   co_return Status{};
 }
 
-std::shared_ptr<bdev::Bdev> make_volume(volume::VolumeService& volumes, reactor::Reactor& reactor) {
+std::vector<Case> make_volumes(volume::VolumeService& volumes, reactor::Reactor& reactor) {
   const auto wait = [&](auto task) { return must(reactor::call(reactor, std::move(task))); };
   volume::PoolSpec pool{.id = uuid(1), .name = "pool"};
   pool.bdev = {.kind = bdev::Spec::Kind::kRam, .size_bytes = 8 * kDiskBytes};
   wait(volumes.create_pool(std::move(pool)));
-  volume::VolumeSpec spec{.id = uuid(2), .name = "volume", .size_bytes = kDiskBytes};
-  wait(volumes.create_volume("pool", std::move(spec)));
-  auto made = wait(volumes.open(uuid(2)));
-  must(reactor::call(reactor, fill(*made, reactor)));
-  return made;
+  const auto written = [&](std::uint8_t id, std::string name) {
+    volume::VolumeSpec spec{.id = uuid(id), .name = std::move(name), .size_bytes = kDiskBytes};
+    wait(volumes.create_volume("pool", std::move(spec)));
+    auto made = wait(volumes.open(uuid(id)));
+    wait(fill(*made, reactor, kFillBytes));
+    return made;
+  };
+  auto volume = written(2, "volume");
+  // Half of every cluster was written since: the requests go to the snapshot's clusters and to the volume's own.
+  auto with_snapshot = written(3, "with snapshot");
+  wait(volumes.create_snapshot(uuid(3), uuid(4), "snapshot"));
+  wait(fill(*with_snapshot, reactor, 2 * kFillBytes));
+  return {{"volume", std::move(volume)}, {"snapshot", std::move(with_snapshot), /*writes=*/false}};
 }
 
-void count_blk(const std::string& name, const std::shared_ptr<bdev::Bdev>& disk, vhost::Placement& placement,
-               reactor::Reactor& reactor) {
-  auto device = must(vhost::BlkDevice::make({disk, uuid(3)}, 1, placement));
+void count_blk(const Case& of, vhost::Placement& placement, reactor::Reactor& reactor) {
+  auto device = must(vhost::BlkDevice::make({of.disk, uuid(5)}, 1, placement));
   vhost::run_on(reactor, [&] {
-    const auto make = [&](auto ring) { return device->make_queue(0, std::move(ring), {}, 1ULL << vhost::kBlkFlush, reactor); };
+    const auto make = [&](auto ring) {
+      return device->make_queue(0, std::move(ring), {}, 1ULL << vhost::kBlkFlush, reactor);
+    };
     Wire wire(make, false, reactor);
-    count_both(name + "/blk", wire);
+    count_requests(of, "blk", wire);
   });
 }
 
-void count_scsi(const std::string& name, const std::shared_ptr<bdev::Bdev>& disk, scsi::LogicalUnits& units,
-                reactor::Reactor& reactor) {
-  auto unit = must(units.get({.bdev = disk, .uuid = uuid(4)}));
+void count_scsi(const Case& of, scsi::LogicalUnits& units, reactor::Reactor& reactor) {
+  auto unit = must(units.get({.bdev = of.disk, .uuid = uuid(6)}));
   auto nexus = must(unit->join({.initiator = "gate", .relative_target_port = 1}));
   vhost::run_on(reactor, [&] {
     vhost::ScsiLane lane;
@@ -181,7 +196,7 @@ void count_scsi(const std::string& name, const std::shared_ptr<bdev::Bdev>& disk
       return std::make_unique<vhost::ScsiRequestQueue>(std::move(ring), vhost::QueueFds{}, lane);
     };
     Wire wire(make, true, reactor);
-    count_both(name + "/scsi", wire);
+    count_requests(of, "scsi", wire);
   });
 }
 
@@ -192,14 +207,12 @@ void run() {
   volume::VolumeService volumes(*reactors);
   scsi::LogicalUnits units;
   {
-    const std::pair<const char*, std::shared_ptr<bdev::Bdev>> disks[] = {
-        {"null", initiator::make_null_disk(kDiskBytes)},
-        {"raw", must(bdev::make_ram_bdev("raw", kDiskBytes))},
-        {"volume", make_volume(volumes, reactor)},
-    };
-    for (const auto& [name, disk] : disks) {
-      count_blk(name, disk, placement, reactor);
-      count_scsi(name, disk, units, reactor);
+    std::vector<Case> cases = make_volumes(volumes, reactor);
+    cases.push_back({"null", initiator::make_null_disk(kDiskBytes)});
+    cases.push_back({"raw", must(bdev::make_ram_bdev("raw", kDiskBytes))});
+    for (const Case& of : cases) {
+      count_blk(of, placement, reactor);
+      count_scsi(of, units, reactor);
     }
   }
   must(reactor::call(reactor, volumes.close()));

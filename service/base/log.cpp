@@ -1,6 +1,8 @@
 #include "base/log.h"
 
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/dist_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
 #include <memory>
@@ -9,29 +11,43 @@ namespace pollux::log {
 
 namespace {
 
-std::string& file_path() {
-  static std::string path;
-  return path;
-}
-
-Status install(const std::string& file) {
-  try {
-    spdlog::sink_ptr sink;
-    if (file.empty()) {
-      sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
-    } else {
-      sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(file);
-    }
-    auto logger = std::make_shared<spdlog::logger>("polluxd", std::move(sink));
-    logger->set_level(spdlog::get_level());
-    logger->flush_on(spdlog::level::info);
-    logger->set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %L %v", spdlog::pattern_time_type::utc);
-    spdlog::set_default_logger(std::move(logger));
-    return {};
-  } catch (const spdlog::spdlog_ex& e) {
-    return fail(ErrorCode::kIoError, "cannot open the log file '" + file + "': " + e.what());
+// The logger is made once and stays, for threads use it without a lock; what it writes to may change while they do.
+class Outlet {
+ public:
+  static Outlet& get() {
+    static Outlet only;
+    return only;
   }
-}
+
+  Status open(std::string file) {
+    try {
+      spdlog::sink_ptr sink;
+      if (file.empty()) {
+        sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+      } else {
+        sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(file);
+      }
+      sink->set_formatter(
+          std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%eZ %L %v", spdlog::pattern_time_type::utc));
+      sinks_->set_sinks({std::move(sink)});
+      file_ = std::move(file);
+      return {};
+    } catch (const spdlog::spdlog_ex& e) {
+      return fail(ErrorCode::kIoError, "cannot open the log file '" + file + "': " + e.what());
+    }
+  }
+  Status reopen() { return file_.empty() ? Status{} : open(file_); }
+
+ private:
+  Outlet() : sinks_(std::make_shared<spdlog::sinks::dist_sink_mt>()) {
+    auto logger = std::make_shared<spdlog::logger>("polluxd", sinks_);
+    logger->flush_on(spdlog::level::info);
+    spdlog::set_default_logger(std::move(logger));
+  }
+
+  std::shared_ptr<spdlog::sinks::dist_sink_mt> sinks_;
+  std::string file_;
+};
 
 }  // namespace
 
@@ -40,14 +56,13 @@ Status init(const std::string& level, const std::string& file) {
   if (parsed == spdlog::level::off && level != "off") {
     return fail(ErrorCode::kInvalid, "log level '" + level + "' is not one of trace, debug, info, warn, error, off");
   }
+  POLLUX_TRY(Outlet::get().open(file));
   spdlog::set_level(parsed);
-  file_path() = file;
-  return install(file);
+  return {};
 }
 
 Status reopen() {
-  if (file_path().empty()) return {};
-  return install(file_path());
+  return Outlet::get().reopen();
 }
 
 }  // namespace pollux::log

@@ -157,13 +157,12 @@ BOOST_AUTO_TEST_CASE(an_idle_reactor_sleeps_and_a_watched_descriptor_wakes_it) {
   EventPoller poller;
   const int fd = eventfd(0, EFD_NONBLOCK);
   BOOST_REQUIRE(fd >= 0);
-  std::atomic<bool> ready{false};
+  std::atomic<bool> watched{false};
   reactor.post([&] {
     reactor.add_poller(poller);
-    BOOST_TEST(reactor.watch(fd).has_value());
-    ready = true;
+    watched = reactor.watch(fd).has_value();
   });
-  BOOST_TEST(eventually([&] { return ready && poller.armed.load(); }));
+  BOOST_TEST(eventually([&] { return watched && poller.armed.load(); }));
   for (int round = 1; round <= 100; ++round) {
     poller.pending = 1;
     const std::uint64_t one = 1;

@@ -264,7 +264,7 @@ BOOST_AUTO_TEST_CASE(a_guest_that_never_lets_up_leaves_the_others_their_turn) {
         front_end, disk, i, i, 2,
         LoadOptions{
             .length_bytes = 8 << 20, .queue_depth = 300, .read_percent = 100, .verify = false, .use_calls = false}));
-    threads.emplace_back([&, i] { loads[i]->run(stop); });
+    threads.emplace_back([&stop, load = loads.back().get()] { load->run(stop); });
   }
   const std::uint64_t before = requests_of(good_socket);
   BOOST_TEST(wait_until([&] { return requests_of(good_socket) > before + 500; }));

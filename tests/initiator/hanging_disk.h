@@ -31,7 +31,7 @@ class HangingDisk final : public bdev::Bdev {
     std::map<reactor::Reactor*, std::vector<bdev::IoRequest*>> by_reactor;
     for (auto& [reactor, request] : kept_) by_reactor[reactor].push_back(request);
     for (auto& [reactor, requests] : by_reactor) {
-      reactor->post([requests] {
+      reactor->post([requests = std::move(requests)] {
         for (bdev::IoRequest* request : requests) finish(*request);
       });
     }

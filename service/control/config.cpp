@@ -150,6 +150,7 @@ const std::vector<Key>& schema() {
       {"reactors", "count", number(&C::reactors, &C::Reactors::count, 1, kMaxReactors)},
       {"reactors", "idle", set_idle},
       {"reactors", "idle_after_us", number(&C::reactors, &C::Reactors::idle_after_us, 1, 10'000'000)},
+      {"reactors", "resume_latency_us", number(&C::reactors, &C::Reactors::resume_latency_us, -1, 1'000'000)},
       {"memory", "hugepages", one_of(&C::memory, &C::Memory::hugepages, {"auto", "on", "off"})},
       {"memory", "size_mb", number(&C::memory, &C::Memory::size_mb, 16, 65536)},
       {"control", "listen", endpoint(&C::control, &C::Control::listen, false)},

@@ -38,6 +38,7 @@ struct Config {
     unsigned count = 1;
     bool adaptive = true;
     std::uint32_t idle_after_us = 100;
+    std::int32_t resume_latency_us = 20;  // -1: the cores' sleep is left as it is
   } reactors;
 
   struct Memory {

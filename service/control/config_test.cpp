@@ -67,6 +67,7 @@ BOOST_AUTO_TEST_CASE(the_shipped_file_names_every_key_with_its_default) {
   BOOST_TEST(shipped->reactors.count == defaults->reactors.count);
   BOOST_TEST(shipped->reactors.adaptive == defaults->reactors.adaptive);
   BOOST_TEST(shipped->reactors.idle_after_us == defaults->reactors.idle_after_us);
+  BOOST_TEST(shipped->reactors.resume_latency_us == defaults->reactors.resume_latency_us);
   BOOST_TEST(shipped->memory.hugepages == defaults->memory.hugepages);
   BOOST_TEST(shipped->memory.size_mb == defaults->memory.size_mb);
   BOOST_TEST(shipped->control.listen == defaults->control.listen);

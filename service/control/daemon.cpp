@@ -24,6 +24,7 @@
 #include "control/tls_context.h"
 #include "metrics/page.h"
 #include "reactor/reactor.h"
+#include "reactor/resume_latency.h"
 #include "vhost/vhost_service.h"
 #include "volume/volume_service.h"
 
@@ -34,6 +35,7 @@ struct Daemon::Parts {
   AccessLog access_log;
   std::unique_ptr<TlsKeeper> tls;
   std::unique_ptr<StateStore> store;
+  std::optional<reactor::ResumeLatency> resume_latency;
   std::unique_ptr<reactor::ReactorGroup> reactors;
   std::unique_ptr<volume::VolumeService> volumes;
   std::unique_ptr<vhost::VhostService> vhost;
@@ -106,9 +108,22 @@ Status Daemon::start_reactors() {
   auto reactors = reactor::ReactorGroup::start(options);
   if (!reactors) return fail(std::move(reactors.error()));
   parts_->reactors = std::move(*reactors);
+  bound_resume_latency();
   leave_reactor_cores();
   log::info("start: {} reactors", count);
   return {};
+}
+
+void Daemon::bound_resume_latency() {
+  const auto& wanted = config_.reactors;
+  reactor::ResumeLatency::Options options;
+  if (wanted.adaptive && wanted.resume_latency_us >= 0) {
+    options.cores = wanted.cores;
+    options.limit_us = static_cast<std::uint32_t>(wanted.resume_latency_us);
+  }
+  options.record = config_.service.runtime_dir + "/resume-latency";
+  // Also without cores: what an earlier service left when it was killed is put back.
+  parts_->resume_latency.emplace(std::move(options));
 }
 
 // Threads that are started from here on inherit this thread's cores: control work stays off those that guests are
@@ -222,6 +237,7 @@ Status Daemon::stop() {
   }
   parts.volumes.reset();
   parts.reactors.reset();
+  parts.resume_latency.reset();
   parts.store.reset();
   return closed;
 }

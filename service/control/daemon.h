@@ -36,6 +36,7 @@ class Daemon {
   Status start_reactors();
   Status start_services();
   Status open_port();
+  void bound_resume_latency();
   void leave_reactor_cores();
 
   struct Parts;

@@ -42,9 +42,10 @@ class Bench:
             yield load
 
     @contextmanager
-    def service(self, *, cores: tuple[int, ...] = ()) -> Iterator[Service]:
-        """A new polluxd that serves from the serving core, or from `cores`."""
-        service = Service(self.options.build, self._new_folder(), self._new_sockets(), cores or self.options.cores[:1])
+    def service(self, *, cores: tuple[int, ...] = (), resume_latency_us: int | None = None) -> Iterator[Service]:
+        """A new polluxd that serves from the serving core, or from `cores`; see polluxd.toml for the latency."""
+        serving = cores or self.options.cores[:1]
+        service = Service(self.options.build, self._new_folder(), self._new_sockets(), serving, resume_latency_us)
         try:
             service.start()
             yield service

@@ -23,6 +23,7 @@ _CASES: dict[str, Callable[[Bench], None]] = {
     "guests": guests.run,
     "queues": queues.run,
     "idle": idle.run,
+    "sleepless": idle.run_sleepless,
     "depth": depth.run,
     "firstwrite": firstwrite.run,
     "control": control.run,

@@ -48,6 +48,7 @@ def cases() -> dict[str, list[str]]:
         ],
         "queues": ["queues/2/ratio"] if len(os.sched_getaffinity(0)) > 2 else [],
         "idle": ["memory/base-mb", "memory/session-kb", "idle/cpu-percent", "idle/wake-us"],
+        "sleepless": ["sleepless/cpu-percent", "sleepless/wake-us"],
         "depth": [f"depth/{depth}/ratio" for depth in SNAPSHOT_DEPTHS],
         "firstwrite": ["firstwrite/thin/ratio", "firstwrite/clone/ratio"],
         "control": [*(f"control/{verb}-ms" for verb in CONTROL), "control/flush-ms"],

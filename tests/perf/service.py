@@ -47,7 +47,9 @@ def new_id() -> str:
 class Service:
     """A polluxd on the loopback address with its state in `folder`; `sockets` is a folder with a short path."""
 
-    def __init__(self, build: Path, folder: Path, sockets: Path, cores: tuple[int, ...]) -> None:
+    def __init__(
+        self, build: Path, folder: Path, sockets: Path, cores: tuple[int, ...], resume_latency_us: int | None
+    ) -> None:
         folder.mkdir()
         self.folder = folder
         self.log = folder / "polluxd.log"
@@ -67,6 +69,7 @@ runtime_dir = "{sockets}"
 log_level = "warn"
 [reactors]
 cores = {list(cores)}
+{"" if resume_latency_us is None else f"resume_latency_us = {resume_latency_us}"}
 [memory]
 hugepages = "off"
 [control]

@@ -41,21 +41,22 @@ class Entry {
       bits_.store(value.bits, std::memory_order_release);
       return;
     }
-    // A reader must not pair the new word with the old bits, nor the other way round.
-    word_.store(old | kChanging, std::memory_order_release);
+    // A reader must not pair the new word with the old bits, nor the other way round. A full entry needs no bits.
+    word_.store((old | kChanging) & ~kFull, std::memory_order_release);
     bits_.store(value.bits, std::memory_order_release);
     word_.store(word, std::memory_order_release);
   }
-  // Any reactor. The cluster that holds all sub-blocks from `first` to `last` and, to write, that nobody else names.
-  // 0: there is none, or read() tells.
-  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t first, std::uint32_t last, bool to_write) const {
+  // Any reactor. The cluster that holds all of `touched()`, a mask of sub-blocks, and, to write, that nobody else
+  // names. 0: there is none, or read() tells. The mask is asked for only where the cluster is not full.
+  template <typename Touched>
+  [[gnu::always_inline]] ClusterNo in_place(bool to_write, Touched touched) const {
     const std::uint64_t word = word_.load(std::memory_order_acquire);
-    const std::uint64_t against = kChanging | (to_write ? kShared : 0);
-    if ((word & (kFull | against)) == kFull) return static_cast<ClusterNo>(word & kClusterMask);
-    if ((word & against) != 0) return 0;
+    const std::uint64_t shared = to_write ? kShared : 0;
+    if ((word & (kFull | shared)) == kFull) return static_cast<ClusterNo>(word & kClusterMask);
+    if ((word & (kChanging | shared)) != 0) return 0;
     const std::uint64_t bits = bits_.load(std::memory_order_acquire);
     if (word_.load(std::memory_order_relaxed) != word) return 0;
-    const std::uint64_t sub_blocks = Geometry::mask(first, last);
+    const std::uint64_t sub_blocks = touched();
     const std::uint64_t missing = sub_blocks & ~bits;
     if (missing == 0) return static_cast<ClusterNo>(word & kClusterMask);
     return missing == sub_blocks && !to_write ? static_cast<ClusterNo>((word >> kBaseShift) & kClusterMask) : 0;
@@ -77,9 +78,10 @@ class Entry {
  private:
   static constexpr std::uint64_t kClusterMask = (1ULL << 30) - 1;
   static constexpr unsigned kBaseShift = 30;
-  static constexpr std::uint64_t kFull = 1ULL << 60;
-  static constexpr std::uint64_t kShared = 1ULL << 61;
-  static constexpr std::uint64_t kChanging = 1ULL << 62;
+  static constexpr std::uint64_t kChanging = 1ULL << 61;
+  static constexpr std::uint64_t kShared = 1ULL << 62;
+  // Not while it changes. The sign, which is the cheapest bit to look at.
+  static constexpr std::uint64_t kFull = 1ULL << 63;
 
   static std::uint64_t encode(const MapEntry& value) {
     return std::uint64_t{value.own} | (std::uint64_t{value.base} << kBaseShift) | (value.full() ? kFull : 0) |
@@ -116,16 +118,16 @@ struct LeafTable {
 
 // An open volume as the data path sees it.
 struct VolumeView {
-  // The cluster that holds all sub-blocks from `first` to `last` of cluster `index` and, to write, may be written in
-  // place. 0: there is none, or another look is needed to tell.
-  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t index, std::uint32_t first, std::uint32_t last,
-                                            bool to_write) const {
+  // Where all of `touched()`, a mask of sub-blocks of cluster `index`, lies and, to write, may be written in place. 0:
+  // there is no such cluster, or another look is needed to tell.
+  template <typename Touched>
+  [[gnu::always_inline]] ClusterNo in_place(std::uint32_t index, bool to_write, Touched touched) const {
     if (to_write && frozen.load(std::memory_order_acquire)) return 0;
     const std::uintptr_t at =
         table.load(std::memory_order_acquire)->slots[index / kLeafEntries].load(std::memory_order_acquire);
     if (at == 0 || at == kNotLoaded || (to_write && (at & kSharedTag) != 0)) return 0;
     const auto* leaf = reinterpret_cast<const Leaf*>(at & ~kSharedTag);
-    return leaf->entries[index % kLeafEntries].in_place(first, last, to_write);
+    return leaf->entries[index % kLeafEntries].in_place(to_write, touched);
   }
 
   std::atomic<std::uint64_t> size_bytes{0};

@@ -34,7 +34,9 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       at_home_(&slots.lane().reactor() == &store.home()),
       read_only_(volume_->read_only()),
       block_bytes_(volume_->block_bytes()),
+      block_mask_(block_bytes_ - 1),
       cluster_bytes_(store.super().cluster_bytes),
+      cluster_mask_(cluster_bytes_ - 1),
       cluster_shift_(static_cast<std::uint32_t>(std::countr_zero(cluster_bytes_))),
       sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))),
       limiter_(volume_->limiter()) {
@@ -60,38 +62,50 @@ IoStatus VolumeChannel::validate(const IoRequest& request) const {
 // What nearly all requests are: a read or write in place within one cluster. The request itself goes to the device,
 // without the books that are kept for one in pieces; the way for all requests says what else is to be done, or what is
 // wrong. Every call here is the last thing that happens: this path needs no stack.
-[[gnu::always_inline]] inline void VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
-  const bool writing = request.op == IoOp::kWrite;
+template <bool kWriting>
+[[gnu::always_inline]] inline void VolumeChannel::go_straight_as(IoRequest& request, std::uint64_t started_ns) {
   const std::uint64_t start = request.offset_bytes;
   const std::uint64_t length = request.length_bytes;
-  const std::uint64_t offset = start & (cluster_bytes_ - 1);
-  if ((writing ? read_only_ || (request.flags & IoRequest::kFua) : request.op != IoOp::kRead) ||
-      length - 1 >= cluster_bytes_ - offset || ((start | length) & (block_bytes_ - 1)) != 0 ||
-      !range_fits(start, length, view_.size_bytes.load(std::memory_order_acquire))) [[unlikely]] {
+  const std::uint64_t offset = start & cluster_mask_;
+  // Within one cluster nothing overflows.
+  const std::uint64_t last = start + (length - 1);
+  if ((kWriting && (read_only_ || (request.flags & IoRequest::kFua) != 0)) || length - 1 > cluster_mask_ - offset ||
+      ((start | length) & block_mask_) != 0 || last >= view_.size_bytes.load(std::memory_order_acquire)) [[unlikely]] {
     return submit_in_pieces(request, started_ns, /*limited=*/false);
   }
   // As in step(): counted before the map is looked at.
   const unsigned epoch = lane_.begin();
-  const blob::ClusterNo cluster = view_.in_place(
-      static_cast<std::uint32_t>(start >> cluster_shift_), static_cast<std::uint32_t>(offset >> sub_block_shift_),
-      static_cast<std::uint32_t>((offset + length - 1) >> sub_block_shift_), writing);
+  const blob::ClusterNo cluster = view_.in_place(static_cast<std::uint32_t>(start >> cluster_shift_), kWriting, [&] {
+    return blob::Geometry::mask(static_cast<std::uint32_t>(offset >> sub_block_shift_),
+                                static_cast<std::uint32_t>((last & cluster_mask_) >> sub_block_shift_));
+  });
   if (cluster == 0) [[unlikely]]
     return turn_back(request, started_ns, epoch);
   new (request.forward_scratch) Forwarded{this, request.complete, start, started_ns, epoch};
   request.offset_bytes = (std::uint64_t{cluster} << cluster_shift_) + offset;
-  request.complete = &VolumeChannel::straight_done;
+  request.complete = &VolumeChannel::straight_done<kWriting>;
   lane_.device().submit(request);
 }
 
+[[gnu::always_inline]] inline void VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
+  if (request.op == IoOp::kRead) return go_straight_as<false>(request, started_ns);
+  if (request.op == IoOp::kWrite) return go_straight_as<true>(request, started_ns);
+  submit_in_pieces(request, started_ns, /*limited=*/false);
+}
+
 void VolumeChannel::submit(IoRequest& request) {
-  if (requests_++ % kLatencySample == 0 || held_head_ != nullptr || limiter_.active()) [[unlikely]]
+  if (unwatched_left_ == 0 || limiter_.active()) [[unlikely]]
     return submit_watched(request);
+  --unwatched_left_;
   go_straight(request, 0);
 }
 
 [[gnu::noinline]] void VolumeChannel::submit_watched(IoRequest& request) {
-  const std::uint64_t started_ns = requests_ % kLatencySample == 1 ? monotonic_ns() : 0;
-  if (held_head_ != nullptr || limiter_.active()) return submit_in_pieces(request, started_ns, /*limited=*/true);
+  const bool limited = held_head_ != nullptr || limiter_.active();
+  unwatched_left_ = limited ? 0 : kLatencySample - 1;
+  const bool timed = !limited || limited_requests_++ % kLatencySample == 0;
+  const std::uint64_t started_ns = timed ? monotonic_ns() : 0;
+  if (limited) return submit_in_pieces(request, started_ns, /*limited=*/true);
   go_straight(request, started_ns);
 }
 
@@ -135,6 +149,7 @@ void VolumeChannel::count(const IoRequest& request) {
   }
 }
 
+template <bool kWriting>
 void VolumeChannel::straight_done(IoRequest& request) {
   const Forwarded& was = forwarded(request);
   VolumeChannel& self = *was.channel;
@@ -142,7 +157,7 @@ void VolumeChannel::straight_done(IoRequest& request) {
   const bool answer_due = self.lane_.leave(was.epoch);
   request.offset_bytes = was.offset_bytes;
   request.complete = was.complete;
-  self.count_transfer(request.op == IoOp::kWrite, request.length_bytes);
+  self.count_transfer(kWriting, request.length_bytes);
   if (answer_due || started_ns != 0 || request.status != IoStatus::kOk) [[unlikely]]
     return self.straight_done_watched(request, started_ns, answer_due);
   // It may end this channel.
@@ -199,7 +214,7 @@ VolumeChannel::Step VolumeChannel::step(IoRequest& request) {
   const std::uint64_t at = request.offset_bytes + p.cursor;
   Place place;
   place.index = static_cast<std::uint32_t>(at >> cluster_shift_);
-  place.offset = static_cast<std::uint32_t>(at & (cluster_bytes_ - 1));
+  place.offset = static_cast<std::uint32_t>(at & cluster_mask_);
   place.length = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(request.length_bytes - p.cursor, cluster_bytes_ - place.offset));
 

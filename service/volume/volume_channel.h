@@ -99,10 +99,14 @@ class VolumeChannel : public bdev::Channel {
     return *reinterpret_cast<Forwarded*>(request.forward_scratch);
   }
   void go_straight(bdev::IoRequest& request, std::uint64_t started_ns);
+  // kWriting: a write; else a read.
+  template <bool kWriting>
+  void go_straight_as(bdev::IoRequest& request, std::uint64_t started_ns);
   // One that is timed, or that limits may hold back.
   void submit_watched(bdev::IoRequest& request);
   // The straight way ends at the map.
   void turn_back(bdev::IoRequest& request, std::uint64_t started_ns, unsigned epoch);
+  template <bool kWriting>
   static void straight_done(bdev::IoRequest& request);
   // One that is timed, failed, or was the last that a grace period waits for.
   void straight_done_watched(bdev::IoRequest& request, std::uint64_t started_ns, bool answer_due);
@@ -145,10 +149,15 @@ class VolumeChannel : public bdev::Channel {
   const bool at_home_;
   const bool read_only_;
   const std::uint32_t block_bytes_;
+  const std::uint32_t block_mask_;
   const std::uint32_t cluster_bytes_;
+  const std::uint32_t cluster_mask_;
   const std::uint32_t cluster_shift_;
   const std::uint32_t sub_block_shift_;
-  std::uint64_t requests_ = 0;
+  // How many requests may still come before one is looked at more closely; 0 while some are held back.
+  std::uint64_t unwatched_left_ = 0;
+  // What came while limits were in force.
+  std::uint64_t limited_requests_ = 0;
   // Requests that the volume's limits hold back, in order. The first has booked its place, unless the limits changed.
   QosLimiter& limiter_;
   bdev::IoRequest* held_head_ = nullptr;

@@ -1,6 +1,5 @@
 #pragma once
-// ClusterTable: the clusters of volumes into which writes are on their way that will change the map: what serialises
-// them. Fixed memory, made at start. Home reactor only.
+// ClusterTable: what the Writer knows about some clusters of volumes. Fixed memory, made at start. Home reactor only.
 
 #include <cstdint>
 #include <vector>
@@ -9,6 +8,7 @@
 
 namespace pollux::blob {
 
+// One into which writes are on their way that will change the map: what serialises them.
 struct OpenCluster {
   VolumeNo volume = 0;
   std::uint32_t index = 0;
@@ -24,6 +24,16 @@ struct OpenCluster {
   OpenCluster* next = nullptr;
 };
 
+// One whose map entry has changed by records that are not durable yet.
+struct UncommittedCluster {
+  VolumeNo volume = 0;
+  std::uint32_t index = 0;
+  std::uint32_t changes = 0;
+  UncommittedCluster* next = nullptr;
+};
+
+// Node: has volume, index and next.
+template <typename Node>
 class ClusterTable {
  public:
   explicit ClusterTable(std::size_t capacity) : nodes_(capacity), buckets_(capacity * 2, nullptr) {
@@ -32,23 +42,25 @@ class ClusterTable {
       free_ = &node;
     }
   }
-  OpenCluster* find(VolumeNo volume, std::uint32_t index) {
-    OpenCluster* node = buckets_[bucket(volume, index)];
+  Node* find(VolumeNo volume, std::uint32_t index) {
+    Node* node = buckets_[bucket(volume, index)];
     while (node != nullptr && (node->volume != volume || node->index != index)) node = node->next;
     return node;
   }
-  bool exhausted() const { return free_ == nullptr; }
-  // Precondition: not exhausted, not there yet.
-  OpenCluster& insert(VolumeNo volume, std::uint32_t index) {
-    OpenCluster* node = free_;
+  std::size_t size() const { return size_; }
+  // Precondition: fewer than the capacity are there, and not this one.
+  Node& insert(VolumeNo volume, std::uint32_t index) {
+    Node* node = free_;
     free_ = node->next;
-    OpenCluster*& head = buckets_[bucket(volume, index)];
-    *node = OpenCluster{.volume = volume, .index = index, .next = head};
+    Node*& head = buckets_[bucket(volume, index)];
+    *node = Node{.volume = volume, .index = index, .next = head};
     head = node;
+    ++size_;
     return *node;
   }
-  void erase(OpenCluster& node) {
-    OpenCluster** link = &buckets_[bucket(node.volume, node.index)];
+  void erase(Node& node) {
+    --size_;
+    Node** link = &buckets_[bucket(node.volume, node.index)];
     while (*link != &node) link = &(*link)->next;
     *link = node.next;
     node.next = free_;
@@ -61,9 +73,10 @@ class ClusterTable {
     return static_cast<std::size_t>((key * 0x9e37'79b9'7f4a'7c15ULL) >> 20) % buckets_.size();
   }
 
-  std::vector<OpenCluster> nodes_;
-  std::vector<OpenCluster*> buckets_;
-  OpenCluster* free_ = nullptr;
+  std::vector<Node> nodes_;
+  std::vector<Node*> buckets_;
+  Node* free_ = nullptr;
+  std::size_t size_ = 0;
 };
 
 }  // namespace pollux::blob

@@ -34,10 +34,10 @@ class HomeIo : public reactor::Message {
 
  private:
   friend class Writer;
-  friend class ClusterTable;
   friend class HomeIoList;
   HomeIo* link_ = nullptr;
   struct OpenCluster* cluster_ = nullptr;
+  struct UncommittedCluster* uncommitted_ = nullptr;
   std::uint64_t mask_ = 0;
   unsigned epoch_ = 0;
   class Writer* writer_ = nullptr;

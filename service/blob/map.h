@@ -20,7 +20,8 @@ struct MapEntry {
   ClusterNo own = 0;
   ClusterNo base = 0;
   std::uint64_t bits = 0;
-  // Another map may name `own` too: writing needs a new cluster. May be set when that is no longer so.
+  // The data path may not write to `own`: another map may name it too, or this entry is not in the journal yet. May be
+  // set when that is no longer so; the Writer finds out.
   bool shared = false;
 
   bool full() const { return bits == kAllBits; }

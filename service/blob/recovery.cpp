@@ -270,6 +270,9 @@ class Recovery {
       POLLUX_CO_TRY(state_->apply(record));
       // Nobody holds an old map, and what the journal freed is durably free; a later record may take it again.
       state_->refcounts.make_free(state_->refcounts.collect_released());
+      // All that was replayed is durable.
+      state_->refcounts.begin_settling();
+      state_->refcounts.end_settling();
       state_->collect_retired();
       at += record.bytes;
       if (++records_ % 64 == 0) co_await home_.yield();

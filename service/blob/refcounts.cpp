@@ -10,6 +10,7 @@ namespace pollux::blob {
 void Refcounts::assign(std::vector<std::uint32_t> words) {
   words_ = std::move(words);
   free_map_.assign(words_.size() / 64 + 1, 0);
+  for (Contested& each : contested_) each = {.bits = std::vector<std::uint64_t>(free_map_.size()), .list = {}};
   released_.clear();
   cursor_ = free_count_ = used_count_ = metadata_count_ = system_count_ = released_count_ = 0;
   for (ClusterNo cluster = 0; cluster < words_.size(); ++cluster) {
@@ -35,6 +36,7 @@ void Refcounts::grow(std::uint32_t cluster_count) {
   }
   words_.resize(cluster_count, 0);
   free_map_.resize(cluster_count / 64 + 1, 0);
+  for (Contested& each : contested_) each.bits.resize(free_map_.size(), 0);
   for (ClusterNo cluster = first; cluster < cluster_count; ++cluster) {
     if (geometry_.is_system(cluster)) {
       words_[cluster] = kSystemCluster;
@@ -81,10 +83,11 @@ bool Refcounts::add(ClusterNo cluster) {
   return true;
 }
 
-bool Refcounts::drop(ClusterNo cluster) {
+bool Refcounts::drop(ClusterNo cluster, bool of_deleted) {
   const std::uint32_t word = words_[cluster];
   if (word == 0 || word >= kMaxRefs) return false;
   set_word(cluster, word - 1);
+  if (word == 2 && !of_deleted) contested_[settling_].add(cluster);
   if (word == 1) {
     --used_count_;
     ++released_count_;

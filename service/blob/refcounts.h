@@ -1,11 +1,14 @@
 #pragma once
 // Refcounts: how many leaf entries name each cluster, and from that which clusters are free. The allocator of the pool.
 //
-// A cluster is in one of four conditions:
+// A cluster is in one of these conditions:
 //   free       count 0, in the free map; allocate() takes it from there
 //   taken      count 0, out of the free map: allocate() handed it out and no map entry names it yet; what is not mapped
 //              in the end comes back with give_back()
 //   used       count > 0
+//   contested  used, and the count fell to 1 by a journal record that is not durable yet: who let go may have the
+//   cluster
+//              back after a crash, so it counts as shared until settled
 //   released   count fell to 0, but the journal record that says so is not durable yet, or an I/O that looked the
 //              cluster up earlier may still be on its way; collect_released() hands these to whoever waits for both
 //              and then calls make_free()
@@ -38,7 +41,8 @@ class Refcounts {
     return cluster < words_.size() && (words_[cluster] & kMetadataCluster) == 0 && words_[cluster] != kSystemCluster &&
            cluster != 0;
   }
-  bool shared(ClusterNo cluster) const { return words_[cluster] > 1; }
+  bool shared(ClusterNo cluster) const { return words_[cluster] > 1 || contested(cluster); }
+  bool contested(ClusterNo cluster) const { return contested_[0].has(cluster) || contested_[1].has(cluster); }
 
   std::optional<ClusterNo> allocate();
   void give_back(ClusterNo cluster) { mark_free(cluster); }
@@ -46,7 +50,8 @@ class Refcounts {
   // References from leaf entries. Precondition: is_data(). False when the count would leave its range, which only
   // rotten metadata can cause.
   bool add(ClusterNo cluster);
-  bool drop(ClusterNo cluster);
+  // `of_deleted`: of a volume whose deletion is durable, which never asks for the cluster again.
+  bool drop(ClusterNo cluster, bool of_deleted = false);
   // For a repair: the references that were found.
   void repair(ClusterNo cluster, std::uint32_t refs);
   // From count 0.
@@ -58,6 +63,12 @@ class Refcounts {
     released_count_ -= static_cast<std::uint32_t>(clusters.size());
     for (ClusterNo cluster : clusters) mark_free(cluster);
   }
+
+  // Begins with what is contested now. end_settling() follows when the records of before are durable and no I/O that
+  // looked the clusters up earlier is on its way.
+  void begin_settling() { settling_ ^= 1; }
+  void end_settling() { contested_[settling_ ^ 1].clear(); }
+  bool has_contested() const { return !contested_[0].list.empty() || !contested_[1].list.empty(); }
 
   std::uint32_t free_count() const { return free_count_; }
   // Released and not free yet; they count as free space for what people see.
@@ -77,6 +88,22 @@ class Refcounts {
     dirty_.touch(PageKey::refcounts(cluster / kWordsPerPage));
     words_[cluster] = word;
   }
+  struct Contested {
+    std::vector<std::uint64_t> bits;
+    std::vector<ClusterNo> list;
+
+    bool has(ClusterNo cluster) const { return ((bits[cluster / 64] >> (cluster % 64)) & 1) != 0; }
+    void add(ClusterNo cluster) {
+      if (has(cluster)) return;
+      bits[cluster / 64] |= 1ULL << (cluster % 64);
+      list.push_back(cluster);
+    }
+    void clear() {
+      for (ClusterNo cluster : list) bits[cluster / 64] = 0;
+      list.clear();
+    }
+  };
+
   void mark_free(ClusterNo cluster);
   void take(ClusterNo cluster);
   bool in_free_map(ClusterNo cluster) const { return (free_map_[cluster / 64] >> (cluster % 64)) & 1; }
@@ -86,6 +113,9 @@ class Refcounts {
   std::vector<std::uint32_t> words_;
   std::vector<std::uint64_t> free_map_;
   std::vector<ClusterNo> released_;
+  // [settling_]: what becomes contested; the other: what is being settled.
+  Contested contested_[2];
+  unsigned settling_ = 0;
   std::vector<std::uint8_t> slots_;
   std::uint32_t cursor_ =
       0;  // word of the free map where the search goes on: neighbours in time become neighbours on disk

@@ -73,6 +73,23 @@ std::vector<std::byte> SimDisk::image_after_power_cut(std::uint64_t seed) const 
   return image;
 }
 
+std::vector<std::byte> SimDisk::image_after_kill(std::uint64_t seed) const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::byte> image = durable_;
+  std::mt19937_64 random(seed);
+  std::vector<std::uint64_t> sectors;
+  for (const auto& [sector, versions] : cached_) sectors.push_back(sector);
+  std::sort(sectors.begin(), sectors.end());
+  for (std::uint64_t sector : sectors) {
+    const auto& versions = cached_.at(sector);
+    std::size_t kept = versions.size();
+    // The write that the cut came with is the last one.
+    if (off_ && versions.back().write == writes_ && random() % 2 == 0) --kept;
+    if (kept != 0) std::memcpy(image.data() + sector * kSectorBytes, versions[kept - 1].bytes.data(), kSectorBytes);
+  }
+  return image;
+}
+
 std::vector<std::byte> SimDisk::image() const {
   std::lock_guard lock(mutex_);
   std::vector<std::byte> image = durable_;

@@ -42,6 +42,9 @@ class SimDisk {
 
   // What the disk holds when the power comes back after a cut now.
   std::vector<std::byte> image_after_power_cut(std::uint64_t seed) const;
+  // What the disk holds when the process was killed instead, in the middle of that write: all that was written before,
+  // and of that write any of its sectors.
+  std::vector<std::byte> image_after_kill(std::uint64_t seed) const;
   // What reads see now.
   std::vector<std::byte> image() const;
   // Bit rot, for tests: flips a bit of the durable contents.

@@ -42,11 +42,11 @@ bool Space::reclaim() {
   if (reclaiming_) return true;
   if (journal_.failed() || (!state_.refcounts.has_released() && !state_.has_retired())) return false;
   reclaiming_ = true;
-  reactor::spawn(run());
+  reactor::spawn(run_reclaim());
   return true;
 }
 
-reactor::Task<void> Space::run() {
+reactor::Task<void> Space::run_reclaim() {
   while (state_.refcounts.has_released() || state_.has_retired()) {
     const auto clusters = state_.refcounts.collect_released();
     {
@@ -57,10 +57,30 @@ reactor::Task<void> Space::run() {
       if (!committed) break;
     }
     state_.refcounts.make_free(clusters);
-    on_reclaimed_();
+    events_.on_reclaimed();
   }
   reclaiming_ = false;
-  on_reclaimed_();
+  events_.on_reclaimed();
+}
+
+void Space::settle() {
+  if (settling_ || journal_.failed() || !state_.refcounts.has_contested()) return;
+  settling_ = true;
+  reactor::spawn(run_settle());
+}
+
+reactor::Task<void> Space::run_settle() {
+  while (state_.refcounts.has_contested()) {
+    state_.refcounts.begin_settling();
+    // A crash before this commit gives the clusters back to who let them go, who must find them as they were.
+    const auto committed = co_await journal_.commit();
+    co_await lanes_.grace();
+    if (!committed) break;
+    state_.refcounts.end_settling();
+    events_.on_settled();
+  }
+  settling_ = false;
+  events_.on_settled();
 }
 
 }  // namespace pollux::blob

@@ -3,8 +3,8 @@
 //
 // Thick volumes have their space promised: others allocate only from what is left beyond the promises. A little is kept
 // for metadata, so that a full pool can still be changed (a delete needs none, an unmap may need a leaf). Freed
-// clusters come back when the journal says durably that they are free and no I/O of before is under way. Home reactor
-// only.
+// clusters come back when the journal says durably that they are free and no I/O of before is under way; the same makes
+// clusters that others let go their last owner's alone. Home reactor only.
 
 #include <cstdint>
 #include <functional>
@@ -20,9 +20,12 @@ namespace pollux::blob {
 
 class Space {
  public:
-  // on_reclaimed: clusters became free.
-  Space(State& state, Journal& journal, Lanes& lanes, std::function<void()> on_reclaimed)
-      : state_(state), journal_(journal), lanes_(lanes), on_reclaimed_(std::move(on_reclaimed)) {}
+  struct Events {
+    std::function<void()> on_reclaimed;  // clusters became free
+    std::function<void()> on_settled;    // clusters are contested no more, or never will be settled
+  };
+  Space(State& state, Journal& journal, Lanes& lanes, Events events)
+      : state_(state), journal_(journal), lanes_(lanes), events_(std::move(events)) {}
 
   // A cluster for data of this volume; none when the pool is full for it.
   std::optional<ClusterNo> allocate(const Volume& volume);
@@ -33,17 +36,21 @@ class Space {
 
   // Starts bringing freed clusters back, if there are any and it is not under way. True when some may come.
   bool reclaim();
-  bool reclaiming() const { return reclaiming_; }
+  // Starts settling contested clusters, if there are any and it is not under way.
+  void settle();
+  bool idle() const { return !reclaiming_ && !settling_; }
 
  private:
   std::uint64_t metadata_reserve() const;
-  reactor::Task<void> run();
+  reactor::Task<void> run_reclaim();
+  reactor::Task<void> run_settle();
 
   State& state_;
   Journal& journal_;
   Lanes& lanes_;
-  std::function<void()> on_reclaimed_;
+  const Events events_;
   bool reclaiming_ = false;
+  bool settling_ = false;
 };
 
 }  // namespace pollux::blob

@@ -80,9 +80,13 @@ class State : public PageSource {
   void load_damaged_leaf(PageNo page);
   // The entry of a cluster; its leaf must be loaded if there is one. All zeros when there is no leaf.
   MapEntry entry(const Volume& volume, std::uint32_t index) const;
-  // True when a write may change the entry's own cluster in place. Refreshes stale hints on the way.
-  bool exclusive(Volume& volume, std::uint32_t index);
-  // Sends writes to this cluster home until exclusive() is asked again, whoever may share it. Its leaf is loaded.
+  // True when a write may change the entry's own cluster in place.
+  bool exclusive(const Volume& volume, std::uint32_t index) const;
+  // Nobody else names the entry's own cluster, but that is not durable: wait for Space::settle().
+  bool contested(const Volume& volume, std::uint32_t index) const;
+  // Lets the data path write to this cluster in place, which is exclusive and whose entry is durable.
+  void admit_writers(Volume& volume, std::uint32_t index);
+  // Sends writes to this cluster home until admit_writers(), whoever may share it. Its leaf is loaded.
   void hold_shared(const Volume& volume, std::uint32_t index);
   // Makes or refreshes the data path's table.
   void build_view(Volume& volume);

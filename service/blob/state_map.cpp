@@ -63,19 +63,29 @@ MapEntry State::entry(const Volume& volume, std::uint32_t index) const {
   return leaf(page)->entries[index % kLeafEntries].get();
 }
 
-bool State::exclusive(Volume& volume, std::uint32_t index) {
-  const std::size_t slot = index / kLeafEntries;
-  const PageNo page = volume.leaves[slot];
+bool State::exclusive(const Volume& volume, std::uint32_t index) const {
+  const PageNo page = volume.leaves[index / kLeafEntries];
   if (page == 0 || pages.refs(page) != 1) return false;
-  Entry& at = leaf(page)->entries[index % kLeafEntries];
+  const ClusterNo own = entry(volume, index).own;
+  return own != 0 && !refcounts.shared(own);
+}
+
+bool State::contested(const Volume& volume, std::uint32_t index) const {
+  const PageNo page = volume.leaves[index / kLeafEntries];
+  if (page == 0 || pages.refs(page) != 1) return false;
+  const ClusterNo own = entry(volume, index).own;
+  return own != 0 && refcounts.word(own) == 1 && refcounts.contested(own);
+}
+
+void State::admit_writers(Volume& volume, std::uint32_t index) {
+  const std::size_t slot = index / kLeafEntries;
+  Entry& at = leaf(volume.leaves[slot])->entries[index % kLeafEntries];
   MapEntry entry = at.get();
-  if (entry.own == 0 || refcounts.shared(entry.own)) return false;
   if (entry.shared) {
     entry.shared = false;
     at.set(entry);
   }
-  if (volume.view) publish_slot(volume, slot);
-  return true;
+  publish_slot(volume, slot);
 }
 
 void State::hold_shared(const Volume& volume, std::uint32_t index) {
@@ -196,10 +206,8 @@ Status State::apply_map_set(const MapSetRecord& record) {
   if (gives_back && volume->charged > 0) --volume->charged;
   reserved_ += reservation(*volume);
 
-  at.set({.own = fresh.own,
-          .base = fresh.base,
-          .bits = fresh.bits,
-          .shared = fresh.own != 0 && refcounts.shared(fresh.own)});
+  // The record is not durable yet: a write in place would be answered and lost with it.
+  at.set({.own = fresh.own, .base = fresh.base, .bits = fresh.bits, .shared = fresh.own != 0});
   publish_slot(*volume, record.index / kLeafEntries);
   return {};
 }
@@ -219,7 +227,8 @@ Status State::drop_leaf_page(PageNo page) {
   for (std::uint32_t i = 0; !last->damaged && i < kLeafEntries; ++i) {
     const MapEntry entry = last->entries[i].get();
     if (entry.own == 0) continue;
-    if (!refcounts.drop(entry.own) || (entry.base != 0 && !refcounts.drop(entry.base))) {
+    if (!refcounts.drop(entry.own, /*of_deleted=*/true) ||
+        (entry.base != 0 && !refcounts.drop(entry.base, /*of_deleted=*/true))) {
       return corrupt("reference count out of range");
     }
   }

@@ -299,6 +299,7 @@ void Store::committed() {
     reactor::spawn(checkpoint_in_background());
   }
   space_->reclaim();
+  space_->settle();
   writer_->resume_backlog();
 }
 

@@ -130,7 +130,7 @@ class Store {
   Usage usage() const;
   std::uint32_t used_percent() const;
   std::string name() const;
-  bool idle() const { return background_ == 0 && !space_->reclaiming() && !checkpointer_->running(); }
+  bool idle() const { return background_ == 0 && space_->idle() && !checkpointer_->running(); }
 
  private:
   Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);

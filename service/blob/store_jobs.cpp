@@ -52,6 +52,8 @@ reactor::Task<void> Store::empty(VolumeNo number) {
 
 // Leaf by leaf; a crash leaves the volume marked as deleting with some leaves gone, and the next start goes on.
 reactor::Task<Status> Store::empty_steps(Volume& volume, Job& job) {
+  // What let the volume go must be durable before others may write to what they shared with it.
+  POLLUX_CO_TRY(co_await journal_->commit());
   POLLUX_CO_TRY(co_await loader_->index(volume));
   job.total = state_->clusters_of(volume.size_bytes);
   for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {

@@ -152,7 +152,9 @@ void Store::start(Recovered recovered) {
                                        recovered.tail, recovered.head);
   checkpointer_ = std::make_unique<Checkpointer>(*state_, *journal_, channel, home(), super);
   loader_ = std::make_unique<Loader>(*state_, channel, home(), checksum_seed(super.pool_id), checkpointer_->number());
-  space_ = std::make_unique<Space>(*state_, *journal_, lanes_, [this] { writer_->resume_space_waiters(); });
+  space_ = std::make_unique<Space>(*state_, *journal_, lanes_,
+                                   Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
+                                                 .on_settled = [this] { writer_->resume_settle_waiters(); }});
   writer_ = std::make_unique<Writer>(*state_, *journal_, *loader_, *space_, *lane_);
   for (const auto& [number, volume] : state_->volumes()) {
     if (volume->deleting()) empty_in_background(*volume);

@@ -11,7 +11,8 @@ namespace pollux::blob {
 
 namespace {
 
-constexpr std::size_t kOpenClusters = 4096;
+// Open and uncommitted ones together, beyond which no more are opened: an open one may become uncommitted.
+constexpr std::size_t kClusters = 4096;
 // Leaf and index page: what one map change may have to make.
 constexpr std::uint32_t kPagesPerChange = 2;
 
@@ -25,7 +26,8 @@ Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lan
       lane_(lane),
       cluster_bytes_(state.geometry.cluster_bytes),
       sub_block_bytes_(1U << state.geometry.sub_block_shift),
-      open_(kOpenClusters) {
+      open_(kClusters),
+      uncommitted_(kClusters) {
   commit_turn_.writer = this;
   commit_turn_.run = [](reactor::Message& message) {
     Writer& self = *static_cast<CommitTurn&>(message).writer;
@@ -73,6 +75,10 @@ void Writer::resume_space_waiters() {
   resume(space_waiters_);
 }
 
+void Writer::resume_settle_waiters() {
+  resume(settle_waiters_);
+}
+
 // One loop for all, so that a device that completes within submit() does not nest requests without bound.
 void Writer::drain() {
   if (draining_) return;
@@ -84,6 +90,23 @@ void Writer::drain() {
 void Writer::finish(HomeIo& io, bdev::IoStatus status) {
   io.status = status;
   io.done(io);
+}
+
+void Writer::hold_writers(HomeIo& io) {
+  UncommittedCluster* cluster = uncommitted_.find(io.volume->number, io.index);
+  if (cluster == nullptr) cluster = &uncommitted_.insert(io.volume->number, io.index);
+  ++cluster->changes;
+  io.uncommitted_ = cluster;
+}
+
+void Writer::admit_writers(HomeIo& io, bool ok) {
+  UncommittedCluster* cluster = std::exchange(io.uncommitted_, nullptr);
+  if (cluster == nullptr || --cluster->changes != 0) return;
+  uncommitted_.erase(*cluster);
+  // Not while it is being copied.
+  if (ok && open_.find(io.volume->number, io.index) == nullptr && state_.exclusive(*io.volume, io.index)) {
+    state_.admit_writers(*io.volume, io.index);
+  }
 }
 
 void Writer::finish_when_committed(HomeIo& io) {
@@ -102,7 +125,10 @@ void Writer::committed(bool ok) {
   HomeIoList done;
   done.append(committing_);
   start_commit();
-  while (HomeIo* io = done.pop()) finish(*io, ok ? bdev::IoStatus::kOk : bdev::IoStatus::kIoError);
+  while (HomeIo* io = done.pop()) {
+    admit_writers(*io, ok);
+    finish(*io, ok ? bdev::IoStatus::kOk : bdev::IoStatus::kIoError);
+  }
 }
 
 void Writer::dispatch(HomeIo& io) {
@@ -121,10 +147,14 @@ void Writer::dispatch(HomeIo& io) {
     if (leaf->damaged) return finish(io, bdev::IoStatus::kMediumError);
   }
   if (io.op == HomeIo::Op::kLoad) return finish(io, bdev::IoStatus::kOk);
-  if (journal_.congested() || open_.exhausted()) {
+  if (journal_.congested() || open_.size() + uncommitted_.size() >= kClusters) {
     backlog_.push(io);
     journal_.kick();
     return;
+  }
+  if (page != 0 && state_.contested(volume, io.index)) {
+    settle_waiters_.push(io);
+    return space_.settle();
   }
   io.epoch_ = lane_.begin();
   if (io.op == HomeIo::Op::kWrite) return write(io);
@@ -141,7 +171,6 @@ void Writer::write(HomeIo& io) {
   const Masks range = masks(io.offset, io.length);
   OpenCluster* cluster = open_.find(volume.number, io.index);
   if (cluster != nullptr && (cluster->exclusive || !cluster->waiting.empty())) {
-    // Before exclusive(), which may let other reactors write in place: not while the cluster is being copied.
     lane_.end(io.epoch_);
     cluster->waiting.push(io);
     return;
@@ -208,11 +237,20 @@ void Writer::submit_data(HomeIo& io, ClusterNo own, void (*complete)(bdev::IoReq
 }
 
 void Writer::write_in_place(HomeIo& io, ClusterNo own) {
+  if (uncommitted_.find(io.volume->number, io.index) == nullptr) state_.admit_writers(*io.volume, io.index);
   submit_data(io, own, [](bdev::IoRequest& data) {
     HomeIo& self = HomeIo::of(data);
-    self.writer_->lane_.end(self.epoch_);
-    self.writer_->finish(self, data.status);
+    self.writer_->written_in_place(self);
   });
+}
+
+void Writer::written_in_place(HomeIo& io) {
+  lane_.end(io.epoch_);
+  if (io.data_.status != bdev::IoStatus::kOk) return finish(io, io.data_.status);
+  // What leads to the cluster may have failed to become durable meanwhile.
+  if (journal_.failed()) return finish(io, bdev::IoStatus::kIoError);
+  if (uncommitted_.find(io.volume->number, io.index) != nullptr) return finish_when_committed(io);
+  finish(io, bdev::IoStatus::kOk);
 }
 
 void Writer::fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask) {
@@ -235,7 +273,10 @@ void Writer::filled(HomeIo& io) {
     if (now.own == cluster.own) entry.bits |= now.bits;
     if (entry.full()) entry.base = 0;
     status = publish(*io.volume, io.index, entry);
-    if (status == bdev::IoStatus::kOk) cluster.fresh = false;
+    if (status == bdev::IoStatus::kOk) {
+      cluster.fresh = false;
+      hold_writers(io);
+    }
   }
   cluster.busy &= ~io.mask_;
   --cluster.in_flight;

@@ -8,7 +8,8 @@
 // shared and half written; a flatten) is a coroutine that has the cluster for itself.
 //
 // Order makes it safe: data first, then the map in memory, then the journal, then the answer. A crash before the
-// journal commit forgets the cluster, which was free, and leaves the old contents. Home reactor only.
+// journal commit forgets the cluster, which was free, and leaves the old contents. Until that commit all writes to the
+// cluster come here, since one in place, answered at once, would be forgotten with it. Home reactor only.
 
 #include <cstdint>
 #include <optional>
@@ -37,6 +38,8 @@ class Writer {
   void resume_backlog();
   // Clusters became free, or none are on their way any more.
   void resume_space_waiters();
+  // Clusters are contested no more, see Refcounts.
+  void resume_settle_waiters();
 
  private:
   struct Masks {
@@ -52,6 +55,7 @@ class Writer {
   void zero(HomeIo& io);
   void own(HomeIo& io);
   void write_in_place(HomeIo& io, ClusterNo own);
+  void written_in_place(HomeIo& io);
   void fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask);
   void filled(HomeIo& io);
   // Put aside until freed clusters come back, or answered when none will.
@@ -61,11 +65,15 @@ class Writer {
   bdev::IoStatus publish(Volume& volume, std::uint32_t index, const MapEntry& entry);
   void release(OpenCluster& cluster);
   void finish(HomeIo& io, bdev::IoStatus status);
-  // Answers when the record that publish() queued is on the device: a completed write outlives the process, which a
-  // guest does too. What one turn of the reactor collects shares a journal round.
+  // Keeps other writes to the io's cluster from being answered before the record that publish() queued is on the
+  // device.
+  void hold_writers(HomeIo& io);
+  // Answers when what was published is on the device: a completed write outlives the process, which a guest does too.
+  // What one turn of the reactor collects shares a journal round.
   void finish_when_committed(HomeIo& io);
   void start_commit();
   void committed(bool ok);
+  void admit_writers(HomeIo& io, bool ok);
 
   // writer_slow.cpp
   void start_slow(HomeIo& io);
@@ -87,10 +95,12 @@ class Writer {
   Lane& lane_;
   const std::uint32_t cluster_bytes_;
   const std::uint32_t sub_block_bytes_;
-  ClusterTable open_;
+  ClusterTable<OpenCluster> open_;
+  ClusterTable<UncommittedCluster> uncommitted_;
   HomeIoList ready_;
   HomeIoList backlog_;
   HomeIoList space_waiters_;
+  HomeIoList settle_waiters_;
   HomeIoList slow_backlog_;
   // Published, not yet on the device: those of the round under way, and those of the next.
   HomeIoList committing_;

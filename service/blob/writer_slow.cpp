@@ -45,6 +45,7 @@ void Writer::start_slow(HomeIo& io) {
 
 reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
   const IoStatus status = co_await slow_steps(io, cluster);
+  if (status == IoStatus::kOk) hold_writers(io);
   cluster.in_flight = 0;
   --slow_running_;
   lane_.end(io.epoch_);

@@ -10,6 +10,8 @@ namespace pollux::volume::test {
 namespace {
 
 constexpr std::uint64_t kBlock = 512;
+// So often the reactor may turn without an operation of the disk before that counts as rest.
+constexpr unsigned kTurnsOfRest = 200;
 
 std::vector<std::byte> stamped(std::uint64_t blocks, std::uint64_t stamp) {
   std::vector<std::byte> bytes(blocks * kBlock);
@@ -32,6 +34,7 @@ std::vector<std::byte> CrashHarness::formatted(reactor::Reactor& home, std::uint
 
 void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
   drop();
+  process_dies_ = false;
   disk_ = std::make_shared<blob::SimDisk>(std::move(image));
   store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_)));
 }
@@ -56,14 +59,20 @@ void CrashHarness::drop() {
 template <typename T>
 std::optional<T> CrashHarness::run(reactor::Task<Result<T>> task, const char* what) {
   auto result = reactor::call(home_, std::move(task));
-  if (result) return std::move(*result);
+  if (result) {
+    if (process_dies_) barrier();
+    return std::move(*result);
+  }
   if (disk_failed()) return std::nullopt;
   throw std::runtime_error(std::string(what) + ": " + result.error().message);
 }
 
 bool CrashHarness::run(reactor::Task<Status> task, const char* what) {
   const auto result = reactor::call(home_, std::move(task));
-  if (result) return true;
+  if (result) {
+    if (process_dies_) barrier();
+    return true;
+  }
   if (disk_failed()) return false;
   throw std::runtime_error(std::string(what) + ": " + result.error().message);
 }
@@ -191,42 +200,94 @@ void CrashHarness::close_volume(const Uuid& id) {
   if (opened_.contains(id)) must(reactor::call(home_, close_task(id)));
 }
 
-reactor::Task<Status> CrashHarness::write_task(Uuid id, const std::vector<Extent>* extents,
-                                               const std::vector<std::vector<std::byte>>* bytes, std::uint8_t flags) {
-  bdev::Channel& channel = *opened_.at(id).channel;
-  const auto one = [&](std::size_t i) -> reactor::Task<Status> {
-    const auto status =
-        co_await bdev::write(channel, (*extents)[i].offset, (*bytes)[i].data(), (*bytes)[i].size(), flags);
-    co_return bdev::to_status(status, "write");
-  };
-  co_return co_await blob::parallel(home_, extents->size(), extents->size(), one);
-}
-
-bool CrashHarness::write(const Uuid& id, const std::vector<Extent>& extents, bool fua) {
-  if (!opened(id)) return false;
-  ModelVolume& volume = model_.at(id);
-  std::vector<std::vector<std::byte>> bytes;
-  for (const Extent& extent : extents) {
+std::vector<CrashHarness::Stamped> CrashHarness::stamp(const std::vector<Write>& writes) {
+  std::vector<Stamped> all;
+  for (const Write& write : writes) {
     const std::uint64_t stamp = next_stamp_++;
-    bytes.push_back(stamped(extent.length / kBlock, stamp));
-    for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
+    all.push_back({.write = &write, .bytes = stamped(write.extent.length / kBlock, stamp)});
+    ModelVolume& volume = model_.at(write.id);
+    for (std::uint64_t at = write.extent.offset; at < write.extent.offset + write.extent.length; at += kBlock) {
       const auto block = static_cast<std::uint32_t>(at / kBlock);
       volume.since[block].insert(stamp);
       volume.latest[block] = stamp;
     }
   }
-  if (!run(write_task(id, &extents, &bytes, fua ? bdev::IoRequest::kFua : 0), "write")) return false;
-  // Our FUA is a flush of everything, which is more than is promised: only what was written with it counts here.
-  if (fua) {
-    for (const Extent& extent : extents) {
-      for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
-        const auto block = static_cast<std::uint32_t>(at / kBlock);
-        volume.durable[block] = volume.latest[block];
-        volume.since.erase(block);
-      }
+  return all;
+}
+
+// What was answered of these must be there.
+void CrashHarness::settle(const std::vector<Stamped>& writes) {
+  for (const Stamped& each : writes) {
+    if (!each.answered) continue;
+    const Extent& extent = each.write->extent;
+    ModelVolume& volume = model_.at(each.write->id);
+    for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
+      const auto block = static_cast<std::uint32_t>(at / kBlock);
+      volume.durable[block] = volume.latest[block];
+      volume.since.erase(block);
     }
   }
-  return true;
+}
+
+reactor::Task<Status> CrashHarness::write_one(Stamped* write, std::uint8_t flags) {
+  const std::uint64_t begin_at = disk_->operations() + write->write->after_operations;
+  std::uint64_t before = 0;
+  for (unsigned turns = 0; disk_->operations() < begin_at && turns < kTurnsOfRest; ++turns) {
+    if (before != disk_->operations()) turns = 0;
+    before = disk_->operations();
+    co_await home_.yield();
+  }
+  for (unsigned turn = 0; turn < write->write->after_turns; ++turn) co_await home_.yield();
+  bdev::Channel& channel = *opened_.at(write->write->id).channel;
+  const auto status =
+      co_await bdev::write(channel, write->write->extent.offset, write->bytes.data(), write->bytes.size(), flags);
+  write->answered = status == bdev::IoStatus::kOk;
+  co_return bdev::to_status(status, "write");
+}
+
+reactor::Task<Status> CrashHarness::write_task(std::vector<Stamped>* writes, std::uint8_t flags) {
+  const auto one = [&](std::size_t i) { return write_one(&(*writes)[i], flags); };
+  co_return co_await blob::parallel(home_, writes->size(), writes->size(), one);
+}
+
+bool CrashHarness::write(const std::vector<Write>& writes, bool fua) {
+  for (const Write& write : writes) {
+    if (!opened(write.id)) return false;
+  }
+  auto all = stamp(writes);
+  const bool done = run(write_task(&all, fua ? bdev::IoRequest::kFua : 0), "write");
+  // Our FUA is a flush of everything, which is more than is promised: only what was written with it counts here.
+  if (process_dies_ || (done && fua)) settle(all);
+  return done;
+}
+
+bool CrashHarness::write(const Uuid& id, const std::vector<Extent>& extents, bool fua) {
+  std::vector<Write> writes;
+  for (const Extent& extent : extents) writes.push_back({.id = id, .extent = extent});
+  return write(writes, fua);
+}
+
+reactor::Task<Status> CrashHarness::remove_beside_task(Uuid id, bool* removed, Stamped* write) {
+  const auto one = [&](std::size_t i) -> reactor::Task<Status> {
+    if (i == 1) co_return co_await write_one(write, 0);
+    Status done = co_await store_->remove(id);
+    *removed = done.has_value();
+    co_return done;
+  };
+  co_return co_await blob::parallel(home_, 2, 2, one);
+}
+
+bool CrashHarness::remove_beside(const Uuid& id, const Write& write) {
+  close_volume(id);
+  if (!opened(write.id)) return false;
+  model_.at(id).may_be_missing = true;
+  const std::vector<Write> writes{write};
+  auto all = stamp(writes);
+  bool removed = false;
+  const bool done = run(remove_beside_task(id, &removed, &all[0]), "remove beside a write");
+  if (process_dies_) settle(all);
+  if (removed) model_.erase(id);
+  return done;
 }
 
 reactor::Task<Status> CrashHarness::unmap_task(Uuid id, Extent extent) {

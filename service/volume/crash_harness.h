@@ -72,6 +72,17 @@ class CrashHarness {
   };
   // All at once; the extents must not overlap.
   bool write(const Uuid& id, const std::vector<Extent>& extents, bool fua = false);
+  struct Write {
+    Uuid id;
+    Extent extent;
+    // Begins when the disk has done so many operations since the begin of all, or nothing more happens.
+    unsigned after_operations = 0;
+    unsigned after_turns = 0;  // of the reactor, on top
+  };
+  // The same to several volumes.
+  bool write(const std::vector<Write>& writes, bool fua = false);
+  // A write while another volume goes.
+  bool remove_beside(const Uuid& id, const Write& write);
   bool unmap(const Uuid& id, Extent extent);
   bool flush(const Uuid& id);
   bool checkpoint();
@@ -79,9 +90,9 @@ class CrashHarness {
   bool grow();
   bool wait_until_idle();
 
-  // What was answered is there from now on, flushed or not: for the death of the process, which the disk does not
-  // notice.
-  void expect_all_that_was_answered() { barrier(); }
+  // From now on the disk fails because the process dies, which it does not notice itself: what was answered is there
+  // from then on, flushed or not.
+  void process_dies() { process_dies_ = true; }
 
   // Throws when anything in the pool is not as the model allows. Afterwards the model says what is there.
   void verify();
@@ -105,8 +116,17 @@ class CrashHarness {
   reactor::Task<Status> flatten_task(Uuid id);
   reactor::Task<Result<bool>> open_task(Uuid id);
   reactor::Task<Status> close_task(Uuid id);
-  reactor::Task<Status> write_task(Uuid id, const std::vector<Extent>* extents,
-                                   const std::vector<std::vector<std::byte>>* bytes, std::uint8_t flags);
+  // What is written, and what became of it.
+  struct Stamped {
+    const Write* write;
+    std::vector<std::byte> bytes;
+    bool answered = false;
+  };
+  std::vector<Stamped> stamp(const std::vector<Write>& writes);
+  void settle(const std::vector<Stamped>& writes);
+  reactor::Task<Status> write_one(Stamped* write, std::uint8_t flags);
+  reactor::Task<Status> write_task(std::vector<Stamped>* writes, std::uint8_t flags);
+  reactor::Task<Status> remove_beside_task(Uuid id, bool* removed, Stamped* write);
   reactor::Task<Status> unmap_task(Uuid id, Extent extent);
   reactor::Task<Status> flush_task(Uuid id);
   reactor::Task<Status> read_task(Uuid id, std::vector<std::byte>* bytes);
@@ -119,6 +139,7 @@ class CrashHarness {
   std::map<Uuid, Opened> opened_;
   std::map<Uuid, ModelVolume> model_;
   std::uint64_t next_stamp_ = 1;
+  bool process_dies_ = false;
 };
 
 }  // namespace pollux::volume::test

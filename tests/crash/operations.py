@@ -96,12 +96,15 @@ class Operations:
             self.failure = error
 
     def _step(self) -> None:
-        volumes = [key for key, known in self._known.items() if not known.snapshot]
-        snapshots = [key for key, known in self._known.items() if known.snapshot]
+        with self._lock:
+            present = dict(self._known)
+            kept = set(self._kept)
+        volumes = [key for key, known in present.items() if not known.snapshot]
+        snapshots = [key for key, known in present.items() if known.snapshot]
         spare = [key for key in volumes if key != self._source]
         new = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
-        if len(self._known) >= _MAX_VOLUMES:
-            self._delete(self._random.choice([key for key in self._known if key not in self._kept]))
+        if len(present) >= _MAX_VOLUMES:
+            self._delete(self._random.choice([key for key in present if key not in kept]))
             return
         choice = self._random.randrange(6)
         if choice == 0 or not snapshots:

@@ -31,6 +31,9 @@ std::uint64_t pattern_base(std::uint64_t seed, std::uint64_t offset, std::uint32
   return mix(mix(seed) ^ offset ^ (std::uint64_t{generation} << 48) ^ generation);
 }
 
+constexpr std::uint64_t kPatternStep = 0x9e3779b97f4a7c15;
+constexpr std::uint64_t kNotRead = 0xa5a5a5a5a5a5a5a5;
+
 }  // namespace
 
 struct QueueLoad::Slot {
@@ -78,18 +81,45 @@ void QueueLoad::complain(const std::string& text) {
 void QueueLoad::fill(Slot& slot) {
   const std::uint64_t base = pattern_base(options_.seed, unit_offset(slot.unit), slot.generation);
   auto* words = reinterpret_cast<std::uint64_t*>(slot.io.data);
-  for (std::size_t i = 0; i < options_.io_bytes / 8; ++i) words[i] = base + i * 0x9e3779b97f4a7c15;
+  for (std::size_t i = 0; i < options_.io_bytes / 8; ++i) words[i] = base + i * kPatternStep;
 }
 
 void QueueLoad::check(Slot& slot) {
   const std::uint64_t base = pattern_base(options_.seed, unit_offset(slot.unit), slot.generation);
   const auto* words = reinterpret_cast<const std::uint64_t*>(slot.io.data);
   for (std::size_t i = 0; i < options_.io_bytes / 8; ++i) {
-    if (words[i] == base + i * 0x9e3779b97f4a7c15) continue;
-    complain("wrong data at byte " + std::to_string(unit_offset(slot.unit) + i * 8) + ", generation " +
-             std::to_string(slot.generation));
+    if (words[i] == base + i * kPatternStep) continue;
+    complain("wrong data at byte " + std::to_string(unit_offset(slot.unit) + i * 8) + ": generation " +
+             std::to_string(slot.generation) + " was written, read was " + identify(slot, i));
     return;
   }
+}
+
+// What the words from the `first` on are, as far as they are of one kind.
+std::string QueueLoad::identify(const Slot& slot, std::size_t first) const {
+  const auto* words = reinterpret_cast<const std::uint64_t*>(slot.io.data);
+  const std::size_t count = options_.io_bytes / 8;
+  const auto run_of = [&](auto expected) {
+    std::size_t end = first;
+    while (end < count && words[end] == expected(end)) ++end;
+    return end - first;
+  };
+  const auto said = [&](const std::string& kind, std::size_t run) {
+    return kind + " in " + std::to_string(run * 8) + " bytes of " + std::to_string((count - first) * 8);
+  };
+  if (const std::size_t run = run_of([](std::size_t) { return std::uint64_t{0}; })) return said("zeros", run);
+  if (const std::size_t run = run_of([](std::size_t) { return kNotRead; })) return said("nothing", run);
+  for (std::uint64_t unit = 0; unit < units_.size(); ++unit) {
+    // One more than is known was written by a request that is under way.
+    for (std::uint32_t generation = 1; generation <= units_[unit].generation + 1; ++generation) {
+      const std::uint64_t base = pattern_base(options_.seed, unit_offset(unit), generation);
+      const std::size_t run = run_of([&](std::size_t i) { return base + i * kPatternStep; });
+      if (run == 0) continue;
+      const std::string where = unit == slot.unit ? "" : " of byte " + std::to_string(unit_offset(unit));
+      return said("generation " + std::to_string(generation) + where, run);
+    }
+  }
+  return "not from here";
 }
 
 bool QueueLoad::issue(Slot& slot) {
@@ -105,7 +135,7 @@ bool QueueLoad::issue(Slot& slot) {
     slot.generation = read ? unit.generation : unit.generation + 1;
     if (options_.verify) {
       if (read) {
-        std::memset(slot.io.data, 0xa5, options_.io_bytes);
+        std::memset(slot.io.data, kNotRead & 0xff, options_.io_bytes);
       } else {
         fill(slot);
       }
@@ -208,7 +238,7 @@ void QueueLoad::check_all() {
       slot->op = Op::kRead;
       slot->unit = unit++;
       slot->generation = units_[slot->unit].generation;
-      std::memset(slot->io.data, 0xa5, options_.io_bytes);
+      std::memset(slot->io.data, kNotRead & 0xff, options_.io_bytes);
       const auto segments = disk_.build(front_end_.ram(), slot->io, Op::kRead, unit_offset(slot->unit),
                                         options_.io_bytes, options_.piece_bytes);
       if (!ring.add(segments, reinterpret_cast<std::uint64_t>(slot.get())))

@@ -80,6 +80,7 @@ class QueueLoad {
   void collect(bool block);
   void fill(Slot& slot);
   void check(Slot& slot);
+  std::string identify(const Slot& slot, std::size_t first) const;
   void complain(const std::string& text);
   std::uint64_t random();
   std::uint64_t unit_offset(std::uint64_t unit) const;

@@ -21,6 +21,8 @@ QUICK = ("unit", "python", "initiator", "guest")
 _NOTHING_TO_RUN = 77
 _LIMIT_S = {"quick": 15 * 60, "default": 40 * 60, "full": 12 * 3600}
 _SHOWN_ON_FAILURE = 60
+# Of why a test failed, at the end of the run.
+_REASON_LINES, _REASON_WIDTH = 12, 200
 # For a suite to end what it started, once it is told to stop.
 _CLEANUP_S = 60
 
@@ -42,7 +44,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """What a suite came to. `failures` names the tests that failed."""
+    """What a suite came to. `failures` names the tests that failed; lines below the first say why."""
 
     name: str
     passed: int = 0
@@ -147,15 +149,25 @@ def _count(name: str, results: Path) -> Outcome:
             outcome.failures.append(f"{file.name} is no JUnit file: {error}")
             continue
         for case in cases:
-            if case.find("failure") is not None or case.find("error") is not None:
+            problems = [*case.findall("failure"), *case.findall("error")]
+            if problems:
                 outcome.failed += 1
                 full_name = f"{case.get('classname', '')}::{case.get('name', '')}"
-                outcome.failures.append(f"{name}: {full_name.removeprefix('::')}")
+                outcome.failures.append("\n".join([f"{name}: {full_name.removeprefix('::')}", *_reason(problems)]))
             elif case.find("skipped") is not None:
                 outcome.skipped += 1
             else:
                 outcome.passed += 1
     return outcome
+
+
+def _reason(problems: list[ElementTree.Element]) -> list[str]:
+    """What the JUnit file gives as the reason, both ends of it where it is long."""
+    lines = [line for problem in problems for line in problem.get("message", "").splitlines() if line.strip()]
+    if len(lines) > _REASON_LINES:
+        half = _REASON_LINES // 2
+        lines = [*lines[:half], "...", *lines[-half:]]
+    return [f"  {line[:_REASON_WIDTH]}" for line in lines]
 
 
 def _last_line(log: Path) -> str:

@@ -70,6 +70,28 @@ reactor::Task<Status> Checkpointer::write_page(const Write& write, std::uint64_t
 
 reactor::Task<Status> Checkpointer::run() {
   auto guard = co_await one_.lock();
+  co_return co_await run_alone();
+}
+
+void Checkpointer::want() {
+  wanted_ = true;
+  if (serving_) return;
+  serving_ = true;
+  reactor::spawn(serve());
+}
+
+reactor::Task<void> Checkpointer::serve() {
+  while (wanted_) {
+    auto guard = co_await one_.lock();
+    // Another may have begun meanwhile.
+    if (!wanted_) continue;
+    if (auto done = co_await run_alone(); !done) log::error("{}", done.error().message);
+  }
+  serving_ = false;
+}
+
+reactor::Task<Status> Checkpointer::run_alone() {
+  wanted_ = false;
   if (journal_.failed()) co_return fail(ErrorCode::kIoError, "the pool has failed and takes no more changes");
 
   // The cut: no await between the two halves, so pages and journal agree.

@@ -3,7 +3,10 @@
 //
 // The state of one instant, the cut, is written while I/O and further changes go on. Order: journal up to the cut
 // durable; pages into the slots that hold no valid version; flush; superblock. A crash before the superblock is there
-// leaves the last checkpoint and the whole journal after it. Home reactor only.
+// leaves the last checkpoint and the whole journal after it.
+//
+// The Checkpointer alone knows whether one is wanted, under way, or both: a request that comes while one is under way
+// is for the next, and none is lost. Home reactor only.
 
 #include <cstdint>
 #include <vector>
@@ -26,11 +29,13 @@ class Checkpointer {
 
   // One after the other. After an error, kIoError, the journal refuses everything.
   reactor::Task<Status> run();
+  // Has one begin after this call, in the background; one that has not begun yet serves all who asked.
+  void want();
+  bool idle() const { return !wanted_ && !serving_ && !one_.held(); }
 
   const Superblock& super() const { return super_; }
   // The number of the last complete checkpoint, where a Loader looks for it.
   const std::uint64_t& number() const { return super_.checkpoint; }
-  bool running() const { return one_.held(); }
 
  private:
   struct Write {
@@ -40,6 +45,8 @@ class Checkpointer {
     // A metadata cluster's first directory: what lies in the other slot is not ours and must not look valid.
     std::uint64_t wipe_offset;
   };
+  reactor::Task<Status> run_alone();
+  reactor::Task<void> serve();
   std::vector<Write> plan();
   std::uint32_t seed() const { return checksum_seed(super_.pool_id); }
   reactor::Task<Status> write_page(const Write& write, std::uint64_t generation);
@@ -50,6 +57,9 @@ class Checkpointer {
   reactor::Reactor& home_;
   Superblock super_;
   reactor::AsyncMutex one_;
+  bool wanted_ = false;
+  // serve() runs, and looks at wanted_ again before it ends.
+  bool serving_ = false;
 };
 
 // Writes the superblock into the slot of its checkpoint number, durably. Also for format.

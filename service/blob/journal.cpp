@@ -41,6 +41,7 @@ void Journal::append(const RecordHeader& record) {
 
 void Journal::close_chunk() {
   if (open_.records == 0) return;
+  open_.number = ++last_number_;
   closed_.push_back(std::exchange(open_, Chunk{}));
 }
 
@@ -70,21 +71,42 @@ void Journal::kick() {
 }
 
 reactor::Task<Result<JournalPosition>> Journal::cut() {
+  assert(cut_ == nullptr);
   close_chunk();
-  CutResult result;
+  Cut cut{.number = ++last_number_, .position = {}};
+  cut_ = &cut;
   Chunk mark;
-  mark.cut = &result;
+  mark.number = cut.number;
+  mark.is_cut = true;
   closed_.push_back(std::move(mark));
-  // Read between the last commit before the mark and the first after it, see run_round().
-  kick();
-  if (!co_await result) co_return fail(ErrorCode::kIoError, "the pool's journal cannot be written");
-  co_return head_;
+  if (space_ != nullptr) {
+    absorb();
+  } else {
+    kick();
+  }
+  co_return co_await cut.position;
+}
+
+void Journal::reach_cut() {
+  Cut& cut = *std::exchange(cut_, nullptr);
+  if (failed_) {
+    cut.position.set(fail(ErrorCode::kIoError, "the pool's journal cannot be written"));
+  } else {
+    // Between the last commit before the mark and the first after it.
+    cut.position.set(head_);
+  }
+}
+
+void Journal::absorb() {
+  absorbing_before_ = cut_->number;
+  reach_cut();
 }
 
 void Journal::release_before(const JournalPosition& position) {
   tail_offset_ = position.offset;
   used_bytes_ = (head_.offset + options_.ring_bytes - tail_offset_) % options_.ring_bytes;
   half_full_told_ = false;
+  if (absorbing_before_ != 0) absorbed_before_ = std::exchange(absorbing_before_, 0);
   if (space_ != nullptr) std::exchange(space_, nullptr)->set(true);
 }
 
@@ -130,9 +152,8 @@ reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
     }
   }
   for (Chunk& chunk : chunks) {
-    if (chunk.cut != nullptr) {
-      // The checkpoint takes head_ over before this returns.
-      chunk.cut->set(!failed_);
+    if (chunk.is_cut) {
+      if (cut_ != nullptr && cut_->number == chunk.number) reach_cut();
       continue;
     }
     if (!failed_ && !co_await write_chunk(chunk)) failed_ = true;
@@ -142,8 +163,8 @@ reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
   co_return !failed_;
 }
 
-reactor::Task<bool> Journal::wait_for_space(std::uint64_t bytes) {
-  while (true) {
+reactor::Task<bool> Journal::wait_for_space(const Chunk& chunk, std::uint64_t bytes) {
+  while (!absorbed(chunk)) {
     if (used_bytes_ + bytes > options_.ring_bytes / 2 && !half_full_told_) {
       half_full_told_ = true;
       if (options_.on_half_full) options_.on_half_full();
@@ -160,14 +181,18 @@ reactor::Task<bool> Journal::wait_for_space(std::uint64_t bytes) {
     }
     reactor::Completion<bool> space;
     space_ = &space;
+    // Its mark is behind this chunk, which would never be written.
+    if (cut_ != nullptr) absorb();
     if (!co_await space) co_return false;
   }
+  co_return true;
 }
 
 reactor::Task<bool> Journal::write_chunk(Chunk& chunk) {
   const std::size_t bytes = align_up<std::size_t>(chunk.used, kPageBytes);
   std::memset(chunk.bytes.data() + chunk.used, 0, bytes - chunk.used);
-  if (!co_await wait_for_space(bytes)) co_return false;
+  if (!co_await wait_for_space(chunk, bytes)) co_return false;
+  if (absorbed(chunk)) co_return true;
 
   CommitHeader header{};
   header.magic = kCommitMagic;

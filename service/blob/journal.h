@@ -6,8 +6,10 @@
 // commits with FUA, and then answers everybody who asked before the round began. Who asks during a round waits for the
 // next. A guest's flush is the same thing; with nothing queued it is a flush of the device alone.
 //
-// The ring's oldest part is given up by a checkpoint, see checkpoint.h. After a failed write the journal answers
-// nothing but errors: what is durable is no longer known. Home reactor only.
+// The ring's oldest part is given up by a checkpoint, see checkpoint.h. A checkpoint never waits for room that it alone
+// can make: when the ring is full, records before its cut are not written at all, since its pages hold what they say.
+//
+// After a failed write the journal answers nothing but errors: what is durable is no longer known. Home reactor only.
 
 #include <cstdint>
 #include <deque>
@@ -60,10 +62,11 @@ class Journal {
   // Writes what is queued without anybody waiting.
   void kick();
 
-  // Fixes an instant: the position of the first commit that holds records appended after this call, when all before
-  // it are durable. kIoError.
+  // Fixes an instant: the position of the first commit that holds records appended after this call. All before it are
+  // durable, or, when the ring has no room for them, wait until release_before() says that a checkpoint has made them
+  // so. One cut at a time. kIoError.
   reactor::Task<Result<JournalPosition>> cut();
-  // Commits before this position are no longer needed.
+  // The checkpoint whose position this is has become durable: commits before it are no longer needed.
   void release_before(const JournalPosition& position);
 
   // No checkpoint will make room any more: everybody gets an error.
@@ -72,25 +75,36 @@ class Journal {
   // Too much is queued: hold new map changes back until on_committed.
   bool congested() const { return queued_bytes_ > options_.ring_bytes / 8; }
   bool failed() const { return failed_; }
+  // Nothing is being written, and nobody waits.
+  bool idle() const { return !running_; }
   std::uint64_t rounds() const { return rounds_; }
   std::uint64_t used_bytes() const { return used_bytes_; }
 
  private:
-  using CutResult = reactor::Completion<bool>;
   struct Chunk {
+    std::uint64_t number = 0;  // in the order of the queue
     AlignedBuffer bytes;
     std::size_t used = 0;
     std::uint32_t records = 0;
     bool has_data = false;
     // Not a chunk but the mark of a cut.
-    CutResult* cut = nullptr;
+    bool is_cut = false;
+  };
+  struct Cut {
+    std::uint64_t number;  // of its mark
+    reactor::Completion<Result<JournalPosition>> position;
   };
   void close_chunk();
   void start();
   reactor::Task<void> run();
   reactor::Task<bool> run_round(std::deque<Chunk> chunks, bool flush);
   reactor::Task<bool> write_chunk(Chunk& chunk);
-  reactor::Task<bool> wait_for_space(std::uint64_t bytes);
+  // False: there will be none.
+  reactor::Task<bool> wait_for_space(const Chunk& chunk, std::uint64_t bytes);
+  void reach_cut();
+  // The ring is full and a checkpoint has begun: its cut is where the ring ends now.
+  void absorb();
+  bool absorbed(const Chunk& chunk) const { return chunk.number < absorbed_before_; }
   AlignedBuffer take_buffer();
 
   bdev::Channel& channel_;
@@ -110,7 +124,13 @@ class Journal {
   bool failed_ = false;
   bool half_full_told_ = false;
   std::uint64_t rounds_ = 0;
+  // Who waits for room in the ring.
   reactor::Completion<bool>* space_ = nullptr;
+  std::uint64_t last_number_ = 0;
+  Cut* cut_ = nullptr;
+  // Chunks with lower numbers are in the pages of the checkpoint under way, or (0: no such) of one that is durable.
+  std::uint64_t absorbing_before_ = 0;
+  std::uint64_t absorbed_before_ = 0;
 };
 
 }  // namespace pollux::blob

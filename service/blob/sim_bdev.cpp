@@ -6,6 +6,7 @@
 #include <cstring>
 #include <random>
 
+#include "base/clock.h"
 #include "base/units.h"
 #include "reactor/reactor.h"
 
@@ -186,7 +187,10 @@ class SimChannel : public bdev::Channel, public reactor::Poller {
   }
   ~SimChannel() override { reactor_.remove_poller(*this); }
 
-  void submit(IoRequest& request) override { waiting_.push_back({&request, disk_->writes()}); }
+  void submit(IoRequest& request) override {
+    const std::uint64_t due_ns = disk_->delay_us_ ? monotonic_ns() + disk_->delay_us_(request) * 1000 : 0;
+    waiting_.push_back({&request, disk_->writes(), due_ns});
+  }
 
   unsigned poll() override {
     unsigned done = 0;
@@ -194,6 +198,7 @@ class SimChannel : public bdev::Channel, public reactor::Poller {
     for (std::size_t left = waiting_.size(); left > 0 && !waiting_.empty(); --left) {
       const std::size_t at = random_() % waiting_.size();
       const Waiting next = waiting_[at];
+      if (next.due_ns != 0 && next.due_ns > monotonic_ns()) continue;
       waiting_[at] = waiting_.back();
       waiting_.pop_back();
       next.request->status = disk_->perform(*next.request, next.writes_before);
@@ -209,6 +214,7 @@ class SimChannel : public bdev::Channel, public reactor::Poller {
   struct Waiting {
     IoRequest* request;
     std::uint64_t writes_before;
+    std::uint64_t due_ns;
   };
   std::shared_ptr<SimDisk> disk_;
   reactor::Reactor& reactor_;

@@ -9,9 +9,11 @@
 //    independently of all other sectors: writes are lost, torn and reordered. It can be set to happen at the Nth write;
 //    that write is then under way: nobody is told that it completed.
 //  - The Nth operation can be made to fail once, with nothing done.
+//  - A request takes no time, or as long as a test says.
 // Everything is replayed by the seed when one reactor uses the disk.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -33,6 +35,8 @@ class SimDisk {
   void cut_power_at_write(std::uint64_t nth);
   // The nth operation from now, of any kind, answers kIoError.
   void fail_operation(std::uint64_t nth);
+  // How long each request takes, in microseconds. Before the disk is in use.
+  void set_delay(std::function<std::uint64_t(const bdev::IoRequest&)> delay_us) { delay_us_ = std::move(delay_us); }
   bool power_is_off() const;
   // The failure ordered by fail_operation() has happened.
   bool has_failed() const;
@@ -72,6 +76,7 @@ class SimDisk {
   std::uint64_t cut_at_ = UINT64_MAX;
   std::uint64_t fail_at_ = UINT64_MAX;
   bool off_ = false;
+  std::function<std::uint64_t(const bdev::IoRequest&)> delay_us_;
 };
 
 // The disk as a device; several may show one disk. Requests complete from the reactor's loop, in an order that the seed

@@ -294,17 +294,10 @@ void Store::watch_space() {
 
 void Store::committed() {
   watch_space();
-  if (state_->dirty.pending().size() > kMaxDirtyPages) checkpoint_wanted_ = true;
-  if (std::exchange(checkpoint_wanted_, false) && !checkpointer_->running() && !closing_) {
-    reactor::spawn(checkpoint_in_background());
-  }
+  if (state_->dirty.pending().size() > kMaxDirtyPages) checkpointer_->want();
   space_->reclaim();
   space_->settle();
   writer_->resume_backlog();
-}
-
-reactor::Task<void> Store::checkpoint_in_background() {
-  if (auto done = co_await checkpointer_->run(); !done) log::error("{}", done.error().message);
 }
 
 Usage Store::usage() const {

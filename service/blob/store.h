@@ -130,7 +130,9 @@ class Store {
   Usage usage() const;
   std::uint32_t used_percent() const;
   std::string name() const;
-  bool idle() const { return background_ == 0 && space_->idle() && !checkpointer_->running(); }
+  bool idle() const {
+    return background_ == 0 && space_->idle() && checkpointer_->idle() && journal_->idle();
+  }
 
  private:
   Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
@@ -154,7 +156,6 @@ class Store {
   reactor::Task<Status> flatten_steps(Volume& volume, Job& job);
   std::uint32_t list_shared(const Volume& volume, std::size_t slot, std::vector<std::uint32_t>& shared) const;
   reactor::Task<Status> own_cluster(Volume& volume, std::uint32_t index);
-  reactor::Task<void> checkpoint_in_background();
   void committed();
   void watch_space();
 
@@ -172,7 +173,6 @@ class Store {
   std::uint32_t background_ = 0;
   std::size_t passed_ = 0;  // watermarks
   bool closing_ = false;
-  bool checkpoint_wanted_ = false;
   std::uint64_t replayed_records_ = 0;
 };
 

@@ -142,12 +142,7 @@ void Store::start(Recovered recovered) {
                                                         .ring_bytes = super.journal_bytes,
                                                         .pool_id = super.pool_id,
                                                         .checksum_seed = checksum_seed(super.pool_id),
-                                                        .on_half_full =
-                                                            [this] {
-                                                              if (!checkpointer_->running() && !closing_) {
-                                                                reactor::spawn(checkpoint_in_background());
-                                                              }
-                                                            },
+                                                        .on_half_full = [this] { checkpointer_->want(); },
                                                         .on_committed = [this] { committed(); }},
                                        recovered.tail, recovered.head);
   checkpointer_ = std::make_unique<Checkpointer>(*state_, *journal_, channel, home(), super);

@@ -45,7 +45,7 @@ bool QueuePoller::List::arm() {
 }
 
 Status QueuePoller::add(VhostQueue& queue, unsigned load) {
-  POLLUX_TRY(queue.start(reactor_, pool_));
+  POLLUX_TRY(queue.start(reactor_, pool_, *signaller_));
   (load != 0 ? hot_ : aside_).add(queue);
   return {};
 }
@@ -71,12 +71,17 @@ bool QueuePoller::arm() {
   return false;
 }
 
-Placement::Placement(reactor::ReactorGroup& reactors) : loads_(reactors.size(), 0) {
+Result<std::unique_ptr<Placement>> Placement::make(reactor::ReactorGroup& reactors) {
+  std::unique_ptr<Placement> placement(new Placement);
   for (std::size_t i = 0; i < reactors.size(); ++i) {
-    auto poller = std::make_unique<QueuePoller>(reactors.at(i), kIovecArraysPerReactor);
+    auto signaller = Signaller::make();
+    if (!signaller) return fail(std::move(signaller.error()));
+    auto poller = std::make_unique<QueuePoller>(reactors.at(i), kIovecArraysPerReactor, std::move(*signaller));
     run_on(reactors.at(i), [&] { reactors.at(i).add_poller(*poller); });
-    pollers_.push_back(std::move(poller));
+    placement->pollers_.push_back(std::move(poller));
+    placement->loads_.push_back(0);
   }
+  return placement;
 }
 
 Placement::~Placement() {

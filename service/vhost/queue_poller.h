@@ -5,9 +5,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "reactor/reactor.h"
+#include "vhost/signaller.h"
 #include "vhost/vhost_queue.h"
 
 namespace pollux::vhost {
@@ -15,7 +17,8 @@ namespace pollux::vhost {
 // On its reactor, but for construction and destruction.
 class QueuePoller final : public reactor::Poller {
  public:
-  QueuePoller(reactor::Reactor& reactor, std::size_t iovec_arrays) : reactor_(reactor), pool_(iovec_arrays) {}
+  QueuePoller(reactor::Reactor& reactor, std::size_t iovec_arrays, std::unique_ptr<Signaller> signaller)
+      : reactor_(reactor), pool_(iovec_arrays), signaller_(std::move(signaller)) {}
 
   // `load`: 0 for a queue that carries no requests of disks (control, events) and is looked at less often.
   Status add(VhostQueue& queue, unsigned load);
@@ -51,6 +54,7 @@ class QueuePoller final : public reactor::Poller {
 
   reactor::Reactor& reactor_;
   IovecPool pool_;
+  const std::unique_ptr<Signaller> signaller_;
   List hot_;
   List aside_;
   // Turns until all queues are asked, whatever their words say: one that is to stop, or has an event to tell.
@@ -60,7 +64,8 @@ class QueuePoller final : public reactor::Poller {
 // Which reactor serves which queue: always the one with the fewest that carry requests. Any thread but a reactor.
 class Placement {
  public:
-  explicit Placement(reactor::ReactorGroup& reactors);
+  // Errors of Signaller::make().
+  static Result<std::unique_ptr<Placement>> make(reactor::ReactorGroup& reactors);
   ~Placement();
   Placement(const Placement&) = delete;
   Placement& operator=(const Placement&) = delete;
@@ -79,6 +84,7 @@ class Placement {
   QueuePoller& at(std::size_t index) { return *pollers_.at(index); }
 
  private:
+  Placement() = default;
   std::size_t index_of(const QueuePoller& poller) const;
 
   mutable std::mutex mutex_;

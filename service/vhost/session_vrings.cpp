@@ -1,11 +1,10 @@
 // The session's rings: what the front end says about them, and starting and stopping the queues that serve them.
 
-#include <fcntl.h>
-
 #include <future>
 
 #include "vhost/hop.h"
 #include "vhost/session.h"
+#include "vhost/signaller.h"
 
 namespace pollux::vhost {
 namespace {
@@ -100,12 +99,9 @@ Result<Verdict> Session::set_vring_fd(Message& message) {
   if (!found) return fail(std::move(found.error()));
   Vring& vring = **found;
   virtio::UniqueFd fd = std::move(message.fds[0]);
-  if (fd) {
-    // Signalling must not wait, whatever the front end has done to the descriptor's counter.
-    const int flags = ::fcntl(fd.get(), F_GETFL);
-    if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) < 0)
-      return fail(ErrorCode::kInvalid, "an unusable descriptor");
-  }
+  // A reactor watches and signals it: with a file of any other kind, whose operations may wait for the front end or for
+  // a file system of its own, the front end could stop the reactor.
+  if (fd && !is_eventfd(fd.get())) return fail(ErrorCode::kInvalid, "a descriptor that is no eventfd");
   switch (static_cast<Request>(message.request)) {
     case Request::kSetVringKick:
       // A ring without it would have to be polled for ever, and would keep its reactor from sleeping.

@@ -20,13 +20,15 @@ IovecPool::IovecPool(std::size_t arrays) : memory_(arrays * kArrayPieces), scrat
   for (std::size_t i = 0; i < arrays; ++i) free_.push_back(memory_.data() + i * kArrayPieces);
 }
 
-Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool) {
+Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool, Signaller& signaller) {
   reactor_ = &reactor;
   pool_ = &pool;
+  signaller_ = &signaller;
   if (fds_.kick) POLLUX_TRY(reactor.watch(fds_.kick.get()));
   ring_->disable_kicks();
   // A process that died may have answered and not said so any more: one interrupt too many is harmless.
-  ring_bell(fds_.call);
+  want_call_ = true;
+  signal_call();
   return {};
 }
 
@@ -37,7 +39,7 @@ unsigned VhostQueue::poll() {
     publish();
     ++done;
   }
-  if (std::exchange(want_call_, false)) ring_bell(fds_.call);
+  if (want_call_) signal_call();
   if (ring_->broken() && !broken()) [[unlikely]] {
     report_broken();
     ++done;
@@ -83,7 +85,7 @@ void VhostQueue::publish() {
 }
 
 virtio::Glance VhostQueue::glance() const {
-  if (in_flight_ != 0 || stopping()) return {};
+  if (in_flight_ != 0 || stopping() || want_call_) return {};
   virtio::Glance glance = ring_->glance();
   // What is there already is not wanted: anything more is no reason to look either, but harmless.
   if (!wants_chain() || ring_->broken()) glance.quiet = virtio::load_once(glance.word);
@@ -97,6 +99,7 @@ bool VhostQueue::pop(virtio::Chain& chain, virtio::IovecList& pieces) {
 }
 
 bool VhostQueue::arm() {
+  if (want_call_) return false;
   if (ring_->has_staged() || stopping()) return in_flight_ != 0 && !ring_->has_staged();
   if (!wants_chain()) return true;
   // With the pool empty something is in flight, and its completion wakes the reactor.
@@ -115,21 +118,21 @@ bool VhostQueue::resume() {
 void VhostQueue::set_call(virtio::UniqueFd call) {
   fds_.call = std::move(call);
   // Whatever was signalled on the old descriptor may have been missed: one interrupt too many is harmless.
-  ring_bell(fds_.call);
+  want_call_ = true;
+  signal_call();
 }
 
-void VhostQueue::ring_bell(const virtio::UniqueFd& fd) {
-  if (!fd) return;
-  const std::uint64_t one = 1;
-  // EAGAIN: the guest has not looked at the earlier ones yet. Anything else is a descriptor that the front end has
-  // spoilt for itself.
-  [[maybe_unused]] const ssize_t written = ::write(fd.get(), &one, sizeof(one));
+// Tried again at the next turn when the kernel has no memory for it now. A front end that gave something unusable goes
+// without interrupts.
+void VhostQueue::signal_call() {
+  want_call_ = fds_.call && signaller_->raise(fds_.call.get()) == Signaller::Outcome::kRetry;
 }
 
 void VhostQueue::report_broken() {
   broken_.store(true, std::memory_order_relaxed);
   QueueCounters::add(counters_.errors);
-  ring_bell(fds_.error);
+  // Once: the queue's state says it as well.
+  if (fds_.error) static_cast<void>(signaller_->raise(fds_.error.get()));
 }
 
 }  // namespace pollux::vhost

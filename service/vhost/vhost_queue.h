@@ -14,6 +14,7 @@
 
 #include "base/memory.h"
 #include "reactor/reactor.h"
+#include "vhost/signaller.h"
 #include "virtio/unique_fd.h"
 #include "virtio/virtqueue.h"
 
@@ -57,7 +58,7 @@ struct QueueCounters {
   }
 };
 
-// The descriptors through which guest and device wake each other. Call and error may be absent.
+// The eventfds through which guest and device wake each other. Call and error may be absent.
 struct QueueFds {
   virtio::UniqueFd kick;
   virtio::UniqueFd call;
@@ -73,7 +74,7 @@ class VhostQueue {
 
   // All on the reactor.
   // Begins to take chains. kInternal or kInvalid: the kick descriptor cannot be watched.
-  Status start(reactor::Reactor& reactor, IovecPool& pool);
+  Status start(reactor::Reactor& reactor, IovecPool& pool, Signaller& signaller);
   unsigned poll();
   // After a poll() that found nothing: where only a change gives poll() something to do again, but for stop() and for
   // wants_chain(). No word: something is under way.
@@ -151,16 +152,17 @@ class VhostQueue {
  private:
   unsigned take_batch();
   void publish();
-  void ring_bell(const virtio::UniqueFd& fd);
+  void signal_call();
   void report_broken();
   unsigned go_on_stopping();
 
   std::unique_ptr<virtio::Virtqueue> ring_;
   QueueFds fds_;
   IovecPool* pool_ = nullptr;
+  Signaller* signaller_ = nullptr;
   reactor::Reactor* reactor_ = nullptr;
   std::uint32_t in_flight_ = 0;
-  // An answer that was shown this turn is to be followed by an interrupt.
+  // An answer that was shown is to be followed by an interrupt.
   bool want_call_ = false;
   std::function<void()> stopped_;
   std::atomic<bool> broken_{false};

@@ -115,10 +115,10 @@ bool same_disk(const DiskSpec& a, const DiskSpec& b) {
 }  // namespace
 
 struct VhostService::Impl {
-  Impl(reactor::ReactorGroup& reactors, Options opts)
-      : options(std::move(opts)), placement(reactors), listening(!options.hold_sockets) {
+  Impl(std::unique_ptr<Placement> placed, Options opts)
+      : options(std::move(opts)), placement(std::move(placed)), listening(!options.hold_sockets) {
     if (options.reservations) reservations = std::make_shared<KeptReservations>(options.reservations);
-    placement.on_uneven([this] {
+    placement->on_uneven([this] {
       if (!rebalancing.exchange(true)) errands->post([this] { rebalance(); }, kRebalanceAfter);
     });
   }
@@ -153,7 +153,7 @@ struct VhostService::Impl {
 
   const Options options;
   std::optional<gid_t> group;
-  Placement placement;
+  const std::unique_ptr<Placement> placement;
   // May be null.
   std::shared_ptr<scsi::ReservationStore> reservations;
   scsi::LogicalUnits units;
@@ -213,7 +213,7 @@ Result<std::uint16_t> VhostService::Impl::check_queues(std::uint32_t queues) con
 }
 
 Result<std::shared_ptr<Endpoint>> VhostService::Impl::open(const std::string& path, std::unique_ptr<Device> device) {
-  auto endpoint = std::make_shared<Endpoint>(path, std::move(device), placement);
+  auto endpoint = std::make_shared<Endpoint>(path, std::move(device), *placement);
   if (listening) POLLUX_TRY(open_socket(*endpoint));
   return endpoint;
 }
@@ -266,8 +266,10 @@ Result<std::unique_ptr<VhostService>> VhostService::start(reactor::ReactorGroup&
   if (error) return fail(ErrorCode::kInternal, "cannot make " + options.socket_dir + ": " + error.message());
   auto transport = make_socket_transport();
   if (!transport) return fail(std::move(transport.error()));
+  auto placement = Placement::make(reactors);
+  if (!placement) return fail(std::move(placement.error()));
   std::unique_ptr<VhostService> service(new VhostService);
-  service->impl_ = std::make_unique<Impl>(reactors, std::move(options));
+  service->impl_ = std::make_unique<Impl>(std::move(*placement), std::move(options));
   service->impl_->group = group;
   service->impl_->transport = std::move(*transport);
   return service;
@@ -299,7 +301,7 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
     if (same_disk(found->second.disk, disk) && found->second.queues == *count) return path;
     return fail(ErrorCode::kExists, "blk " + name + " is there with another volume, queues or access");
   }
-  auto device = BlkDevice::make(disk, *count, impl_->placement);
+  auto device = BlkDevice::make(disk, *count, *impl_->placement);
   if (!device) return fail(std::move(device.error()));
   auto endpoint = impl_->open(path, std::move(*device));
   if (!endpoint) return fail(std::move(endpoint.error()));
@@ -343,7 +345,7 @@ Result<std::string> VhostService::ensure_scsi_controller(const std::string& name
     return fail(ErrorCode::kExists,
                 "scsi controller " + name + " is there with " + std::to_string(found->second.queues) + " queues");
   }
-  auto controller = std::make_unique<ScsiController>(name, *count, impl_->placement, impl_->units, impl_->reservations);
+  auto controller = std::make_unique<ScsiController>(name, *count, *impl_->placement, impl_->units, impl_->reservations);
   ScsiController* raw = controller.get();
   auto endpoint = impl_->open(path, std::move(controller));
   if (!endpoint) return fail(std::move(endpoint.error()));
@@ -403,7 +405,7 @@ std::vector<SessionInfo> VhostService::sessions() const {
 }
 
 std::vector<unsigned> VhostService::queues_by_reactor() const {
-  return impl_->placement.loads();
+  return impl_->placement->loads();
 }
 
 }  // namespace pollux::vhost

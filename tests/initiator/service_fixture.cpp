@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <stdexcept>
+#include <vector>
 
 #include "base/log.h"
 
@@ -18,13 +19,15 @@ T must(Result<T> result) {
 
 }  // namespace
 
-ServiceFixture::ServiceFixture() {
+ServiceFixture::ServiceFixture(unsigned reactors) {
   // Hostile front ends are reported as they should be, and would drown the test's own output.
   must(log::init("error", ""));
   char name[] = "/tmp/pollux-initiator-XXXXXX";
   if (!::mkdtemp(name)) throw std::runtime_error("mkdtemp");
   directory_ = name;
-  reactors_ = must(reactor::ReactorGroup::start({{.id = 0}, {.id = 1}}));
+  std::vector<reactor::Reactor::Options> each(reactors);
+  for (unsigned i = 0; i < reactors; ++i) each[i].id = i;
+  reactors_ = must(reactor::ReactorGroup::start(each));
   service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_, .drain_patience = kDrainPatience}));
 }
 

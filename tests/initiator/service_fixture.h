@@ -1,6 +1,5 @@
 #pragma once
-// The real vhost service in this process, on two reactors that sleep when idle, with its sockets in a directory of its
-// own.
+// The real vhost service in this process, on reactors that sleep when idle, with its sockets in a directory of its own.
 
 #include <chrono>
 #include <memory>
@@ -18,7 +17,7 @@ class ServiceFixture {
   // How long removals wait for requests that do not end.
   static constexpr std::chrono::milliseconds kDrainPatience{500};
 
-  ServiceFixture();
+  explicit ServiceFixture(unsigned reactors = 2);
   ~ServiceFixture();
 
   vhost::VhostService& service() { return *service_; }

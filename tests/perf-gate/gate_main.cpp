@@ -64,7 +64,7 @@ class Wire {
       disk_ = std::make_unique<initiator::BlkDisk>();
     }
     queue_ = make_queue(must(virtio::Virtqueue::create(std::move(setup))));
-    must(queue_->start(reactor, pool_));
+    must(queue_->start(reactor, pool_, *signaller_));
     for (unsigned i = 0; i < kDepth; ++i) slots_.push_back(std::make_unique<initiator::IoSlot>(ram_, kIoBytes));
   }
 
@@ -100,6 +100,7 @@ class Wire {
   initiator::GuestRam ram_;
   std::unique_ptr<initiator::DriverRing> ring_;
   vhost::IovecPool pool_;
+  std::unique_ptr<vhost::Signaller> signaller_ = must(vhost::Signaller::make());
   std::unique_ptr<initiator::Disk> disk_;
   std::unique_ptr<vhost::VhostQueue> queue_;
   std::vector<std::unique_ptr<initiator::IoSlot>> slots_;
@@ -203,7 +204,7 @@ void count_scsi(const Case& of, scsi::LogicalUnits& units, reactor::Reactor& rea
 void run() {
   auto reactors = must(reactor::ReactorGroup::start({{.id = 0}}));
   auto& reactor = reactors->main();
-  vhost::Placement placement(*reactors);
+  auto placement = must(vhost::Placement::make(*reactors));
   volume::VolumeService volumes(*reactors);
   scsi::LogicalUnits units;
   {
@@ -211,7 +212,7 @@ void run() {
     cases.push_back({"null", initiator::make_null_disk(kDiskBytes)});
     cases.push_back({"raw", must(bdev::make_ram_bdev("raw", kDiskBytes))});
     for (const Case& of : cases) {
-      count_blk(of, placement, reactor);
+      count_blk(of, *placement, reactor);
       count_scsi(of, units, reactor);
     }
   }

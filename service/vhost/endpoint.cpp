@@ -1,6 +1,7 @@
 #include "vhost/endpoint.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/log.h"
 
@@ -14,7 +15,9 @@ std::shared_ptr<Connection> Endpoint::on_connect() {
     if (limiter_.allow(suppressed)) log::warn("{}: refused a front end, {} are connected", path_, sessions_.size());
     return nullptr;
   }
-  auto session = std::make_shared<Session>(path_, *device_, placement_, limiter_);
+  std::vector<std::shared_ptr<Session>> predecessors;
+  std::ranges::copy_if(sessions_, std::back_inserter(predecessors), [](const auto& other) { return other->leaving(); });
+  auto session = std::make_shared<Session>(path_, *device_, placement_, limiter_, std::move(predecessors));
   sessions_.push_back(session);
   return session;
 }
@@ -37,7 +40,7 @@ SessionInfo Endpoint::info() const {
   info.socket_path = path_;
   for (const auto& session : living()) {
     const Session::Totals totals = session->totals();
-    info.connected = info.connected || !session->closed();
+    info.connected = info.connected || !session->leaving();
     info.active_queues += totals.active_queues;
     info.requests += totals.requests;
     info.errors += totals.errors;

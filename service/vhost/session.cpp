@@ -64,8 +64,14 @@ Result<ConfigHeader> config_header(const Message& message) {
 
 }  // namespace
 
-Session::Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter)
-    : name_(std::move(name)), device_(device), placement_(placement), limiter_(limiter), vrings_(device.virtqueues()) {}
+Session::Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter,
+                 std::vector<std::shared_ptr<Session>> predecessors)
+    : name_(std::move(name)),
+      device_(device),
+      placement_(placement),
+      limiter_(limiter),
+      predecessors_(std::move(predecessors)),
+      vrings_(device.virtqueues()) {}
 
 Session::~Session() = default;
 
@@ -217,12 +223,15 @@ Result<Verdict> Session::set_config(Message& message) {
 }
 
 void Session::on_close() {
+  leaving_ = true;
   std::lock_guard lock(mutex_);
   if (closed_) return;
-  closed_ = true;
   log::debug("{}: front end disconnected", name_);
   for (Vring& vring : vrings_) stop(vring);
   vrings_.clear();
+  closed_ = true;
+  closed_.notify_all();
+  predecessors_.clear();
   memory_.reset();
   log_.reset();
   inflight_.reset();

@@ -29,10 +29,13 @@ namespace pollux::vhost {
 class Session final : public Connection {
  public:
   // `name` is the socket's, for the log. Device, placement and limiter must outlive the session's on_close().
-  Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter);
+  // `predecessors`: sessions that are leaving; no queue of this one starts before theirs have ended.
+  Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter,
+          std::vector<std::shared_ptr<Session>> predecessors);
   ~Session() override;
 
   Verdict on_message(Message& message) override;
+  void on_hangup() override { leaving_.store(true, std::memory_order_relaxed); }
   void on_close() override;
 
   // Any thread but a reactor or the transport's.
@@ -47,6 +50,8 @@ class Session final : public Connection {
   };
   Totals totals() const;
   bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // Its front end has hung up, or it is being closed; its queues may still have requests in flight.
+  bool leaving() const { return leaving_.load(std::memory_order_relaxed); }
 
  private:
   struct Vring {
@@ -92,6 +97,7 @@ class Session final : public Connection {
   Result<Vring*> vring_of(const Message& message, VringState& state);
   bool ready(const Vring& vring) const;
   Status start_if_ready(std::uint16_t index);
+  void await_predecessors();
   void stop(Vring& vring);
   // False: requests have not ended in that time, and the queue goes on.
   bool stop_within(Vring& vring, std::chrono::milliseconds time);
@@ -112,7 +118,11 @@ class Session final : public Connection {
 
   // Held while a message is handled, which lasts as long as the disk's slowest request.
   mutable std::mutex mutex_;
+  std::atomic<bool> leaving_{false};
+  // Its queues have ended.
   std::atomic<bool> closed_{false};
+  // Emptied once they have closed.
+  std::vector<std::shared_ptr<Session>> predecessors_;
   std::uint64_t features_ = 0;
   std::atomic<std::uint64_t> protocol_features_{0};
   std::vector<Vring> vrings_;

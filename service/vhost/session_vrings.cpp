@@ -135,6 +135,7 @@ bool Session::ready(const Vring& vring) const {
 Status Session::start_if_ready(std::uint16_t index) {
   Vring& vring = vrings_[index];
   if (!ready(vring)) return {};
+  await_predecessors();
   virtio::QueueSetup setup{
       .size = vring.size,
       .packed = negotiated(kFeatureRingPacked),
@@ -164,6 +165,13 @@ Status Session::start_if_ready(std::uint16_t index) {
     placement_.leave(poller, load_of(vring));
   }
   return started;
+}
+
+// A front end that hangs up and comes back names the same rings and the same in-flight region: what its old session has
+// in flight would be done a second time, and answered twice.
+void Session::await_predecessors() {
+  for (const auto& session : predecessors_) session->closed_.wait(false);
+  predecessors_.clear();
 }
 
 unsigned Session::load_of(const Vring& vring) const {

@@ -6,6 +6,7 @@
 // stops all others), and leaks the descriptors of a message that has too many.
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -42,6 +43,8 @@ class Link {
   Link(UniqueFd socket, std::shared_ptr<Connection> connection)
       : socket_(std::move(socket)), connection_(std::move(connection)), thread_([this] { serve(); }) {}
   ~Link() {
+    // A front end that finds its connection gone takes its rings to be where they are then: they stop before that.
+    connection_->on_close();
     {
       // Wakes the thread from whatever it waits for on the socket.
       std::lock_guard lock(socket_mutex_);
@@ -53,6 +56,12 @@ class Link {
   Link& operator=(const Link&) = delete;
 
   bool ended() const { return ended_.load(std::memory_order_acquire); }
+  // Tells the connection when the front end has closed its end; the thread may be long in finding out.
+  void look_for_hangup() {
+    std::lock_guard lock(socket_mutex_);
+    pollfd entry{socket_.get(), POLLRDHUP, 0};
+    if (socket_ && ::poll(&entry, 1, 0) > 0) connection_->on_hangup();
+  }
 
  private:
   void serve() {
@@ -60,7 +69,6 @@ class Link {
     while (serve_one()) {
     }
     connection_->on_close();
-    connection_.reset();
     {
       // Last, so that a front end which sees the end knows that nothing of it is left.
       std::lock_guard lock(socket_mutex_);
@@ -178,10 +186,10 @@ class Link {
     return true;
   }
 
-  // Against the destructor's shutdown of a descriptor that the thread has just closed.
+  // Against other threads' use of a descriptor that the link's own has just closed.
   std::mutex socket_mutex_;
   UniqueFd socket_;
-  std::shared_ptr<Connection> connection_;
+  const std::shared_ptr<Connection> connection_;
   std::atomic<bool> ended_{false};
   std::thread thread_;
 };
@@ -270,7 +278,7 @@ void SocketTransport::close(const std::string& path) {
     // Closing the socket takes it out of the epoll set.
     listeners_.erase(found);
   }
-  // Each link's thread calls on_close() and ends.
+  // Each link's connection is closed, and its thread ends.
   ending.clear();
 }
 
@@ -300,6 +308,8 @@ void SocketTransport::accept_from(Listener& listener) {
     }
     return;
   }
+  // A front end that reconnects has closed its old socket first, so this one's predecessors are known by now.
+  for (Link& link : listener.links) link.look_for_hangup();
   auto connection = listener.acceptor->on_connect();
   if (connection) listener.links.emplace_back(std::move(socket), std::move(connection));
 }

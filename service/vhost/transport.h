@@ -1,8 +1,8 @@
 #pragma once
 // Transport: whatever listens on the sockets and moves vhost-user messages. What a message means is not its business.
 //
-// Callbacks come from the transport's own threads: those of one connection one at a time, those of different
-// connections at once.
+// Callbacks come from the transport's own threads, messages of one connection one at a time, those of different
+// connections at once; and from close().
 
 #include <array>
 #include <cstddef>
@@ -57,7 +57,10 @@ class Connection {
  public:
   virtual ~Connection() = default;
   virtual Verdict on_message(Message& message) = 0;
-  // The front end is gone, or the socket is being closed. Last call.
+  // The front end has closed its end; on_close() is to follow. Returns at once, from any thread.
+  virtual void on_hangup() = 0;
+  // The front end is gone, or is about to be disconnected: it finds its connection closed only after this has returned.
+  // May be called more than once, from any thread, also while a message is being handled.
   virtual void on_close() = 0;
 };
 

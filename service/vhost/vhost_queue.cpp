@@ -34,7 +34,8 @@ Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool, Signaller& 
 
 unsigned VhostQueue::poll() {
   unsigned done = 0;
-  if (!stopping() && wants_chain()) done = take_batch();
+  // What an earlier process has left in flight is answered before the queue stops, as all that is in flight.
+  if ((!stopping() || ring_->replaying()) && wants_chain()) done = take_batch();
   if (ring_->has_staged()) {
     publish();
     ++done;
@@ -50,7 +51,7 @@ unsigned VhostQueue::poll() {
 }
 
 unsigned VhostQueue::go_on_stopping() {
-  if (in_flight_ != 0) {
+  if (in_flight_ != 0 || (ring_->replaying() && wants_chain())) {
     hurry();
     return 0;
   }

@@ -21,24 +21,29 @@ void InflightSplit::attach(std::byte* memory, std::uint16_t size) {
   staged_.reserve(size);
 }
 
-std::vector<std::uint16_t> InflightSplit::recover(std::uint16_t used_idx) {
-  if (load_acquire(&header_->version) != kInflightVersion || load_once(&header_->desc_num) != size_) {
-    // A new region, which is all zeros, or one of another ring: nothing in it concerns this one.
-    for (std::uint16_t i = 0; i < size_; ++i) store_relaxed(&descs_[i].inflight, std::uint8_t{0});
-    store_relaxed(&header_->desc_num, size_);
-    store_relaxed(&header_->last_batch_head, std::uint16_t{0});
-    store_relaxed(&header_->used_idx, used_idx);
-    store_release(&header_->version, kInflightVersion);
+void InflightSplit::begin_anew(std::uint16_t used_idx) {
+  for (std::uint16_t i = 0; i < size_; ++i) store_relaxed(&descs_[i].inflight, std::uint8_t{0});
+  store_relaxed(&header_->desc_num, size_);
+  store_relaxed(&header_->last_batch_head, std::uint16_t{0});
+  store_relaxed(&header_->used_idx, used_idx);
+  store_release(&header_->version, kInflightVersion);
+}
+
+InflightSplit::Recovered InflightSplit::recover(std::uint16_t used_idx, std::uint16_t avail_idx) {
+  // A new region is all zeros.
+  const bool ours = load_acquire(&header_->version) == kInflightVersion && load_once(&header_->desc_num) == size_;
+  // What the dead process had shown without noting so here. No batch is larger than the ring: a used_idx elsewhere is
+  // that of a ring which the driver has begun anew, of which this region knows nothing.
+  const std::uint16_t batch = used_idx - load_once(&header_->used_idx);
+  if (!ours || batch > size_) {
+    begin_anew(used_idx);
     return {};
   }
-  // The dead process had shown a batch to the guest without noting so: those heads are answered.
-  const std::uint16_t batch = used_idx - load_once(&header_->used_idx);
-  if (batch <= size_) {
-    std::uint16_t head = load_once(&header_->last_batch_head);
-    for (std::uint16_t i = 0; i < batch && head < size_; ++i) {
-      store_relaxed(&descs_[head].inflight, std::uint8_t{0});
-      head = load_once(&descs_[head].next);
-    }
+  // Those heads are answered.
+  std::uint16_t head = load_once(&header_->last_batch_head);
+  for (std::uint16_t i = 0; i < batch && head < size_; ++i) {
+    store_relaxed(&descs_[head].inflight, std::uint8_t{0});
+    head = load_once(&descs_[head].next);
   }
   store_release(&header_->used_idx, used_idx);
 
@@ -46,13 +51,18 @@ std::vector<std::uint16_t> InflightSplit::recover(std::uint16_t used_idx) {
   for (std::uint16_t i = 0; i < size_; ++i) {
     if (load_once(&descs_[i].inflight) == 1) pending.emplace_back(load_once(&descs_[i].counter), i);
   }
+  // More than the driver has ever made available and not got back: those were requests of another ring.
+  if (pending.size() > static_cast<std::uint16_t>(avail_idx - used_idx)) {
+    begin_anew(used_idx);
+    return {};
+  }
   std::sort(pending.begin(), pending.end());
-  std::vector<std::uint16_t> heads;
-  for (const auto& [counter, head] : pending) {
-    heads.push_back(head);
+  Recovered result{.known = true, .heads = {}};
+  for (const auto& [counter, pending_head] : pending) {
+    result.heads.push_back(pending_head);
     counter_ = counter + 1;
   }
-  return heads;
+  return result;
 }
 
 namespace {

@@ -105,9 +105,16 @@ class InflightSplit {
   void attach(std::byte* memory, std::uint16_t size);
   bool active() const { return header_ != nullptr; }
 
-  // After attach(): settles what the last batch of a dead process left half done, given used->idx as the guest sees it,
-  // and returns the heads that were taken and not answered, oldest first.
-  std::vector<std::uint16_t> recover(std::uint16_t used_idx);
+  struct Recovered {
+    // The region has followed this ring: the position is used_idx plus what is in flight, whatever SET_VRING_BASE says.
+    // False for a region that is new, or that followed a ring which was begun anew since.
+    bool known = false;
+    // Taken and not answered, oldest first.
+    std::vector<std::uint16_t> heads;
+  };
+  // After attach(): settles what the last batch of a dead process left half done, given both indices as the ring in the
+  // guest's memory has them.
+  Recovered recover(std::uint16_t used_idx, std::uint16_t avail_idx);
 
   void take(std::uint16_t head) {
     store_counter(head);
@@ -129,6 +136,7 @@ class InflightSplit {
 
  private:
   void store_counter(std::uint16_t head) { store_relaxed(&descs_[head].counter, counter_++); }
+  void begin_anew(std::uint16_t used_idx);
 
   InflightSplitHeader* header_ = nullptr;
   InflightSplitDesc* descs_ = nullptr;

@@ -34,53 +34,88 @@ void take_packed(InflightPacked& tracker, std::uint16_t id, std::uint16_t entrie
 
 BOOST_FIXTURE_TEST_SUITE(inflight, Memory)
 
-BOOST_AUTO_TEST_CASE(split_a_new_region_has_nothing_in_flight) {
-  BOOST_TEST(split().recover(77).empty());
-  BOOST_TEST(split().recover(77).empty());
+BOOST_AUTO_TEST_CASE(split_a_new_region_leaves_the_position_to_the_front_end) {
+  BOOST_TEST(!split().recover(77, 80).known);
+  const auto again = split().recover(77, 80);
+  BOOST_TEST(again.known);
+  BOOST_TEST(again.heads.empty());
+}
+BOOST_AUTO_TEST_CASE(split_a_region_is_believed_when_all_has_been_answered) {
+  InflightSplit first = split();
+  first.recover(65530, 65530);
+  for (const std::uint16_t head : {5, 1, 7}) first.take(head);
+  for (const std::uint16_t head : {7, 1, 5}) first.stage(head);
+  first.commit(65533);
+  const auto recovered = split().recover(65533, 65534);
+  BOOST_TEST(recovered.known);
+  BOOST_TEST(recovered.heads.empty());
+}
+BOOST_AUTO_TEST_CASE(split_a_ring_that_is_begun_anew_has_nothing_in_flight) {
+  // The driver was loaded again and the front end kept the region: what it names belongs to the old ring.
+  InflightSplit first = split();
+  first.recover(0, 0);
+  for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
+  first.stage(5);
+  first.commit(1);
+  // The index went backwards.
+  const auto recovered = split().recover(0, 3);
+  BOOST_TEST(!recovered.known);
+  BOOST_TEST(recovered.heads.empty());
+  const auto again = split().recover(0, 3);
+  BOOST_TEST(again.known);
+  BOOST_TEST(again.heads.empty());
+}
+BOOST_AUTO_TEST_CASE(split_more_in_flight_than_was_made_available_is_of_another_ring) {
+  InflightSplit first = split();
+  first.recover(0, 0);
+  for (const std::uint16_t head : {5, 1, 7}) first.take(head);
+  const auto recovered = split().recover(0, 2);
+  BOOST_TEST(!recovered.known);
+  BOOST_TEST(recovered.heads.empty());
 }
 BOOST_AUTO_TEST_CASE(split_what_was_taken_comes_back_in_order_of_arrival) {
   InflightSplit first = split();
-  first.recover(0);
+  first.recover(0, kSize);
   for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
-  BOOST_TEST(split().recover(0) == Heads({5, 1, 7, 2}), boost::test_tools::per_element());
+  BOOST_TEST(split().recover(0, kSize).heads == Heads({5, 1, 7, 2}), boost::test_tools::per_element());
 }
 BOOST_AUTO_TEST_CASE(split_what_was_answered_does_not_come_back) {
   InflightSplit first = split();
-  first.recover(0);
+  first.recover(0, kSize);
   for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
   first.stage(7);
   first.stage(5);
   first.commit(2);
-  BOOST_TEST(split().recover(2) == Heads({1, 2}), boost::test_tools::per_element());
+  BOOST_TEST(split().recover(2, kSize).heads == Heads({1, 2}), boost::test_tools::per_element());
 }
 BOOST_AUTO_TEST_CASE(split_a_batch_that_was_shown_but_not_recorded_is_answered) {
   InflightSplit first = split();
-  first.recover(0);
+  first.recover(0, kSize);
   for (const std::uint16_t head : {5, 1, 7, 2}) first.take(head);
   first.stage(1);
   first.commit(1);
   first.stage(2);
   first.stage(7);
   // used->idx said 3, then the process died.
-  BOOST_TEST(split().recover(3) == Heads({5}), boost::test_tools::per_element());
+  BOOST_TEST(split().recover(3, kSize).heads == Heads({5}), boost::test_tools::per_element());
 }
 BOOST_AUTO_TEST_CASE(split_a_batch_that_was_staged_and_never_shown_is_done_again) {
   InflightSplit first = split();
-  first.recover(0);
+  first.recover(0, kSize);
   first.take(3);
   first.take(4);
   first.stage(4);
-  BOOST_TEST(split().recover(0) == Heads({3, 4}), boost::test_tools::per_element());
+  BOOST_TEST(split().recover(0, kSize).heads == Heads({3, 4}), boost::test_tools::per_element());
 }
 BOOST_AUTO_TEST_CASE(split_the_order_holds_over_two_deaths) {
   InflightSplit first = split();
-  first.recover(0);
+  first.recover(0, kSize);
   first.take(6);
   first.take(0);
   InflightSplit second = split();
-  second.recover(0);
+  second.recover(0, kSize);
   second.take(3);
-  BOOST_TEST(split().recover(0) == Heads({6, 0, 3}), boost::test_tools::per_element());
+  BOOST_TEST(split().recover(0, kSize).heads == Heads({6, 0, 3}), boost::test_tools::per_element());
 }
 
 BOOST_AUTO_TEST_CASE(packed_a_new_region_leaves_the_position_to_the_front_end) {
@@ -144,9 +179,9 @@ BOOST_AUTO_TEST_CASE(packed_entries_are_used_again_for_ever) {
 }
 BOOST_AUTO_TEST_CASE(nonsense_in_the_region_yields_valid_heads_or_none) {
   PackedDesc ring[kSize] = {};
-  split().recover(0);
-  for (std::size_t i = 12; i < sizeof(bytes); ++i) bytes[i] = static_cast<std::byte>(i * 37);
-  for (const std::uint16_t head : split().recover(40000)) BOOST_TEST(head < kSize);
+  split().recover(0, 0);
+  for (std::size_t i = 16; i < sizeof(bytes); ++i) bytes[i] = static_cast<std::byte>(i % 3 ? 1 : i * 37);
+  for (const std::uint16_t head : split().recover(3, 11).heads) BOOST_TEST(head < kSize);
   std::fill(std::begin(bytes), std::end(bytes), std::byte{0});
   packed().recover(ring, 0, true);
   for (std::size_t i = 32; i < sizeof(bytes); ++i) bytes[i] = static_cast<std::byte>(i * 29 + 1);

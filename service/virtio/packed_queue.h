@@ -1,8 +1,6 @@
 #pragma once
 // PackedQueue: the device's side of a packed virtqueue (VIRTIO 1.2 2.8). See virtqueue.h for the contract.
 
-#include <vector>
-
 #include "virtio/inflight.h"
 #include "virtio/virtqueue.h"
 
@@ -59,8 +57,6 @@ class PackedQueue final : public Virtqueue {
   bool kicks_off_ = false;
 
   InflightPacked inflight_;
-  std::vector<std::uint16_t> replay_;
-  std::size_t replayed_ = 0;
 };
 
 }  // namespace pollux::virtio

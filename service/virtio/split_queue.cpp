@@ -28,10 +28,14 @@ Result<std::unique_ptr<Virtqueue>> SplitQueue::create(QueueSetup setup) {
   queue->next_avail_ = static_cast<std::uint16_t>(queue->setup_.base);
   if (const auto& inflight = queue->setup_.inflight) {
     queue->inflight_.attach(inflight->queue(queue->setup_.index), size);
-    queue->replay_ = queue->inflight_.recover(queue->next_used_);
-    // Whatever was taken is either answered or in flight, so this is how far the dead process had come.
-    if (!queue->replay_.empty())
-      queue->next_avail_ = queue->next_used_ + static_cast<std::uint16_t>(queue->replay_.size());
+    auto recovered = queue->inflight_.recover(queue->next_used_, load_acquire(queue->avail_idx()));
+    // Whatever was taken is either answered or in flight, so this is how far the ring has come. A front end that has
+    // lost its back end does not know: it names used->idx as it found it at that moment, and what was in flight may
+    // have been answered since.
+    if (recovered.known) {
+      queue->next_avail_ = queue->next_used_ + static_cast<std::uint16_t>(recovered.heads.size());
+      queue->replay_ = std::move(recovered.heads);
+    }
   }
   queue->seen_avail_ = queue->next_avail_;
   return queue;

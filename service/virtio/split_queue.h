@@ -1,8 +1,6 @@
 #pragma once
 // SplitQueue: the device's side of a split virtqueue (VIRTIO 1.2 2.7). See virtqueue.h for the contract.
 
-#include <vector>
-
 #include "virtio/inflight.h"
 #include "virtio/virtqueue.h"
 
@@ -53,9 +51,6 @@ class SplitQueue final : public Virtqueue {
   bool kicks_off_ = false;
 
   InflightSplit inflight_;
-  // What a dead process left; taken from the front before the ring is looked at.
-  std::vector<std::uint16_t> replay_;
-  std::size_t replayed_ = 0;
 };
 
 }  // namespace pollux::virtio

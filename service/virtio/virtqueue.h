@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "base/result.h"
 #include "virtio/dirty_log.h"
@@ -92,9 +93,11 @@ class Virtqueue {
   // Asks for kicks, unless they are on, and looks once more: false when there is something to pop, and then they are
   // off. They must be off before pop() takes anything.
   virtual bool enable_kicks() = 0;
-  // As vhost-user GET_VRING_BASE wants it; meaningful when nothing is in flight.
+  // As vhost-user GET_VRING_BASE wants it; meaningful when nothing is in flight or to be replayed.
   virtual std::uint32_t base() const = 0;
 
+  // Requests of an earlier process are still to come out of pop(): they are in flight as much as those that have.
+  bool replaying() const { return replayed_ < replay_.size() && !broken(); }
   bool broken() const { return broken_ != nullptr; }
   // Why; a static text.
   const char* broken_reason() const { return broken_; }
@@ -121,6 +124,9 @@ class Virtqueue {
 
   QueueSetup setup_;
   unsigned staged_ = 0;
+  // What a dead process left; taken from the front before the ring is looked at.
+  std::vector<std::uint16_t> replay_;
+  std::size_t replayed_ = 0;
 
  private:
   const char* broken_ = nullptr;

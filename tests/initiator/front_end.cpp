@@ -214,7 +214,8 @@ void FrontEnd::start_queue(std::uint16_t index) {
   Queue& queue = queues_[index];
   const std::uint64_t number = index;
   request(Vu::kSetVringNum, VuState{index, options_.ring.size});
-  request(Vu::kSetVringBase, VuState{index, queue.ring->base()});
+  request(Vu::kSetVringBase, VuState{index, queue.noted_base.value_or(queue.ring->base())});
+  queue.noted_base.reset();
   set_ring_addresses(index, 0);
   request(Vu::kSetVringCall, number, std::span(&queue.call, 1));
   request(Vu::kSetVringKick, number, std::span(&queue.kick, 1));
@@ -243,6 +244,7 @@ void FrontEnd::stop() {
 }
 
 void FrontEnd::disconnect() {
+  if (wire_) note_positions();
   wire_.reset();
   for (int& fd : backend_channel_) {
     if (fd >= 0) ::close(fd);
@@ -259,7 +261,15 @@ void FrontEnd::reconnect() {
 
 bool FrontEnd::wait_lost(int deadline_ms) {
   pollfd entry{wire_->fd(), POLLRDHUP, 0};
-  return ::poll(&entry, 1, deadline_ms) > 0;
+  if (::poll(&entry, 1, deadline_ms) <= 0) return false;
+  note_positions();
+  return true;
+}
+
+void FrontEnd::note_positions() {
+  for (Queue& queue : queues_) {
+    if (!queue.noted_base) queue.noted_base = queue.ring->base();
+  }
 }
 
 void FrontEnd::kick(std::uint16_t index) {

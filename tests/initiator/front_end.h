@@ -80,10 +80,14 @@ class FrontEnd {
   void stop();
   // Drops the connection without a word.
   void disconnect();
-  // Connects again, to the same or another process, and goes on with the rings as they are.
+  // Connects again, to the same or another process, and goes on with the rings where it took them to be when it lost
+  // its back end.
   void reconnect();
-  // True when the back end has closed the connection before the deadline.
+  // True when the back end has closed the connection before the deadline. Takes down how far the rings are then.
   bool wait_lost(int deadline_ms);
+  // Takes down how far the rings are as a front end does that finds its back end gone and cannot ask it: QEMU takes
+  // used->idx of that moment, whatever is answered later.
+  void note_positions();
 
   DriverRing& ring(std::uint16_t index) { return *queues_.at(index).ring; }
   GuestRam& ram() { return ram_; }
@@ -122,6 +126,8 @@ class FrontEnd {
     std::unique_ptr<DriverRing> ring;
     int kick = -1;
     int call = -1;
+    // As of the loss of the back end, until the queue starts again.
+    std::optional<std::uint32_t> noted_base;
   };
   void negotiate();
   void share_inflight();

@@ -41,6 +41,11 @@ class HangingDisk final : public bdev::Bdev {
     std::lock_guard lock(mutex_);
     return kept_.size();
   }
+  // Requests that have come, kept or answered.
+  std::size_t requests() const {
+    std::lock_guard lock(mutex_);
+    return requests_;
+  }
 
  private:
   class HangingChannel final : public bdev::Channel {
@@ -49,6 +54,7 @@ class HangingDisk final : public bdev::Bdev {
     void submit(bdev::IoRequest& request) override {
       {
         std::lock_guard lock(disk_.mutex_);
+        ++disk_.requests_;
         if (disk_.hanging_) {
           disk_.kept_.emplace_back(&reactor_, &request);
           return;
@@ -69,6 +75,7 @@ class HangingDisk final : public bdev::Bdev {
   const std::string name_ = "hanging";
   mutable std::mutex mutex_;
   bool hanging_ = true;
+  std::size_t requests_ = 0;
   std::vector<std::pair<reactor::Reactor*, bdev::IoRequest*>> kept_;
 };
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "initiator/hanging_disk.h"
+#include "initiator/one_queue_guest.h"
 #include "initiator/service_fixture.h"
 #include "initiator/wait_until.h"
 
@@ -21,96 +22,16 @@ namespace {
 // The largest queue that QEMU lets a guest have (VIRTQUEUE_MAX_SIZE).
 constexpr std::uint16_t kLargest = 1024;
 
-struct Variant {
-  const char* name;
-  bool scsi;
-  RingOptions ring;
-};
-std::ostream& operator<<(std::ostream& out, const Variant& variant) {
-  return out << variant.name;
-}
-
-const Variant kVariants[] = {
-    {"blk, split", false, {}},
-    {"blk, split, event index", false, {.event_idx = true}},
-    {"blk, packed", false, {.packed = true}},
-    {"blk, packed, event index", false, {.packed = true, .event_idx = true}},
-    {"scsi, split", true, {}},
-    {"scsi, split, event index", true, {.event_idx = true}},
-    {"scsi, packed", true, {.packed = true}},
-    {"scsi, packed, event index", true, {.packed = true, .event_idx = true}},
-};
-
-// A front end with one request queue on a disk of its own.
-struct Guest {
-  Guest(ServiceFixture& fixture, const Variant& variant, std::shared_ptr<bdev::Bdev> bdev, RingOptions ring) {
-    FrontEndOptions options;
-    if (variant.scsi) {
-      options.socket_path = fixture.scsi("g", 1);
-      options.queues = 3;
-      fixture.add("g", 0, std::move(bdev));
-      disk = std::make_unique<ScsiDisk>(0, 0, 512);
-    } else {
-      options.socket_path = fixture.blk("g", std::move(bdev), 1);
-      options.queues = 1;
-      disk = std::make_unique<BlkDisk>();
-    }
-    options.ring = ring;
-    options.inflight = true;
-    // The tables of indirect descriptors take most of it.
-    options.ram_bytes = 64 << 20;
-    front_end = std::make_unique<FrontEnd>(options);
-    front_end->start();
-    queue = disk->first_queue();
-    if (variant.scsi) take_attentions(static_cast<const ScsiDisk&>(*disk));
-  }
-  // A new nexus has unit attentions to tell (SAM-5 5.14), which TEST UNIT READY hears without touching the medium.
-  void take_attentions(const ScsiDisk& scsi) {
-    IoSlot slot(front_end->ram(), 0);
-    const std::uint8_t test_unit_ready[6] = {};
-    const auto segments = scsi.command(front_end->ram(), slot, test_unit_ready, 0, 0);
-    for (int i = 0; i < 8; ++i) {
-      run_request(*front_end, queue, segments);
-      if (scsi.verdict(slot).empty()) return;
-    }
-    throw std::runtime_error("the target does not become ready");
-  }
-  DriverRing& ring() { return front_end->ring(queue); }
-  // Adds a read of 512 bytes; false when the ring is full.
-  bool add_read(std::uint64_t offset_bytes) {
-    slots.push_back(std::make_unique<IoSlot>(front_end->ram(), 512));
-    const auto segments = disk->build(front_end->ram(), *slots.back(), Op::kRead, offset_bytes, 512, 0);
-    return ring().add(segments, slots.size() - 1);
-  }
-  void show() {
-    if (ring().show()) front_end->kick(queue);
-  }
-  // Takes what is there and checks it; how many.
-  std::size_t take_all() {
-    std::size_t count = 0;
-    while (auto done = ring().take()) {
-      BOOST_TEST(disk->verdict(*slots.at(done->cookie)) == "");
-      ++count;
-    }
-    return count;
-  }
-
-  std::unique_ptr<FrontEnd> front_end;
-  std::unique_ptr<Disk> disk;
-  std::uint16_t queue = 0;
-  std::vector<std::unique_ptr<IoSlot>> slots;
-};
-
 BOOST_FIXTURE_TEST_SUITE(queues, ServiceFixture)
 
 BOOST_DATA_TEST_CASE(a_ring_of_the_largest_size_may_be_full_to_the_last_entry,
-                     boost::unit_test::data::make(kVariants) * boost::unit_test::data::make({false, true}), variant,
+                     boost::unit_test::data::make(kRingVariants) * boost::unit_test::data::make({false, true}), variant,
                      indirect) {
   RingOptions ring = variant.ring;
   ring.size = kLargest;
   ring.indirect = indirect;
   auto hanging = std::make_shared<HangingDisk>();
-  Guest guest(*this, variant, hanging, ring);
+  OneQueueGuest guest(*this, variant, hanging, ring);
   // Indirect requests take an entry each; direct reads three.
   const std::size_t room = indirect ? kLargest : kLargest / 3;
   std::size_t shown = 0;
@@ -125,10 +46,10 @@ BOOST_DATA_TEST_CASE(a_ring_of_the_largest_size_may_be_full_to_the_last_entry,
   guest.front_end->stop();
 }
 
-BOOST_DATA_TEST_CASE(data_verify_on_rings_of_the_largest_size, boost::unit_test::data::make(kVariants), variant) {
+BOOST_DATA_TEST_CASE(data_verify_on_rings_of_the_largest_size, boost::unit_test::data::make(kRingVariants), variant) {
   RingOptions ring = variant.ring;
   ring.size = kLargest;
-  Guest guest(*this, variant, ram(), ring);
+  OneQueueGuest guest(*this, variant, ram(), ring);
   const LoadResult result = run_load(
       *guest.front_end, *guest.disk, 1,
       {.seed = 3, .length_bytes = 12 << 20, .queue_depth = 340, .flush_every = 100, .requests = 20000}, true);
@@ -138,10 +59,10 @@ BOOST_DATA_TEST_CASE(data_verify_on_rings_of_the_largest_size, boost::unit_test:
 }
 
 // VIRTIO 1.2 2.7.7 and 2.7.10: avail flags or used_event; 2.8.10: the driver event suppression structure.
-BOOST_DATA_TEST_CASE(a_driver_that_polls_is_not_interrupted, boost::unit_test::data::make(kVariants), variant) {
+BOOST_DATA_TEST_CASE(a_driver_that_polls_is_not_interrupted, boost::unit_test::data::make(kRingVariants), variant) {
   RingOptions ring = variant.ring;
   ring.indirect = true;
-  Guest guest(*this, variant, ram(), ring);
+  OneQueueGuest guest(*this, variant, ram(), ring);
   // With an event index a driver stays out of the way by leaving it where it was: what that asked for comes first.
   guest.ring().no_calls();
   guest.add_read(0);
@@ -157,13 +78,13 @@ BOOST_DATA_TEST_CASE(a_driver_that_polls_is_not_interrupted, boost::unit_test::d
   BOOST_TEST(guest.front_end->take_calls(guest.queue) == 0u);
 }
 
-BOOST_DATA_TEST_CASE(requests_that_end_together_make_one_interrupt, boost::unit_test::data::make(kVariants), variant) {
+BOOST_DATA_TEST_CASE(requests_that_end_together_make_one_interrupt, boost::unit_test::data::make(kRingVariants), variant) {
   constexpr std::size_t kBatch = 64;
   RingOptions ring = variant.ring;
   ring.indirect = true;
   ring.size = kBatch;
   auto hanging = std::make_shared<HangingDisk>();
-  Guest guest(*this, variant, hanging, ring);
+  OneQueueGuest guest(*this, variant, hanging, ring);
   guest.front_end->take_calls(guest.queue);
   for (std::size_t i = 0; i < kBatch; ++i) BOOST_REQUIRE(guest.add_read(512 * i));
   guest.show();

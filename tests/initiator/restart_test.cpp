@@ -58,8 +58,9 @@ class DiskHost {
     ::close(out[0]);
     if (got != sizeof(line)) throw std::runtime_error("pollux-diskhost does not start");
   }
+  void send(int signal) { ::kill(pid_, signal); }
   void end(int signal) {
-    ::kill(pid_, signal);
+    send(signal);
     int status = 0;
     ::waitpid(pid_, &status, 0);
     pid_ = -1;
@@ -139,6 +140,8 @@ BOOST_DATA_TEST_CASE(verified_load_goes_on_over_restarts, boost::unit_test::data
   for (int i = 0; i < kills(); ++i) {
     // Any instant will do, so the clock picks it.
     std::this_thread::sleep_for(std::chrono::milliseconds(20 + random() % 200));
+    host.send(variant.signal);
+    BOOST_REQUIRE(front_end.wait_lost(30000));
     host.end(variant.signal);
     const auto died = std::chrono::steady_clock::now();
     host.start();

@@ -21,6 +21,8 @@ class ServiceFixture {
   ~ServiceFixture();
 
   vhost::VhostService& service() { return *service_; }
+  // As SIGTERM does it.
+  void end_service() { service_.reset(); }
   reactor::ReactorGroup& reactors() { return *reactors_; }
   const std::string& directory() const { return directory_; }
   // Throw when the service refuses.

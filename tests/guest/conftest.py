@@ -38,8 +38,3 @@ def boot_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def check_disk() -> str:
     return (SCRIPTS / "check-disk.sh").read_text()
-
-
-@pytest.fixture
-def load() -> str:
-    return (SCRIPTS / "load.sh").read_text()

@@ -29,7 +29,7 @@ def with_script(
 ) -> bytes:
     """An initramfs for `kernel` that runs `script` in a shell with `variables` set.
 
-    `programs` of this machine are in /bin of the guest, with the libraries that they need.
+    `programs` of this machine, names or paths, are in /bin of the guest, with the libraries that they need.
     """
     prelude = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
     archive = Archive()
@@ -48,7 +48,7 @@ def _files_of(programs: Sequence[str]) -> dict[PurePosixPath, Path]:
         program = shutil.which(name)
         if program is None:
             raise FileNotFoundError(f"{name} is not installed; tests/packages.txt has the package")
-        files[PurePosixPath("bin") / name] = Path(program)
+        files[PurePosixPath("bin") / Path(name).name] = Path(program)
         listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
         # "libx.so.1 => /lib/libx.so.1 (0x...)", and the loader without an arrow.
         for library in re.findall(r"(/\S+) \(0x", listed):

@@ -26,15 +26,16 @@ class VhostUserDisk:
     """A vhost-user socket that a guest gets as a device.
 
     `transport` is ``scsi`` or ``blk``. `queues` counts request queues. `reconnect_ms`: QEMU opens the
-    socket again so long after it lost it; 0 means never. `boot`: the firmware boots from it, from
-    `boot_target` when it is a scsi controller. User-mode Linux asks the back end how many queues it
-    has and knows neither reconnecting nor booting.
+    socket again so long after it lost it; 0 means never. `packed`: QEMU offers packed virtqueues.
+    `boot`: the firmware boots from it, from `boot_target` when it is a scsi controller. User-mode Linux
+    asks the back end how many queues it has and knows neither reconnecting nor booting.
     """
 
     socket: Path
     transport: str
     queues: int = 2
     reconnect_ms: int = 1000
+    packed: bool = False
     boot: bool = False
     boot_target: int = 0
 

@@ -120,15 +120,17 @@ class QemuDirect(Qemu):
         memory_mb: int = 384,
         cpus: int = 2,
         variables: Mapping[str, str] | None = None,
+        programs: Sequence[str] = (),
     ) -> None:
         super().__init__(name, disks, memory_mb, cpus)
         self._script = script
         self._variables = variables or {}
+        self._programs = programs
 
     def _what_to_boot(self) -> list[str]:
         kernel = kernels.cloud()
         image = self.scratch / "initramfs"
-        image.write_bytes(initramfs.with_script(kernel, self._script, self._variables))
+        image.write_bytes(initramfs.with_script(kernel, self._script, self._variables, self._programs))
         append = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable"
         return ["-kernel", str(kernel.image), "-initrd", str(image), "-append", append]
 
@@ -190,6 +192,8 @@ def _device_options(disk: VhostUserDisk, chardev: str) -> dict[str, str | int | 
         options["num-queues"] = disk.queues
         # OVMF drives a transitional device on the root bus as a legacy one, which it is not.
         options["disable-legacy"] = "on"
+    if disk.packed:
+        options["packed"] = "on"
     if disk.boot:
         options["bootindex"] = 1
     return options

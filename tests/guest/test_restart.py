@@ -1,52 +1,90 @@
-"""polluxd dies or restarts under a guest's I/O: the guest sees a pause, never an error or a wrong byte."""
+"""polluxd dies or restarts under a guest's I/O: the guest sees a pause, never an error or a wrong byte.
+
+One guest has four disks, of both transports and both ring formats, and keeps 16 requests in flight on each. What a
+front end takes its rings to be when the service ends by SIGTERM is not what it is after SIGKILL: both, in turns.
+"""
 
 from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pollux_testing import MIB, Polluxd, disk_of
 
+from guest.machine import VhostUserDisk
 from guest.qemu import QemuDirect
 
-_ROUND_S = 60
+_PROGRESS_S = 60
+# As a live system has it: QEMU is back before the service's first request is answered.
+_RECONNECT_MS = 200
+
+_LOAD = """
+. /lib/guest.sh
+wait_for_disks 4 || { mark "FAIL no disks"; exit 1; }
+# The drivers begin their rings anew, as a guest does that reboots.
+for disk in $(disks); do
+	dd if=/dev/$disk of=/dev/null bs=65536 count=16 2> /dev/null
+done
+for driver in virtio_scsi virtio_blk; do
+	for device in /sys/bus/virtio/drivers/$driver/virtio*; do
+		echo ${device##*/} > /sys/bus/virtio/drivers/$driver/unbind
+		echo ${device##*/} > /sys/bus/virtio/drivers/$driver/bind
+	done
+done
+wait_for_disks 4 || { mark "FAIL no disks after the drivers were bound again"; exit 1; }
+# VIRTIO 1.2 6: bit 34, packed virtqueues; the file has a character a bit.
+packed=$(cut -c35 /sys/bus/virtio/devices/virtio*/features | grep -c 1)
+[ "$packed" = 2 ] || { mark "FAIL $packed devices have packed virtqueues"; exit 1; }
+pollux-guest-load $(disks | sed s:^:/dev/:) || exit 1
+# What the block layer says when a request fails or the device is reset, and the driver when an answer is not its own.
+if dmesg | grep -E 'I/O error|critical .* error|timed out|rejecting I/O|Buffer I/O|is not a head'; then
+	mark "FAIL the kernel saw errors"
+	exit 1
+fi
+"""
 
 
-def _await_rounds(guest: QemuDirect) -> None:
-    """Both workers finish a round that began after this was called."""
+@pytest.fixture
+def four_disks(polluxd: Polluxd) -> list[VhostUserDisk]:
+    disks = []
+    for transport in ("scsi", "blk"):
+        for packed in (False, True):
+            attachment = polluxd.attach(polluxd.create_volume(16 * MIB).volume_id, transport)
+            disks.append(replace(disk_of(attachment), reconnect_ms=_RECONNECT_MS, packed=packed))
+    return disks
+
+
+def _load_guest(disks: list[VhostUserDisk]) -> QemuDirect:
+    load = Path(os.environ["POLLUX_BUILD"]) / "tests" / "guest" / "pollux-guest-load"
+    return QemuDirect(_LOAD, disks, programs=[str(load)])
+
+
+def _await_progress(guest: QemuDirect) -> None:
+    """Every disk answers requests that were made after this was called."""
     start = guest.console.position
-    for worker in (0, 1):
-        guest.wait(f"@@ROUND worker={worker}", _ROUND_S, start)
-    start = guest.console.position
-    for worker in (0, 1):
-        guest.wait(f"@@ROUND worker={worker}", _ROUND_S, start)
+    for _ in range(2):
+        found = guest.wait("@@PROGRESS|@@FAIL.*", _PROGRESS_S, start)[0]
+        if found.startswith("@@FAIL"):
+            raise guest.console.error(found)
+        start = guest.console.position
 
 
-@pytest.mark.parametrize("transport", ["scsi", "blk"])
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.full)])
-def test_killed_service_costs_a_guest_only_a_pause(polluxd: Polluxd, load: str, transport: str, kills: int) -> None:
-    volume = polluxd.create_volume(64 * MIB)
-    attachment = polluxd.attach(volume.volume_id, transport)
-    with QemuDirect(load, [disk_of(attachment)]) as guest:
-        guest.wait("@@LOAD", 60)
-        for _ in range(kills):
-            _await_rounds(guest)
+@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.full)])
+def test_service_that_ends_costs_a_guest_only_a_pause(
+    polluxd: Polluxd, four_disks: list[VhostUserDisk], times: int
+) -> None:
+    with _load_guest(four_disks) as guest:
+        guest.wait("@@LOAD", _PROGRESS_S)
+        for _ in range(times):
+            _await_progress(guest)
+            assert polluxd.stop() == 0
+            polluxd.start()
+            _await_progress(guest)
             polluxd.kill()
             polluxd.start()
-        _await_rounds(guest)
+        _await_progress(guest)
         guest.send("stop")
-        guest.wait("@@LOAD-OK", _ROUND_S)
-        guest.wait_script()
-
-
-@pytest.mark.parametrize("transport", ["scsi", "blk"])
-def test_stopped_service_finishes_what_is_under_way(polluxd: Polluxd, load: str, transport: str) -> None:
-    volume = polluxd.create_volume(64 * MIB)
-    attachment = polluxd.attach(volume.volume_id, transport)
-    with QemuDirect(load, [disk_of(attachment)]) as guest:
-        guest.wait("@@LOAD", 60)
-        _await_rounds(guest)
-        assert polluxd.stop() == 0
-        polluxd.start()
-        _await_rounds(guest)
-        guest.send("stop")
-        guest.wait("@@LOAD-OK", _ROUND_S)
+        guest.wait("@@LOAD-OK", _PROGRESS_S)
         guest.wait_script()

@@ -15,6 +15,8 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).resolve().parent
+#: Read by every Python process of the environment, see pollux.brick.autoload. An editable install does not have it.
+AUTOLOAD = 'pollux-os-brick.pth'
 NAME = 'pollux.thrift'
 
 
@@ -44,6 +46,8 @@ class BuildWithContract(build_py):
         self.generated = generate(HERE / 'pollux' / 'rpc' if self.editable_mode
                                   else pathlib.Path(self.build_lib) / 'pollux' / 'rpc')
         super().run()
+        if not self.editable_mode:
+            self.copy_file(str(HERE / AUTOLOAD), str(pathlib.Path(self.build_lib) / AUTOLOAD))
 
     def check_package(self, package: str, package_dir: str) -> str | None:
         # pollux.rpc has no folder among the sources before it is generated.
@@ -55,7 +59,8 @@ class BuildWithContract(build_py):
         return super().find_package_modules(package, package_dir)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        made = [] if self.editable_mode else [str(path) for path in getattr(self, 'generated', [])]
+        made = [] if self.editable_mode else [
+            *(str(path) for path in getattr(self, 'generated', [])), str(pathlib.Path(self.build_lib) / AUTOLOAD)]
         return list(super().get_outputs(include_bytecode)) + made
 
 
@@ -63,6 +68,7 @@ class SdistWithContract(sdist):
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         super().make_release_tree(base_dir, [name for name in files if not name.startswith('pollux/rpc/')])
         shutil.copy(contract(), pathlib.Path(base_dir) / NAME)
+        shutil.copy(HERE / AUTOLOAD, pathlib.Path(base_dir) / AUTOLOAD)
 
 
 setup(cmdclass={'build_py': BuildWithContract, 'sdist': SdistWithContract})

@@ -36,6 +36,8 @@ class Connection:
     client_id: str = ''
     #: Request queues of a blk disk; 0 is the service's default.
     queues: int = 0
+    #: The guest runs: an attachment that it has is not exchanged for another.
+    in_use: bool = False
 
     @property
     def attachment_id(self) -> str:
@@ -81,4 +83,4 @@ def parse(data: Mapping[str, Any], *, client_id: str = '', queues: int = 0) -> C
     return Connection(volume_id=volume_id, transport=transport, serial=str(data.get('pollux_serial', '')),
                       home=str(data.get('home', '')), read_only=data.get('access_mode') == 'ro',
                       client_id=client_id or str(data.get('client_id', '')),
-                      queues=queues or int(data.get('queues', 0)))
+                      queues=queues or int(data.get('queues', 0)), in_use=bool(data.get('in_use')))

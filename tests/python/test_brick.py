@@ -20,17 +20,18 @@ pytest.importorskip("os_brick")
 
 from os_brick import exception
 from os_brick.initiator import connector as os_brick_connector
+from pollux.brick import clients
 from pollux.brick import connector as pollux_connector
 
 
 @pytest.fixture
 def configured(service: Service) -> Iterator[None]:
     settings = service.settings("compute")
-    pollux_connector.configure(
+    clients.configure(
         {"address": settings.address, "ca": settings.ca, "certificate": settings.certificate, "key": settings.key}
     )
     yield
-    pollux_connector.configure({})
+    clients.configure({})
 
 
 @pytest.fixture
@@ -224,12 +225,12 @@ def test_a_compute_host_gets_no_files(connector: Any, volume_id: str) -> None:
 
 def test_errors_of_leaving_are_ignored_only_when_asked(tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("ca", "certificate", "key")}
-    pollux_connector.configure({"address": "127.0.0.1:1", "connect_ms": 200, **files})
+    clients.configure({"address": "127.0.0.1:1", "connect_ms": 200, **files})
     connector = pollux_connector.PolluxConnector("sudo")
     connector.disconnect_volume(properties(new_id()), None, ignore_errors=True)
     with pytest.raises(exception.BrickException, match="cannot be disconnected"):
         connector.disconnect_volume(properties(new_id()), None, force=True)
-    pollux_connector.configure({})
+    clients.configure({})
 
 
 def test_the_properties_of_the_host_name_its_certificate(configured: None) -> None:

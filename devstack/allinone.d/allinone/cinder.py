@@ -1,4 +1,4 @@
-"""Cinder with Pollux as its only back end."""
+"""Cinder with Pollux as its only back end, and backups in files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import AllInOneError
 from .identity import Api, login
 from .settings import LOOPBACK
 
-API, SCHEDULER, VOLUME = 'cinder-api', 'cinder-scheduler', 'cinder-volume'
+API, SCHEDULER, VOLUME, BACKUP = 'cinder-api', 'cinder-scheduler', 'cinder-volume', 'cinder-backup'
 BACKEND = 'pollux-1'
 BACKEND_NAME = 'pollux'
 DRIVER = 'pollux.cinder.driver.PolluxDriver'
@@ -45,6 +45,11 @@ def prepare(context: Context, backend: dict[str, Any]) -> None:
             'default_volume_type': next(iter(TYPES)),
             'glance_api_servers': settings.url(settings.ports.glance),
             'image_conversion_dir': settings.folder('data', 'cinder', 'conversion'),
+            'allow_compression_on_image_upload': True,
+            'backup_driver': 'cinder.backup.drivers.posix.PosixBackupDriver',
+            'backup_posix_path': settings.folder('data', 'cinder', 'backup'),
+            # A piece is held in memory as a whole.
+            'backup_file_size': 64 << 20,
         },
         BACKEND: {'volume_backend_name': BACKEND_NAME, 'volume_driver': DRIVER} | backend,
         'backend_defaults': {},
@@ -74,6 +79,7 @@ def start(context: Context) -> None:
     wait.until('cinder-scheduler answers', lambda: _pools(context, api) is not None, START_S,
                hint=f'see {context.processes.log(SCHEDULER)}')
     context.processes.start(VOLUME, ['cinder-volume', argument])
+    context.processes.start(BACKUP, ['cinder-backup', argument])
 
 
 def _pools(context: Context, api: Api) -> list[str] | None:
@@ -91,10 +97,10 @@ def volume_api(context: Context) -> Api:
 
 
 def services_up(context: Context, api: Api) -> bool:
-    for name in (SCHEDULER, VOLUME):
+    for name in (SCHEDULER, VOLUME, BACKUP):
         context.processes.must_run(name)
     up = {one['binary'] for one in api.get('/os-services')['services'] if one['state'] == 'up'}
-    return {SCHEDULER, VOLUME} <= up and bool(_pools(context, api))
+    return {SCHEDULER, VOLUME, BACKUP} <= up and bool(_pools(context, api))
 
 
 def ensure_types(api: Api) -> None:

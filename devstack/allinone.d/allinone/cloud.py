@@ -123,7 +123,7 @@ class Cloud:
     def _install_project(self) -> None:
         """A new version of the package takes effect when the services that loaded the old one start again."""
         if venv.install_project(self.settings, self.progress):
-            for name in (cinder.VOLUME, nova.COMPUTE):
+            for name in (cinder.VOLUME, cinder.BACKUP, nova.COMPUTE):
                 self.processes.stop(name)
 
     def _libvirt(self) -> None:
@@ -193,7 +193,7 @@ class Cloud:
     def is_up(self) -> bool:
         """Every process that `up` starts is alive."""
         names = self.processes.names()
-        return {HOLDER, nova.COMPUTE, cinder.VOLUME, polluxd.NAME} <= set(names) and all(
+        return {HOLDER, nova.COMPUTE, cinder.VOLUME, cinder.BACKUP, polluxd.NAME} <= set(names) and all(
             self.processes.running(name) for name in names)
 
     # ------------------------------------------------------------------ down

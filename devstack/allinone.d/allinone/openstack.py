@@ -64,7 +64,8 @@ class OpenStack:
         if kind == ('server',):
             found = self._compute().get(f'/servers/detail?name=^{name}$')['servers']
         else:
-            collection = {('volume',): 'volumes', ('volume', 'snapshot'): 'snapshots'}[kind]
+            collection = {('volume',): 'volumes', ('volume', 'snapshot'): 'snapshots',
+                          ('volume', 'backup'): 'backups'}[kind]
             found = self._volume().get(f'/{collection}/detail?name={name}')[collection]
         return dict(found[0]) if found else None
 

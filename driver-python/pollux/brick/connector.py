@@ -8,9 +8,9 @@ guest or host without asking Cinder. It may be repeated, and so may `disconnect_
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +21,8 @@ from os_brick.initiator.connectors import base
 from oslo_log import log as logging
 
 from pollux import connection, errors, nbd
+from pollux.brick import clients
 from pollux.client import Client
-from pollux.client import settings as client_settings
 from pollux.nbd_file import NbdFile
 from pollux.rpc import ttypes as types
 
@@ -31,24 +31,6 @@ LOG = logging.getLogger(__name__)
 #: Key of the connector's properties: the name under which the service knows this host.
 HOST_PROPERTY = 'pollux_host'
 _TRANSPORTS = {connection.SCSI: types.Transport.SCSI, connection.BLK: types.Transport.BLK}
-
-_given: dict[str, Any] = {}
-
-
-def configure(given: Mapping[str, Any]) -> None:
-    """Options of this process (see pollux.client.settings); without them, the environment and client.toml count."""
-    _given.clear()
-    _given.update(given)
-
-
-@functools.lru_cache(maxsize=8)
-def _client_for(settings: client_settings.Settings) -> Client:
-    return Client(settings)
-
-
-def local_client() -> Client:
-    """The client of the local service. Raises Misconfigured."""
-    return _client_for(client_settings.load(_given))
 
 
 class PolluxConnector(base.BaseLinuxConnector):
@@ -61,15 +43,14 @@ class PolluxConnector(base.BaseLinuxConnector):
 
     @property
     def client(self) -> Client:
-        return self._client or local_client()
+        return self._client or clients.local_client()
 
     @staticmethod
     def get_connector_properties(root_helper: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The name in our certificate. os-brick asks every connector at every attach of any kind of volume: so this
         reads local files only, and never raises."""
         try:
-            settings = client_settings.load(_given)
-            certificate = x509.load_pem_x509_certificate(settings.certificate.read_bytes())
+            certificate = x509.load_pem_x509_certificate(clients.local_settings().certificate.read_bytes())
             names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
             return {HOST_PROPERTY: str(names[0].value)} if names else {}
         except Exception as error:  # noqa: BLE001
@@ -99,7 +80,11 @@ class PolluxConnector(base.BaseLinuxConnector):
             wanted = connection.parse(connection_properties)
             if wanted.client_id:
                 return self._attach(wanted)
-            file = nbd.open_file(self.client, wanted.volume_id, read_only=wanted.read_only)
+            if 'glance_store' in sys.modules and 'cinder' not in sys.modules:
+                raise errors.Unsupported("Glance's Cinder store opens volumes by the path of a device, and the service "
+                                         'gives it none: use another store of Glance')
+            client = self._client or clients.client_of(wanted.home)
+            file = nbd.open_file(client, wanted.volume_id, read_only=wanted.read_only)
             return {'type': connection.PROTOCOL, 'path': file}
         except (errors.PolluxError, OSError) as error:
             raise exception.BrickException(
@@ -116,8 +101,7 @@ class PolluxConnector(base.BaseLinuxConnector):
             gone = connection.parse({**connection_properties, 'encrypted': False})
             if gone.client_id:
                 self.client.detach(gone.attachment_id)
-            else:
-                nbd.close_left_over(self.client, gone.volume_id)
+            # A file is closed by its owner, above.
         except (errors.PolluxError, OSError) as error:
             message = f'Volume {connection_properties.get("volume_id")} cannot be disconnected: {error}'
             if not ignore_errors:
@@ -159,13 +143,17 @@ class PolluxConnector(base.BaseLinuxConnector):
         try:
             attached = client.attach(spec)
         except errors.Exists:
-            # From before the guest was resized or the type's transport changed. One that runs keeps what it has.
+            # From before the guest was resized, or the number of queues or the type's transport changed.
             earlier = client.attachment_list(wanted.volume_id, wanted.client_id)
-            if any(one.connected for one in earlier):
-                raise
-            for one in earlier:
-                client.detach(one.attachment_id)
-            attached = client.attach(spec)
+            if wanted.in_use or any(one.connected for one in earlier):
+                # Nova writes the configuration of a rescue while the guest runs: that keeps what it has.
+                attached = next((one for one in earlier if one.transport == spec.transport), None)
+                if attached is None:
+                    raise
+            else:
+                for one in earlier:
+                    client.detach(one.attachment_id)
+                attached = client.attach(spec)
         except errors.NotFound as error:
             service = client.describe()
             if wanted.home and wanted.home != service.host_id:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pollux import errors
 
 CONNECTOR = 'pollux.brick.connector.PolluxConnector'
@@ -14,6 +16,11 @@ def register() -> None:
     """May be called again. Raises Unsupported when os-brick is not built as expected; nothing is changed then."""
     from os_brick.initiator import connector
 
+    extend(connector)
+
+
+def extend(connector: Any) -> None:
+    """The same for the module `os_brick.initiator.connector`."""
     names = getattr(connector, 'unix_connector_list', None)
     mappings = [getattr(connector, name, None) for name in _MAPPINGS]
     if not isinstance(names, list) or not all(isinstance(mapping, dict) for mapping in mappings):

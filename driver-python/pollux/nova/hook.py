@@ -42,7 +42,7 @@ def _enable() -> None:
 
     from pollux import brick
     from pollux import options as client_options
-    from pollux.brick import connector
+    from pollux.brick import clients
     from pollux.nova import options, wraps
 
     if not isinstance(getattr(driver, 'VOLUME_DRIVERS', None), dict):
@@ -50,7 +50,7 @@ def _enable() -> None:
     wraps.check(driver.LibvirtDriver)
     options.register(nova.conf.CONF)
     brick.register()
-    connector.configure(client_options.given(nova.conf.CONF.pollux))
+    clients.configure(client_options.given(nova.conf.CONF.pollux))
     wraps.install(driver.LibvirtDriver)
     # Last: with this, Nova takes volumes of ours.
     driver.VOLUME_DRIVERS.setdefault(connection.PROTOCOL, VOLUME_DRIVER)

@@ -22,7 +22,7 @@ from nova import exception
 from nova.compute import power_state
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
-from pollux.brick import connector as pollux_connector
+from pollux.brick import clients
 from pollux.nova import hook, options, volume, wraps, xml
 
 CONF = nova.conf.CONF
@@ -67,9 +67,14 @@ class NovaDriver:
 
     def __init__(self, qemu_version: int = QEMU_10) -> None:
         self.guest: Guest | None = None
-        self._host = SimpleNamespace(get_version=lambda: qemu_version, get_guest=lambda instance: self.guest)
+        self._host = SimpleNamespace(get_version=lambda: qemu_version, get_guest=self._get_guest)
         self.volumes = volume.LibvirtPolluxVolumeDriver(self._host)
         self.by_libvirt: list[str] = []
+
+    def _get_guest(self, instance: Any) -> Guest:
+        if self.guest is None:
+            raise exception.InstanceNotFound(instance_id=instance.uuid)
+        return self.guest
 
     def _get_guest_memory_backing_config(self, inst_topology: Any, numatune: Any, flavor: Any, image_meta: Any) -> Any:
         return inst_topology
@@ -154,11 +159,12 @@ def _configured(service: Service) -> Iterator[None]:
     settings = service.settings("compute")
     given = {"address": settings.address, "ca": settings.ca, "certificate": settings.certificate, "key": settings.key}
     assert hook.enable()
-    pollux_connector.configure(given)
+    clients.configure(given)
     yield
-    pollux_connector.configure({})
+    clients.configure({})
     CONF.reset()
-    CONF.clear_override("scsi_controller_always", group="pollux")
+    for name in ("scsi_controller_always", "max_queues"):
+        CONF.clear_override(name, group="pollux")
 
 
 @pytest.fixture
@@ -282,10 +288,37 @@ def test_a_resized_guest_gets_a_controller_with_other_queues(
     assert f"num_queues={CONF.pollux.max_queues}" in arguments(guest_config(driver, instance, root))[3]
 
 
+@pytest.mark.parametrize("volumes", [("scsi",), ("blk",), ("scsi", "blk"), ()])
+def test_a_guest_that_runs_keeps_what_it_has_when_it_is_rescued_with_other_queues(
+    driver: NovaDriver, service: Service, instance: Any, connection_of: Any, volumes: tuple[str, ...]
+) -> None:
+    instance.flavor.vcpus = 4
+    infos = [connection_of(transport) for transport in volumes]
+    driver.guest = Guest(guest_config(driver, instance, *infos))
+    if not infos:
+        hot = connection_of("scsi")
+        driver.attach_volume(None, hot, instance, "/dev/vdb")
+    before = service.client().attachment_list(client_id=instance.uuid)
+    CONF.set_override("max_queues", 1, group="pollux")
+    # Nova writes the rescue's configuration while the guest runs: a stable one has the volumes, the other has none.
+    for attached in (infos, []):
+        rescue = guest_config(driver, instance, *attached, rescue={"image_id": "x"})
+        assert service.client().attachment_list(client_id=instance.uuid) == before
+        assert arguments(rescue) == [
+            one.split(",bootindex")[0] for one in arguments(driver.guest.domain_xml)
+        ]
+    # Once it does not run, the new number counts.
+    driver.guest.running = False
+    text = guest_config(driver, instance, *infos)
+    assert "num_queues=1," in arguments(text)[3]
+    queues = {one.queues for one in service.client().attachment_list(client_id=instance.uuid)}
+    assert queues == ({1} if infos else set())
+
+
 def test_without_the_service_only_guests_that_need_it_fail(instance: Any, connection_of: Any, service: Service) -> None:
     settings = service.settings("compute")
     info = connection_of("scsi")
-    pollux_connector.configure(
+    clients.configure(
         {
             "address": "127.0.0.1:1",
             "connect_ms": 200,

@@ -14,7 +14,7 @@ from os_brick.initiator import connector as brick_connector
 from oslo_log import log as logging
 
 from pollux import connection
-from pollux.nova import xml
+from pollux.nova import guests, xml
 
 CONF = nova.conf.CONF
 LOG = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ class LibvirtPolluxVolumeDriver(libvirt_volume.LibvirtBaseVolumeDriver):
     def connect_volume(self, connection_info: dict[str, Any], instance: Any) -> None:
         data = connection_info['data']
         device = self.connector.connect_volume(
-            {**data, 'client_id': instance.uuid, 'queues': queue_count(instance.flavor.vcpus)})
+            {**data, 'client_id': instance.uuid, 'queues': queue_count(instance.flavor.vcpus),
+             'in_use': guests.running_xml(self.host, instance) is not None})
         # What get_config needs. It is told anew at every start of the guest.
         data['pollux_device'] = {name: device[name] for name in ('path', 'queues', 'target')}
         LOG.info('Volume %s is on %s', data.get('volume_id'), device['path'], instance=instance)

@@ -22,7 +22,6 @@ from typing import Any
 
 import nova.conf
 from nova import exception
-from nova.compute import power_state
 from nova.virt import driver as virt_driver
 from nova.virt.libvirt import config as vconfig
 from oslo_log import log as logging
@@ -65,7 +64,7 @@ def _get_guest_config(original: Callable[..., Any], driver: Any, instance: Any, 
     needed = any(volume.is_scsi(device['connection_info']) for device in mapping)
     # Before the volumes are connected: the first of them would make a controller with the service's number of queues.
     queues = volume.queue_count(instance.flavor.vcpus)
-    socket = _controller_socket(instance, queues, needed)
+    socket, queues = _controller(driver, instance, queues, needed)
     guest = original(driver, instance, network_info, image_meta, disk_info, rescue, block_device_info, *arguments,
                      **options)
     on_controller = [device for device in guest.devices if isinstance(device, volume.ScsiVolume)]
@@ -82,17 +81,18 @@ def _get_guest_config(original: Callable[..., Any], driver: Any, instance: Any, 
     return guest
 
 
-def _controller_socket(instance: Any, queues: int, needed: bool) -> str | None:
+def _controller(driver: Any, instance: Any, queues: int, needed: bool) -> tuple[str | None, int]:
+    """Socket and number of queues of the guest's controller; no socket for a guest without one."""
     if CONF.libvirt.virt_type not in ('qemu', 'kvm') or not (needed or CONF.pollux.scsi_controller_always):
-        return None
+        return None, 0
     try:
-        return guests.ensure_controller(instance, queues)
+        return guests.ensure_controller(instance, queues, guests.running_xml(driver._host, instance))
     except errors.PolluxError as error:
         if needed:
             raise exception.NovaException(f'The guest gets no scsi controller: {error}') from error
         LOG.warning('The guest starts without a scsi controller, and no scsi volume can be attached to it until it is '
                     'started again: %s', error, instance=instance)
-        return None
+        return None, 0
 
 
 def _add_controller(guest: Any, controller: xml.Controller, qemu_version: int) -> None:
@@ -106,22 +106,13 @@ def _add_controller(guest: Any, controller: xml.Controller, qemu_version: int) -
     guest.format_dom = format_dom
 
 
-def _running_xml(driver: Any, instance: Any) -> str | None:
-    """The XML of the guest while it runs."""
-    guest = driver._host.get_guest(instance)
-    if guest.get_power_state(driver._host) not in (power_state.RUNNING, power_state.PAUSED):
-        return None
-    text: str = guest.get_xml_desc()
-    return text
-
-
 def attach_volume(original: Callable[..., Any], driver: Any, context: Any, connection_info: Any, instance: Any,
                   mountpoint: Any, disk_bus: Any = None, device_type: Any = None, encryption: Any = None) -> Any:
     if not volume.is_pollux(connection_info):
         return original(driver, context, connection_info, instance, mountpoint, disk_bus=disk_bus,
                         device_type=device_type, encryption=encryption)
     volume_id = connection_info['data'].get('volume_id')
-    domain = _running_xml(driver, instance)
+    domain = guests.running_xml(driver._host, instance)
     if domain is not None and not xml.has_shared_memory(domain):
         raise exception.VolumeAttachFailed(volume_id=volume_id, reason=(
             f'the server was started without memory that the Pollux service can reach. {_RESTART}'))

@@ -7,6 +7,7 @@ through <qemu:commandline>, and the volumes on it are not in the XML at all.
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from lxml import etree
 
@@ -75,8 +76,17 @@ def root_bus(machine_type: str | None) -> str:
 
 def has_controller(domain_xml: str) -> bool:
     """Whether a guest was started with a scsi controller of the service."""
+    return controller_queues(domain_xml) is not None
+
+
+def controller_queues(domain_xml: str) -> int | None:
+    """The number of queues of the scsi controller that a guest was started with; None without one."""
     arguments = etree.fromstring(domain_xml).iterfind(f'./{{{QEMU_NAMESPACE}}}commandline/{{{QEMU_NAMESPACE}}}arg')
-    return any(f'chardev={CONTROLLER},' in (argument.get('value') or '') for argument in arguments)
+    for argument in arguments:
+        found = re.search(rf',chardev={CONTROLLER},num_queues=(\d+),', argument.get('value') or '')
+        if found:
+            return int(found[1])
+    return None
 
 
 def has_shared_memory(domain_xml: str) -> bool:

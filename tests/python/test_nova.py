@@ -18,7 +18,7 @@ from python.services import COMPUTE_HOST, Service, new_id
 pytest.importorskip("nova")
 
 import nova.conf
-from nova import exception
+from nova import exception, objects
 from nova.compute import power_state
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
@@ -70,6 +70,8 @@ class NovaDriver:
         self._host = SimpleNamespace(get_version=lambda: qemu_version, get_guest=self._get_guest)
         self.volumes = volume.LibvirtPolluxVolumeDriver(self._host)
         self.by_libvirt: list[str] = []
+        self.backing: Any = None
+        self.metadata: Any = None
 
     def _get_guest(self, instance: Any) -> Guest:
         if self.guest is None:
@@ -92,7 +94,7 @@ class NovaDriver:
         guest.virt_type, guest.name, guest.uuid = "qemu", "instance-1", instance.uuid
         guest.memory, guest.vcpus = 65536, instance.flavor.vcpus
         guest.os_type, guest.os_mach_type, guest.os_boot_dev = "hvm", "q35", ["hd"]
-        guest.membacking = self._get_guest_memory_backing_config(None, None, None, None)
+        guest.membacking = self._get_guest_memory_backing_config(self.backing, None, None, None)
         for device in (block_device_info or {}).get("block_device_mapping", []):
             self._connect_volume(None, device["connection_info"], instance)
             disk = {"dev": device["mount_device"].rpartition("/")[2], "bus": "virtio", "type": "disk"}
@@ -144,7 +146,23 @@ class NovaDriver:
     ) -> bool:
         return False
 
+    def _build_device_metadata(self, context: Any, instance: Any) -> Any:
+        return self.metadata
+
+    def pre_live_migration(self, context: Any, instance: Any, block_device_info: Any) -> None:
+        for device in block_device_info["block_device_mapping"]:
+            self._connect_volume(None, device["connection_info"], instance)
+
+    def post_live_migration_at_destination(self, context: Any, instance: Any) -> None:
+        pass
+
+    def post_live_migration_at_source(self, context: Any, instance: Any) -> None:
+        pass
+
     def cleanup(self, context: Any, instance: Any) -> None:
+        pass
+
+    def _cleanup_resize(self, context: Any, instance: Any) -> None:
         pass
 
 
@@ -154,6 +172,7 @@ wraps.install(NovaDriver)
 
 @pytest.fixture(autouse=True)
 def _configured(service: Service) -> Iterator[None]:
+    objects.register_all()
     options.register(CONF)
     CONF.set_override("virt_type", "qemu", group="libvirt")
     settings = service.settings("compute")
@@ -163,13 +182,34 @@ def _configured(service: Service) -> Iterator[None]:
     yield
     clients.configure({})
     CONF.reset()
-    for name in ("scsi_controller_always", "max_queues"):
+    for name in ("prepared_guests", "max_queues"):
         CONF.clear_override(name, group="pollux")
 
 
 @pytest.fixture
 def instance() -> Any:
-    return SimpleNamespace(uuid=new_id(), flavor=SimpleNamespace(vcpus=2))
+    return SimpleNamespace(
+        uuid=new_id(),
+        host=CONF.host,
+        flavor=SimpleNamespace(vcpus=2, extra_specs={}),
+        system_metadata={},
+        save=lambda: None,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nova's database has no devices of the guests here."""
+    monkeypatch.setattr(
+        objects.BlockDeviceMappingList,
+        "get_by_instance_uuid",
+        lambda context, uuid: objects.BlockDeviceMappingList(objects=[]),
+    )
+
+
+@pytest.fixture
+def _all_prepared() -> None:
+    CONF.set_override("prepared_guests", "all", group="pollux")
 
 
 @pytest.fixture
@@ -269,14 +309,113 @@ def test_a_rescued_guest_boots_from_its_rescue_image(driver: NovaDriver, instanc
     assert "bootindex" not in arguments(text)[3]
 
 
-def test_a_guest_without_our_volumes_gets_a_controller_unless_told_otherwise(
-    driver: NovaDriver, instance: Any, tmp_path: Path
+def controller_exists(service: Service, instance: Any) -> bool:
+    return any((service.polluxd.folder / "run" / "vhost").glob(f"scsi-{instance.uuid}.sock"))
+
+
+def test_a_guest_without_our_volumes_is_as_nova_makes_it(driver: NovaDriver, service: Service, instance: Any) -> None:
+    text = guest_config(driver, instance)
+    assert not xml.has_controller(text)
+    assert not xml.has_shared_memory(text)
+    assert not controller_exists(service, instance)
+
+
+@pytest.mark.parametrize("transport", ["scsi", "blk"])
+def test_a_guest_that_starts_with_a_volume_can_have_more(
+    driver: NovaDriver, instance: Any, connection_of: Any, transport: str
 ) -> None:
+    text = guest_config(driver, instance, connection_of(transport))
+    assert xml.has_controller(text)
+    assert xml.has_shared_memory(text)
+    # What the next guest of this thread gets is not decided by this one.
+    assert not xml.has_shared_memory(guest_config(driver, instance))
+
+
+@pytest.mark.parametrize(
+    ("option", "image", "flavor", "prepared"),
+    [
+        ("all", None, None, True),
+        ("all", None, "false", False),
+        ("all", "false", None, False),
+        ("with_volumes", "true", None, True),
+        ("with_volumes", None, "true", True),
+        ("with_volumes", "true", "false", False),
+        ("with_volumes", "false", "true", True),
+    ],
+)
+def test_guests_are_prepared_for_volumes_where_it_is_asked_for(
+    driver: NovaDriver,
+    instance: Any,
+    tmp_path: Path,
+    option: str,
+    image: str | None,
+    flavor: str | None,
+    prepared: bool,
+) -> None:
+    CONF.set_override("prepared_guests", option, group="pollux")
+    if image:
+        instance.system_metadata["image_pollux_prepared"] = image
+    if flavor:
+        instance.flavor.extra_specs["pollux:prepared"] = flavor
     text = guest_config(driver, instance)
     libvirt_accepts(text, tmp_path)
-    assert xml.has_controller(text)
-    CONF.set_override("scsi_controller_always", False, group="pollux")
-    assert not xml.has_controller(guest_config(driver, instance))
+    assert (xml.has_controller(text), xml.has_shared_memory(text)) == (prepared, prepared)
+
+
+# ---------------------------------------------------------------- guests that move
+
+
+def test_a_controller_is_at_the_destination_before_the_guest_comes(
+    driver: NovaDriver, service: Service, instance: Any, connection_of: Any
+) -> None:
+    # Here nothing tells whether the guest has a controller: its last volume may be gone.
+    driver.pre_live_migration(None, instance, {"block_device_mapping": []})
+    assert controller_exists(service, instance)
+    driver.guest = Guest("<domain/>")
+    driver.post_live_migration_at_destination(None, instance)
+    assert not controller_exists(service, instance)
+
+    info = connection_of("scsi")
+    driver.pre_live_migration(None, instance, {"block_device_mapping": [{"connection_info": info}]})
+    (attached,) = service.client().attachment_list(client_id=instance.uuid)
+    assert attached.queues == volume.queue_count(instance.flavor.vcpus)
+    driver.guest = None
+    driver.guest = Guest(guest_config(driver, instance, info))
+    driver.post_live_migration_at_destination(None, instance)
+    assert controller_exists(service, instance)
+    # At the source the guest ends, and with it what it had there.
+    driver.post_live_migration_at_source(None, instance)
+    assert controller_exists(service, instance)
+    driver.guest.running = False
+    driver.post_live_migration_at_source(None, instance)
+    assert not controller_exists(service, instance)
+
+
+def test_a_guest_that_was_resized_to_another_host_leaves_nothing(
+    driver: NovaDriver, service: Service, instance: Any, connection_of: Any
+) -> None:
+    guest_config(driver, instance, connection_of("scsi"))
+    driver._cleanup_resize(None, instance)
+    assert controller_exists(service, instance)
+    instance.host = "another"
+    driver._cleanup_resize(None, instance)
+    assert not controller_exists(service, instance)
+
+
+def test_migration_of_guests_without_our_volumes_needs_no_service(instance: Any, service: Service) -> None:
+    settings = service.settings("compute")
+    clients.configure({"address": "127.0.0.1:1", "connect_ms": 200, "ca": settings.ca,
+                       "certificate": settings.certificate, "key": settings.key})
+    driver = NovaDriver()
+    driver.pre_live_migration(None, instance, {"block_device_mapping": []})
+    driver.guest = Guest("<domain/>")
+    driver.post_live_migration_at_destination(None, instance)
+    instance.flavor.extra_specs["pollux:prepared"] = "true"
+    with pytest.raises(exception.NovaException, match="no scsi controller"):
+        driver.pre_live_migration(None, instance, {"block_device_mapping": []})
+
+
+# ---------------------------------------------------------------- queues, QEMU's words, memory
 
 
 def test_a_resized_guest_gets_a_controller_with_other_queues(
@@ -288,6 +427,7 @@ def test_a_resized_guest_gets_a_controller_with_other_queues(
     assert f"num_queues={CONF.pollux.max_queues}" in arguments(guest_config(driver, instance, root))[3]
 
 
+@pytest.mark.usefixtures("_all_prepared")
 @pytest.mark.parametrize("volumes", [("scsi",), ("blk",), ("scsi", "blk"), ()])
 def test_a_guest_that_runs_keeps_what_it_has_when_it_is_rescued_with_other_queues(
     driver: NovaDriver, service: Service, instance: Any, connection_of: Any, volumes: tuple[str, ...]
@@ -329,6 +469,8 @@ def test_without_the_service_only_guests_that_need_it_fail(instance: Any, connec
     )
     driver = NovaDriver()
     assert not xml.has_controller(guest_config(driver, instance))
+    CONF.set_override("prepared_guests", "all", group="pollux")
+    assert not xml.has_controller(guest_config(driver, instance))
     with pytest.raises(exception.NovaException, match="no scsi controller"):
         guest_config(driver, instance, info)
 
@@ -343,9 +485,11 @@ def test_qemu_is_told_to_reconnect_in_its_own_words(version: int, option: str | 
     assert xml.can_reconnect(version) is (option is not None)
 
 
-def test_memory_is_shared_unless_nova_shares_it_already(driver: NovaDriver) -> None:
+@pytest.mark.usefixtures("_all_prepared")
+def test_memory_is_shared_unless_nova_shares_it_already(driver: NovaDriver, instance: Any) -> None:
     def backing(original: Any) -> Any:
-        return driver._get_guest_memory_backing_config(original, None, None, None)
+        driver.backing = original
+        return driver._get_guest_config(instance, [], None, {"mapping": {}}).membacking
 
     locked, files = vconfig.LibvirtConfigGuestMemoryBacking(), vconfig.LibvirtConfigGuestMemoryBacking()
     locked.locked, files.filesource = True, True
@@ -364,6 +508,7 @@ def test_memory_is_shared_unless_nova_shares_it_already(driver: NovaDriver) -> N
 # ---------------------------------------------------------------- guests that run
 
 
+@pytest.mark.usefixtures("_all_prepared")
 def test_a_scsi_volume_comes_and_goes_without_libvirt(
     driver: NovaDriver, service: Service, instance: Any, connection_of: Any
 ) -> None:
@@ -377,6 +522,32 @@ def test_a_scsi_volume_comes_and_goes_without_libvirt(
     assert driver.by_libvirt == []
 
 
+@pytest.mark.usefixtures("_all_prepared")
+def test_the_tag_of_a_scsi_volume_is_told_with_its_place(
+    driver: NovaDriver, instance: Any, connection_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tagged, plain, local = connection_of("scsi"), connection_of("scsi"), new_id()
+    tags = {plain["data"]["volume_id"]: None, tagged["data"]["volume_id"]: "database", local: "scratch"}
+    mappings = [objects.BlockDeviceMapping(volume_id=one, tag=tag) for one, tag in tags.items()]
+    monkeypatch.setattr(
+        objects.BlockDeviceMappingList,
+        "get_by_instance_uuid",
+        lambda context, uuid: objects.BlockDeviceMappingList(objects=mappings),
+    )
+    driver.guest = Guest(guest_config(driver, instance))
+    driver.attach_volume(None, plain, instance, "/dev/vdb")
+    assert instance.device_metadata is None
+    nic = objects.NetworkInterfaceMetadata(mac="52:54:00:00:00:01", tags=["net"])
+    driver.metadata = objects.InstanceDeviceMetadata(devices=[nic])
+    driver.attach_volume(None, tagged, instance, "/dev/vdc")
+    first, second = instance.device_metadata.devices
+    assert first is nic
+    assert (second.tags, second.serial) == (["database"], tagged["data"]["volume_id"])
+    # The second target of the controller.
+    assert second.bus.address == "0:0:1:0"
+
+
+@pytest.mark.usefixtures("_all_prepared")
 def test_a_blk_volume_is_attached_by_libvirt_as_virtio(driver: NovaDriver, instance: Any, connection_of: Any) -> None:
     driver.guest = Guest(guest_config(driver, instance))
     info = connection_of("blk")
@@ -388,10 +559,10 @@ def test_a_blk_volume_is_attached_by_libvirt_as_virtio(driver: NovaDriver, insta
 def test_a_guest_without_controller_is_told_what_to_do(
     driver: NovaDriver, service: Service, instance: Any, connection_of: Any
 ) -> None:
-    CONF.set_override("scsi_controller_always", False, group="pollux")
-    driver.guest = Guest(guest_config(driver, instance))
+    # With memory that is shared for another reason.
+    driver.guest = Guest("<domain><memoryBacking><access mode='shared'/></memoryBacking></domain>")
     info = connection_of("scsi")
-    with pytest.raises(exception.VolumeAttachFailed, match="Stop and start"):
+    with pytest.raises(exception.VolumeAttachFailed, match="Stop the server, attach the volume, and start it"):
         driver.attach_volume(None, info, instance, "/dev/vdb")
     assert service.client().attachment_list(client_id=instance.uuid) == []
     driver.guest.running = False

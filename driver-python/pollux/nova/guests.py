@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import nova.conf
 from nova import exception
 from nova.compute import power_state
 from oslo_log import log as logging
+from oslo_utils import strutils
 
 from pollux import errors
 from pollux.brick.clients import local_client
 from pollux.nova import xml
 from pollux.rpc import ttypes as types
 
+CONF = nova.conf.CONF
 LOG = logging.getLogger(__name__)
 _NOT_RUNNING = (power_state.NOSTATE, power_state.SHUTDOWN, power_state.CRASHED)
+
+
+def wants_preparation(instance: Any) -> bool:
+    """Whether a guest without volumes of ours is to be able to get some while it runs, see `prepared_guests`."""
+    said = (instance.flavor.extra_specs.get('pollux:prepared')
+            or instance.system_metadata.get('image_pollux_prepared'))
+    if said is None:
+        return bool(CONF.pollux.prepared_guests == 'all')
+    return strutils.bool_from_string(said)
 
 
 def running_xml(host: Any, instance: Any) -> str | None:
@@ -52,9 +64,11 @@ def ensure_controller(instance: Any, queues: int, running: str | None) -> tuple[
     return client.controller_ensure(instance.uuid, queues), queues
 
 
-def release(instance: Any) -> None:
-    """Take away what a guest that has left this host still has on the service. Raises PolluxError."""
+def release(instance: Any, *, controller_alone: bool = False) -> None:
+    """Take away what a guest that has left this host still has on the service; or its controller alone, which it does
+    not use. Raises PolluxError."""
     client = local_client()
-    for attachment in client.attachment_list(client_id=instance.uuid):
-        client.detach(attachment.attachment_id)
+    if not controller_alone:
+        for attachment in client.attachment_list(client_id=instance.uuid):
+            client.detach(attachment.attachment_id)
     client.controller_delete(instance.uuid)

@@ -11,10 +11,14 @@ from pollux.options import client_opts
 GROUP = cfg.OptGroup('pollux', title='Volumes of the Pollux storage service')
 
 compute_opts = [
-    cfg.BoolOpt('scsi_controller_always', default=True,
-                help='Give every guest a scsi controller of the service when it starts, so that volumes with transport '
-                     'scsi can be attached while it runs. When false, only guests that start with such a volume have '
-                     'one, and attaching to others is refused until they are stopped and started.'),
+    cfg.StrOpt('prepared_guests', default='with_volumes', choices=[
+                   ('with_volumes', 'those that start with a volume of Pollux'), ('all', 'every guest')],
+               help='Which guests get when they start what a volume of Pollux needs: memory that the service can map, '
+                    'and a scsi controller of the service. To others no volume can be attached while they run. A guest '
+                    'with the controller migrates live only to hosts that have Pollux. For single guests, the extra '
+                    'spec pollux:prepared of the flavor (true or false) goes before the property pollux_prepared of '
+                    'the image, and that before this option. A guest that starts with a volume of Pollux is always '
+                    'prepared.'),
     cfg.IntOpt('scsi_pci_slot', default=0x1c, min=1, max=0x1f,
                help="The PCI slot of that controller on the guest's root bus. libvirt does not know of the device, so "
                     'this must be a slot that it gives to nothing else: on q35 that rules out 0x1a, 0x1b and 0x1d to '

@@ -2,37 +2,47 @@
 
 | method | what is added |
 | --- | --- |
-| `_get_guest_memory_backing_config` | memory that the service can map, when Nova asks for none that is |
-| `_get_guest_config` | the scsi controller; volumes on it leave the list of devices |
+| `_get_guest_memory_backing_config` | memory that the service can map, for guests that are prepared for volumes |
+| `_get_guest_config` | the scsi controller, for the same guests; volumes on it leave the list of devices |
 | `attach_volume`, `detach_volume` | scsi volumes come and go on the controller, without libvirt |
 | `extend_volume` | no block resize: the service has told the guest |
 | `swap_volume` | refused: QEMU has no block layer beneath such a disk to copy with |
 | `_should_disconnect_target` | always: each guest has an attachment of its own |
-| `cleanup` | the controller goes when the guest leaves the host |
+| `_build_device_metadata` | tags of scsi volumes, which libvirt's XML does not have |
+| `pre_live_migration` | the scsi controller is there before the guest comes |
+| `post_live_migration_at_destination`, `post_live_migration_at_source` | and goes where it is not used |
+| `cleanup`, `_cleanup_resize` | the controller goes when the guest leaves the host |
 
 `install` checks the names of all parameters first, and changes nothing when one differs.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import nova.conf
-from nova import exception
+from nova import exception, objects
 from nova.virt import driver as virt_driver
 from nova.virt.libvirt import config as vconfig
 from oslo_log import log as logging
 
 from pollux import errors
-from pollux.nova import guests, volume, xml
+from pollux.nova import guests, metadata, volume, xml
 
 CONF = nova.conf.CONF
 LOG = logging.getLogger(__name__)
 
-_RESTART = 'Stop and start the server, or reboot it hard, and attach again'
+_PREPARE = ('Stop the server, attach the volume, and start it. A server is prepared for volumes that come later by the '
+            'extra spec pollux:prepared=true of its flavor, the property pollux_prepared=true of its image, or the '
+            'option prepared_guests of nova-compute, from its next start on')
+
+_VIRT_TYPES = ('qemu', 'kvm')
+#: Whether the guest whose configuration is being made is prepared for volumes.
+_prepared: contextvars.ContextVar[bool] = contextvars.ContextVar('pollux_prepared', default=False)
 
 
 class SharedMemory(vconfig.LibvirtConfigGuestMemoryBacking):
@@ -48,7 +58,7 @@ class SharedMemory(vconfig.LibvirtConfigGuestMemoryBacking):
 def _get_guest_memory_backing_config(original: Callable[..., Any], driver: Any, *arguments: Any,
                                      **options: Any) -> Any:
     backing = original(driver, *arguments, **options)
-    if CONF.libvirt.virt_type not in ('qemu', 'kvm') or (backing and (backing.hugepages or backing.filesource)):
+    if not _prepared.get() or (backing and (backing.hugepages or backing.filesource)):
         # Huge pages and file-backed memory are shared already.
         return backing
     shared = SharedMemory()
@@ -61,12 +71,17 @@ def _get_guest_config(original: Callable[..., Any], driver: Any, instance: Any, 
                       disk_info: Any, rescue: Any = None, block_device_info: Any = None, *arguments: Any,
                       **options: Any) -> Any:
     mapping = virt_driver.block_device_info_get_mapping(block_device_info)
-    needed = any(volume.is_scsi(device['connection_info']) for device in mapping)
+    ours = [device['connection_info'] for device in mapping if volume.is_pollux(device['connection_info'])]
+    prepared = CONF.libvirt.virt_type in _VIRT_TYPES and (bool(ours) or guests.wants_preparation(instance))
     # Before the volumes are connected: the first of them would make a controller with the service's number of queues.
     queues = volume.queue_count(instance.flavor.vcpus)
-    socket, queues = _controller(driver, instance, queues, needed)
-    guest = original(driver, instance, network_info, image_meta, disk_info, rescue, block_device_info, *arguments,
-                     **options)
+    socket, queues = _controller(driver, instance, queues, any(map(volume.is_scsi, ours))) if prepared else (None, 0)
+    token = _prepared.set(prepared)
+    try:
+        guest = original(driver, instance, network_info, image_meta, disk_info, rescue, block_device_info, *arguments,
+                         **options)
+    finally:
+        _prepared.reset(token)
     on_controller = [device for device in guest.devices if isinstance(device, volume.ScsiVolume)]
     guest.devices = [device for device in guest.devices if not isinstance(device, volume.ScsiVolume)]
     if socket:
@@ -82,15 +97,13 @@ def _get_guest_config(original: Callable[..., Any], driver: Any, instance: Any, 
 
 
 def _controller(driver: Any, instance: Any, queues: int, needed: bool) -> tuple[str | None, int]:
-    """Socket and number of queues of the guest's controller; no socket for a guest without one."""
-    if CONF.libvirt.virt_type not in ('qemu', 'kvm') or not (needed or CONF.pollux.scsi_controller_always):
-        return None, 0
+    """Socket and number of queues of the guest's controller; no socket where there is none and none is needed."""
     try:
         return guests.ensure_controller(instance, queues, guests.running_xml(driver._host, instance))
     except errors.PolluxError as error:
         if needed:
             raise exception.NovaException(f'The guest gets no scsi controller: {error}') from error
-        LOG.warning('The guest starts without a scsi controller, and no scsi volume can be attached to it until it is '
+        LOG.warning('The guest is without a scsi controller, and no scsi volume can be attached to it until it is '
                     'started again: %s', error, instance=instance)
         return None, 0
 
@@ -115,16 +128,20 @@ def attach_volume(original: Callable[..., Any], driver: Any, context: Any, conne
     domain = guests.running_xml(driver._host, instance)
     if domain is not None and not xml.has_shared_memory(domain):
         raise exception.VolumeAttachFailed(volume_id=volume_id, reason=(
-            f'the server was started without memory that the Pollux service can reach. {_RESTART}'))
+            f'the server was started without memory that the Pollux service can reach. {_PREPARE}'))
     if not volume.is_scsi(connection_info):
         return original(driver, context, connection_info, instance, mountpoint, disk_bus='virtio',
                         device_type=device_type, encryption=encryption)
     if domain is not None and not xml.has_controller(domain):
         raise exception.VolumeAttachFailed(volume_id=volume_id, reason=(
-            f'the server was started without a scsi controller of Pollux. {_RESTART}; or use a volume type with '
+            f'the server was started without a scsi controller of Pollux. {_PREPARE}; or use a volume type with '
             'pollux:transport=blk'))
     # A guest that does not run finds the volume on its controller when it starts.
     driver._connect_volume(context, connection_info, instance, encryption=encryption)
+    if domain is not None:
+        # As Nova does after each attachment of its own.
+        instance.device_metadata = driver._build_device_metadata(context, instance)
+        instance.save()
     return None
 
 
@@ -159,15 +176,65 @@ def _should_disconnect_target(original: Callable[..., Any], driver: Any, context
     return original(driver, context, instance, multiattach, vol_driver, volume_id)
 
 
+def _build_device_metadata(original: Callable[..., Any], driver: Any, context: Any, instance: Any) -> Any:
+    found = original(driver, context, instance)
+    ours = metadata.tagged_volumes(context, instance)
+    if not ours:
+        return found
+    return objects.InstanceDeviceMetadata(devices=[*(found.devices if found else []), *ours])
+
+
+def pre_live_migration(original: Callable[..., Any], driver: Any, context: Any, instance: Any, block_device_info: Any,
+                       *arguments: Any, **options: Any) -> Any:
+    mapping = virt_driver.block_device_info_get_mapping(block_device_info)
+    needed = any(volume.is_scsi(device['connection_info']) for device in mapping) or guests.wants_preparation(instance)
+    # QEMU waits without end for a socket that is not there. A guest may have a controller of a volume that has left it,
+    # which nothing says here: so each gets one, and `post_live_migration_at_destination` takes it from those without.
+    if CONF.libvirt.virt_type in _VIRT_TYPES:
+        _controller(driver, instance, volume.queue_count(instance.flavor.vcpus), needed)
+    return original(driver, context, instance, block_device_info, *arguments, **options)
+
+
+def post_live_migration_at_destination(original: Callable[..., Any], driver: Any, context: Any, instance: Any,
+                                       *arguments: Any, **options: Any) -> Any:
+    result = original(driver, context, instance, *arguments, **options)
+    domain = guests.running_xml(driver._host, instance)
+    if domain is not None and not xml.has_controller(domain):
+        _release(instance, controller_alone=True)
+    return result
+
+
+def post_live_migration_at_source(original: Callable[..., Any], driver: Any, context: Any, instance: Any,
+                                  *arguments: Any, **options: Any) -> Any:
+    result = original(driver, context, instance, *arguments, **options)
+    # Nova calls `cleanup` only where the instance's folder is not shared.
+    if guests.running_xml(driver._host, instance) is None:
+        _release(instance)
+    return result
+
+
 def cleanup(original: Callable[..., Any], driver: Any, context: Any, instance: Any, *arguments: Any,
             **options: Any) -> Any:
     result = original(driver, context, instance, *arguments, **options)
+    _release(instance)
+    return result
+
+
+def _cleanup_resize(original: Callable[..., Any], driver: Any, context: Any, instance: Any, *arguments: Any,
+                    **options: Any) -> Any:
+    result = original(driver, context, instance, *arguments, **options)
+    if instance.host != CONF.host:
+        # Confirming a resize to another host calls this alone.
+        _release(instance)
+    return result
+
+
+def _release(instance: Any, *, controller_alone: bool = False) -> None:
     try:
-        guests.release(instance)
+        guests.release(instance, controller_alone=controller_alone)
     except errors.PolluxError as error:
         # A guest must be deletable without the service; the next start or deletion of it tries again.
         LOG.warning('What the guest had on the Pollux service stays there for now: %s', error, instance=instance)
-    return result
 
 
 #: Wrap and the parameters, after self, that the original must have at least, in this order.
@@ -179,7 +246,12 @@ _WRAPS: dict[Callable[..., Any], tuple[str, ...]] = {
     extend_volume: ('context', 'connection_info', 'instance', 'requested_size'),
     swap_volume: ('context', 'old_connection_info', 'new_connection_info', 'instance', 'mountpoint', 'resize_to'),
     _should_disconnect_target: ('context', 'instance', 'multiattach', 'vol_driver', 'volume_id'),
+    _build_device_metadata: ('context', 'instance'),
+    pre_live_migration: ('context', 'instance', 'block_device_info'),
+    post_live_migration_at_destination: ('context', 'instance'),
+    post_live_migration_at_source: ('context', 'instance'),
     cleanup: ('context', 'instance'),
+    _cleanup_resize: ('context', 'instance'),
 }
 #: Used by the wraps, and so required as well.
 _USED: dict[str, tuple[str, ...]] = {

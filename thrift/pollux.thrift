@@ -17,7 +17,7 @@ namespace cpp pollux.rpc
 namespace py pollux.rpc
 
 /** Version of this contract; raised when a field or call is added. */
-const i32 API_VERSION = 2
+const i32 API_VERSION = 3
 
 enum ErrorCode {
   /** A parameter is malformed or out of range; the message names it. */
@@ -267,12 +267,17 @@ struct AttachmentInfo {
   13: required string host_id,
 }
 
-/** What Cinder allows: this host may attach this volume. */
+/**
+ * What Cinder allows: this host may attach this volume. A host may hold several grants of one volume, one for each of its
+ * guests; it may attach the volume until the last of them is taken back, and write to it while one of them allows that.
+ */
 struct Authorisation {
   1: required string volume_id,
   /** CN of the compute host's client certificate. */
   2: required string host,
   3: optional bool read_only,
+  /** A UUID of the caller's; absent: the nil UUID. The same grant again replaces what it allowed. */
+  4: optional string grant_id,
 }
 
 // ---------------------------------------------------------------- data sockets and jobs
@@ -360,8 +365,11 @@ service PolluxService {
 
   /** [admin, cinder] Lets the compute host attach the volume; durable until unauthorised. */
   void authorise(1: RequestContext ctx, 2: Authorisation authorisation) throws (1: PolluxError e),
-  /** [admin, cinder] Takes it back; empty host means every host. Attachments of that host are dropped. */
-  void unauthorise(1: RequestContext ctx, 2: string volume_id, 3: string host) throws (1: PolluxError e),
+  /**
+   * [admin, cinder] Takes it back; empty host means every host, empty grant_id every grant of the host. Attachments of a
+   * host that has no grant left are dropped. A grant_id without host is INVALID.
+   */
+  void unauthorise(1: RequestContext ctx, 2: string volume_id, 3: string host, 4: string grant_id) throws (1: PolluxError e),
   /** [all] Empty volume_id lists all. */
   list<Authorisation> authorisation_list(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
 
@@ -379,7 +387,10 @@ service PolluxService {
   /** [admin, compute] BUSY while volumes are attached to it. */
   void controller_delete(1: RequestContext ctx, 2: string client_id) throws (1: PolluxError e),
 
-  /** [admin, cinder] Opens a local NBD socket on a volume or snapshot. Gone when the service stops. */
+  /**
+   * [admin, cinder] Opens a local NBD socket on a volume or snapshot. Gone when the service stops. One that nobody has been
+   * connected to for data.abandoned_after_s is closed when its volume is deleted, or when all sockets are in use.
+   */
   DataSocketInfo data_open(1: RequestContext ctx, 2: DataSocketSpec spec) throws (1: PolluxError e),
   /** [admin, cinder] Flushes, then closes. */
   void data_close(1: RequestContext ctx, 2: string socket_id) throws (1: PolluxError e),

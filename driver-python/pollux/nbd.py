@@ -15,7 +15,6 @@ from pollux.nbd_file import NbdFile
 from pollux.rpc import ttypes as types
 
 LOG = logging.getLogger(__name__)
-_NAMESPACE = uuid.UUID('f1a9b1f0-3f0c-5b0e-9b53-6d1f6c5f7a42')
 
 
 def url(info: types.DataSocketInfo) -> str:
@@ -23,18 +22,13 @@ def url(info: types.DataSocketInfo) -> str:
     return f'nbd+unix:///{urllib.parse.quote(info.export_name, safe="")}?socket={urllib.parse.quote(info.path)}'
 
 
-def _socket_id(volume_id: str, read_only: bool) -> str:
-    return str(uuid.uuid5(_NAMESPACE, f'{volume_id}/{"r" if read_only else "w"}'))
-
-
 @contextlib.contextmanager
 def open_volume(client: Client, volume_id: str, *, read_only: bool, request_id: str | None = None) -> Iterator[str]:
     """The URL of an open volume or snapshot. Leaving the block without an error means: flushed and closed.
 
-    At most one such block at a time may read a volume, and one write it: the socket is named after the volume, so that
-    `close_left_over` finds it when the process died in the block.
+    Each block has a socket of its own. When the process dies in it, the service closes the socket by itself.
     """
-    socket_id = _socket_id(volume_id, read_only)
+    socket_id = str(uuid.uuid4())
     info = client.data_open(types.DataSocketSpec(socket_id=socket_id, volume_id=volume_id, read_only=read_only),
                             request_id=request_id)
     try:
@@ -50,11 +44,11 @@ def open_volume(client: Client, volume_id: str, *, read_only: bool, request_id: 
 
 
 def open_file(client: Client, volume_id: str, *, read_only: bool) -> NbdFile:
-    """A volume as a file, under the same rule as `open_volume`. Closing it flushes.
+    """A volume as a file, with a socket of its own. Closing it flushes.
 
     Raises PolluxError, and OSError when the socket does not answer.
     """
-    socket_id = _socket_id(volume_id, read_only)
+    socket_id = str(uuid.uuid4())
     info = client.data_open(types.DataSocketSpec(socket_id=socket_id, volume_id=volume_id, read_only=read_only))
 
     def close() -> None:
@@ -67,9 +61,3 @@ def open_file(client: Client, volume_id: str, *, read_only: bool) -> NbdFile:
     except OSError:
         close()
         raise
-
-
-def close_left_over(client: Client, volume_id: str) -> None:
-    """Close what a process that died in `open_volume` has left open."""
-    for read_only in (True, False):
-        client.data_close(_socket_id(volume_id, read_only))

@@ -358,12 +358,18 @@ Status Attachments::authorise(const AuthorisationRecord& authorisation, Deadline
   return store_.put_authorisation(authorisation);
 }
 
-Status Attachments::unauthorise(const Uuid& volume, const std::string& host, Deadline deadline) {
+Status Attachments::unauthorise(const Uuid& volume, const std::string& host, const std::optional<Uuid>& grant,
+                                Deadline deadline) {
   const auto lock = turn(deadline);
   if (!lock) return fail(lock.error());
   // First the right, then what was done with it: a crash in between leaves attachments that restore() drops.
-  POLLUX_TRY(store_.drop_authorisations(volume, host));
+  POLLUX_TRY(store_.drop_authorisations(volume, host, grant));
   step("unauthorise.forgotten");
+  if (!host.empty()) {
+    const auto left = store_.authorisation(volume, host);
+    if (!left) return fail(left.error());
+    if (*left) return {};
+  }
   const auto records = store_.attachments();
   if (!records) return fail(records.error());
   for (const auto& record : *records) {
@@ -385,7 +391,7 @@ Status Attachments::delete_volume(const Uuid& volume, const std::function<Status
   POLLUX_TRY(remove());
   step("volume.deleted");
   POLLUX_TRY(store_.drop_reservation(volume));
-  return store_.drop_authorisations(volume, "");
+  return store_.drop_authorisations(volume, "", std::nullopt);
 }
 
 }  // namespace pollux::control

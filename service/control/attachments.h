@@ -78,8 +78,8 @@ class Attachments {
   Status delete_controller(const Caller& caller, const std::string& client, Deadline deadline);
 
   Status authorise(const AuthorisationRecord& authorisation, Deadline deadline);
-  // Empty host: every host, and every attachment of the volume goes with it.
-  Status unauthorise(const Uuid& volume, const std::string& host, Deadline deadline);
+  // Empty host: every host. No grant: every grant. A host that keeps no grant loses its attachments of the volume.
+  Status unauthorise(const Uuid& volume, const std::string& host, const std::optional<Uuid>& grant, Deadline deadline);
 
   // Deletes the volume unless it is attached, and forgets its authorisations. `remove` does the deletion.
   Status delete_volume(const Uuid& volume, const std::function<Status()>& remove, Deadline deadline);

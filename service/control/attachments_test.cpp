@@ -205,10 +205,10 @@ BOOST_AUTO_TEST_CASE(a_right_that_was_taken_back_is_gone_with_its_attachments_ev
   kill_at(
       "unauthorise.forgotten",
       [](Service& service) {
-        must(service.attachments->authorise({kVolume, kCompute.host, false}, soon()), "authorise");
+        must(service.attachments->authorise({kVolume, kCompute.host, false, {}}, soon()), "authorise");
         attach(service, kCompute);
       },
-      [](Service& service) { must(service.attachments->unauthorise(kVolume, kCompute.host, soon()), "unauthorise"); },
+      [](Service& service) { must(service.attachments->unauthorise(kVolume, kCompute.host, {}, soon()), "unauthorise"); },
       [](Service& service) {
         must(must(service.attachments->list({}, ""), "list").empty(), "the attachment fell with its right");
         const auto denied = service.attachments->attach(kCompute, request(), soon());
@@ -228,7 +228,7 @@ BOOST_AUTO_TEST_CASE(a_volume_deletion_that_was_killed_can_be_repeated_and_forge
   kill_at(
       "volume.deleted",
       [](Service& service) {
-        must(service.attachments->authorise({kVolume, "compute-1", false}, soon()), "authorise");
+        must(service.attachments->authorise({kVolume, "compute-1", false, {}}, soon()), "authorise");
       },
       remove,
       [&](Service& service) {
@@ -246,7 +246,7 @@ BOOST_AUTO_TEST_CASE(rights_targets_and_conflicts) {
     const auto code = [](const auto& result) { return result ? std::string("ok") : to_string(result.error().code); };
 
     must(code(attachments.attach(kCompute, request(), soon())) == "denied", "compute needs a right");
-    must(attachments.authorise({kVolume, kCompute.host, true}, soon()), "authorise");
+    must(attachments.authorise({kVolume, kCompute.host, true, {}}, soon()), "authorise");
     const auto first = must(attachments.attach(kCompute, request(), soon()), "attach");
     must(first.record.read_only && first.record.authorised && first.record.target == 0,
          "read-only as allowed, first target");
@@ -277,8 +277,21 @@ BOOST_AUTO_TEST_CASE(rights_targets_and_conflicts) {
     missing.volume = Uuid::random();
     must(code(attachments.attach(kAdmin, missing, soon())) == "not_found", "a volume that is not there");
     must(must(attachments.list({}, ""), "list").size() == 1U, "a failed attach leaves nothing");
-    must(attachments.unauthorise(kOther, "", soon()), "every host");
+    must(attachments.unauthorise(kOther, "", {}, soon()), "every host");
     must(must(attachments.list({}, ""), "list").empty(), "every attachment of the volume");
+
+    const auto one = Uuid::random(), other = Uuid::random();
+    for (const auto& grant : {one, other}) {
+      must(attachments.authorise({kOther, kCompute.host, false, grant}, soon()), "a grant for each guest");
+    }
+    second.id = Uuid::random();
+    must(attachments.attach(kCompute, second, soon()), "attach under two grants");
+    for (int round = 0; round < 2; ++round) {
+      must(attachments.unauthorise(kOther, kCompute.host, one, soon()), "one grant, however often");
+      must(must(attachments.list({}, ""), "list").size() == 1U, "the other grant goes on");
+    }
+    must(attachments.unauthorise(kOther, kCompute.host, other, soon()), "the last grant");
+    must(must(attachments.list({}, ""), "list").empty(), "nothing is left without a grant");
   });
   BOOST_TEST(status == 0);
 }

@@ -170,6 +170,7 @@ const std::vector<Key>& schema() {
       {"data", "socket_group", text(&C::data, &C::Data::socket_group)},
       {"data", "max_sockets", number(&C::data, &C::Data::max_sockets, 1, 1024)},
       {"data", "max_connections", number(&C::data, &C::Data::max_connections, 1, 64)},
+      {"data", "abandoned_after_s", number(&C::data, &C::Data::abandoned_after_s, 1, 86400)},
       {"metrics", "listen", endpoint(&C::metrics, &C::Metrics::listen, true)},
   };
   return keys;

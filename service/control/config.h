@@ -70,6 +70,7 @@ struct Config {
     std::string socket_group;
     std::uint32_t max_sockets = 64;
     std::uint32_t max_connections = 8;
+    std::uint32_t abandoned_after_s = 60;
   } data;
 
   struct Metrics {

@@ -87,6 +87,7 @@ BOOST_AUTO_TEST_CASE(the_shipped_file_names_every_key_with_its_default) {
   BOOST_TEST(shipped->data.socket_group == defaults->data.socket_group);
   BOOST_TEST(shipped->data.max_sockets == defaults->data.max_sockets);
   BOOST_TEST(shipped->data.max_connections == defaults->data.max_connections);
+  BOOST_TEST(shipped->data.abandoned_after_s == defaults->data.abandoned_after_s);
   BOOST_TEST(shipped->metrics.listen == defaults->metrics.listen);
 }
 

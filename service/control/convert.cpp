@@ -100,6 +100,11 @@ Result<Uuid> check_uuid(const std::string& text, const char* parameter) {
   return *id;
 }
 
+Result<Uuid> check_grant(const std::string& text) {
+  if (text == Uuid().to_string()) return Uuid();
+  return check_uuid(text, "grant_id");
+}
+
 Result<std::optional<Uuid>> check_optional_uuid(const std::string& text, const char* parameter) {
   if (text.empty()) return std::optional<Uuid>();
   const auto id = check_uuid(text, parameter);
@@ -270,7 +275,13 @@ Result<AuthorisationRecord> from_rpc(const rpc::Authorisation& authorisation) {
   const auto volume = check_uuid(authorisation.volume_id, "volume_id");
   if (!volume) return fail(volume.error());
   POLLUX_TRY(check_host(authorisation.host));
-  return AuthorisationRecord{*volume, authorisation.host, authorisation.__isset.read_only && authorisation.read_only};
+  AuthorisationRecord record{*volume, authorisation.host, authorisation.__isset.read_only && authorisation.read_only, {}};
+  if (authorisation.__isset.grant_id) {
+    const auto grant = check_grant(authorisation.grant_id);
+    if (!grant) return fail(grant.error());
+    record.grant = *grant;
+  }
+  return record;
 }
 
 rpc::PoolInfo to_rpc(const volume::PoolInfo& pool) {
@@ -389,6 +400,7 @@ rpc::Authorisation to_rpc(const AuthorisationRecord& authorisation) {
   result.volume_id = authorisation.volume.to_string();
   result.host = authorisation.host;
   result.__set_read_only(authorisation.read_only);
+  result.__set_grant_id(authorisation.grant.to_string());
   return result;
 }
 

@@ -22,6 +22,8 @@ rpc::ErrorCode::type to_rpc(ErrorCode code);
 Result<Uuid> check_uuid(const std::string& text, const char* parameter);
 // Empty: none.
 Result<std::optional<Uuid>> check_optional_uuid(const std::string& text, const char* parameter);
+// As check_uuid, and the nil UUID: the grant of callers that give no ids.
+Result<Uuid> check_grant(const std::string& text);
 // [A-Za-z0-9][A-Za-z0-9._-]{0,62}
 Status check_pool_name(const std::string& name, const char* parameter);
 // A pool's name or its UUID.

@@ -176,6 +176,7 @@ Status Daemon::start_services() {
   data_options.group = config_.data.socket_group;
   data_options.max_sockets = config_.data.max_sockets;
   data_options.max_connections = config_.data.max_connections;
+  data_options.abandoned_after_ms = config_.data.abandoned_after_s * 1000ULL;
   auto data_sockets = DataSockets::start(*parts.reactors, *parts.volumes, std::move(data_options));
   if (!data_sockets) return fail(std::move(data_sockets.error()));
   parts.data_sockets = std::move(*data_sockets);

@@ -299,7 +299,7 @@ BOOST_FIXTURE_TEST_CASE(a_restart_after_a_kill_brings_every_socket_back_before_t
   }
   start();
   Rpc rpc(port, admin);
-  rpc->unauthorise(kContext, boot.volume_id, "compute-1");
+  rpc->unauthorise(kContext, boot.volume_id, "compute-1", "");
   rpc->detach(kContext, blk.attachment_id);
   rpc->controller_delete(kContext, guest);
   BOOST_TEST(!accepts(scsi_info.socket_path));

@@ -58,6 +58,7 @@ Result<DataSocket> DataSockets::open(const DataSocketRequest& request, Deadline 
     if (known->second.request == request) return known->second.socket;
     return fail(ErrorCode::kExists, "data socket " + request.id.to_string() + " is open with other parameters");
   }
+  if (open_.size() >= options_.max_sockets) drop_abandoned({}, deadline);
   if (open_.size() >= options_.max_sockets) {
     return fail(ErrorCode::kRetry, "all " + std::to_string(options_.max_sockets) +
                                        " data sockets are in use (data.max_sockets): close one first");
@@ -90,6 +91,29 @@ Status DataSockets::close(const Uuid& id, Deadline deadline) {
   POLLUX_TRY(known->second.server->stop(deadline));
   open_.erase(known);
   return {};
+}
+
+void DataSockets::close_abandoned(const std::optional<Uuid>& volume, Deadline deadline) {
+  if (const auto lock = turn(deadline)) drop_abandoned(volume, deadline);
+}
+
+void DataSockets::drop_abandoned(const std::optional<Uuid>& volume, Deadline deadline) {
+  for (auto it = open_.begin(); it != open_.end();) {
+    const auto& [id, open] = *it;
+    const bool meant = !volume || open.request.volume == *volume;
+    if (!meant || open.server->unused_ms() < options_.abandoned_after_ms) {
+      ++it;
+      continue;
+    }
+    log::warn("control: data socket {} has been unused for {} ms and is closed", id.to_string(),
+              open.server->unused_ms());
+    if (const auto status = open.server->stop(deadline); !status) {
+      log::error("control: data socket {}: {}", id.to_string(), status.error().message);
+      ++it;
+      continue;
+    }
+    it = open_.erase(it);
+  }
 }
 
 void DataSockets::close_all() {

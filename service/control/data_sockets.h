@@ -41,17 +41,21 @@ class DataSockets {
     std::string group;  // empty: the process's own
     std::uint32_t max_sockets = 64;
     std::uint32_t max_connections = 8;
+    // A socket that nobody has been connected to for so long belongs to a process that died.
+    std::uint64_t abandoned_after_ms = 60'000;
   };
 
   // Removes sockets that an earlier process left in the folder. kInvalid: no such group.
   static Result<std::unique_ptr<DataSockets>> start(reactor::ReactorGroup& reactors, volume::VolumeService& volumes,
                                                     Options options);
 
-  // A snapshot opens read-only whatever was asked for. kRetry: all sockets are in use.
+  // A snapshot opens read-only whatever was asked for. kRetry: all sockets are in use, and none is abandoned.
   Result<DataSocket> open(const DataSocketRequest& request, Deadline deadline);
   // Ends every connection, flushes, removes the socket. An error means that what was written may not be durable; the
   // socket stays and the call can be repeated. What is not there is closed.
   Status close(const Uuid& id, Deadline deadline);
+  // close() of those that are abandoned: of one volume, or of any. What cannot be closed is logged and stays.
+  void close_abandoned(const std::optional<Uuid>& volume, Deadline deadline);
   // close() of all, at the end of the service; failures are logged.
   void close_all();
 
@@ -65,6 +69,7 @@ class DataSockets {
     std::unique_ptr<NbdServer> server;
   };
   Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
+  void drop_abandoned(const std::optional<Uuid>& volume, Deadline deadline);  // under changes_
 
   reactor::ReactorGroup& reactors_;
   volume::VolumeService& volumes_;

@@ -226,6 +226,8 @@ void Handler::volume_delete(const rpc::RequestContext& ctx, const std::string& v
       if (!deleted && deleted.error().code == ErrorCode::kNotFound) return {};
       return deleted;
     };
+    // A process that died while it copied the volume must not keep it for ever.
+    backend_.data_sockets.close_abandoned(*id, deadline);
     return backend_.attachments.delete_volume(*id, remove, deadline);
   });
 }
@@ -355,12 +357,17 @@ void Handler::authorise(const rpc::RequestContext& ctx, const rpc::Authorisation
   });
 }
 
-void Handler::unauthorise(const rpc::RequestContext& ctx, const std::string& volume_id, const std::string& host) {
+void Handler::unauthorise(const rpc::RequestContext& ctx, const std::string& volume_id, const std::string& host,
+                          const std::string& grant_id) {
   run("unauthorise", ctx, volume_id + " " + host, [&](Deadline deadline) -> Status {
     const auto volume = check_uuid(volume_id, "volume_id");
     if (!volume) return fail(volume.error());
     if (!host.empty()) POLLUX_TRY(check_host(host));
-    return backend_.attachments.unauthorise(*volume, host, deadline);
+    if (grant_id.empty()) return backend_.attachments.unauthorise(*volume, host, std::nullopt, deadline);
+    if (host.empty()) return fail(ErrorCode::kInvalid, "host: a grant is one host's, and none is named");
+    const auto grant = check_grant(grant_id);
+    if (!grant) return fail(grant.error());
+    return backend_.attachments.unauthorise(*volume, host, *grant, deadline);
   });
 }
 

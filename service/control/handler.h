@@ -73,7 +73,8 @@ class Handler : public rpc::PolluxServiceIf {
                       const rpc::QosLimits& limits) override;
   void volume_stats(rpc::VolumeStats& answer, const rpc::RequestContext& ctx, const std::string& volume_id) override;
   void authorise(const rpc::RequestContext& ctx, const rpc::Authorisation& authorisation) override;
-  void unauthorise(const rpc::RequestContext& ctx, const std::string& volume_id, const std::string& host) override;
+  void unauthorise(const rpc::RequestContext& ctx, const std::string& volume_id, const std::string& host,
+                   const std::string& grant_id) override;
   void authorisation_list(std::vector<rpc::Authorisation>& answer, const rpc::RequestContext& ctx,
                           const std::string& volume_id) override;
   void attach(rpc::AttachmentInfo& answer, const rpc::RequestContext& ctx, const rpc::AttachSpec& spec) override;

@@ -146,6 +146,7 @@ void NbdServer::take_client() {
       client.connection->interrupt();
       const std::lock_guard finishing(mutex_);
       client.finished = true;
+      unused_since_ns_ = monotonic_ns();
       changed_.notify_all();
     });
   } catch (const std::system_error& e) {
@@ -158,6 +159,12 @@ void NbdServer::note_breach(const std::string& what) {
   const unsigned before = breaches_.fetch_add(1);
   if (before < kLoggedBreaches) log::warn("data socket {}: connection dropped: {}", options_.path, what);
   if (before + 1 == kLoggedBreaches) log::warn("data socket {}: more of these are not listed", options_.path);
+}
+
+std::uint64_t NbdServer::unused_ms() {
+  const std::lock_guard lock(mutex_);
+  const bool used = std::any_of(clients_.begin(), clients_.end(), [](const Client& client) { return !client.finished; });
+  return used ? 0 : (monotonic_ns() - unused_since_ns_) / 1'000'000;
 }
 
 void NbdServer::stop_accepting() {

@@ -16,6 +16,7 @@
 #include <string>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/result.h"
 #include "bdev/bdev.h"
 #include "control/deadline.h"
@@ -44,6 +45,8 @@ class NbdServer {
   // Removes the socket, ends connections, waits for what they had in flight, and flushes the device. kRetry: not
   // finished by the deadline. An error of the flush means that data may be lost. May be repeated.
   Status stop(Deadline deadline);
+  // For how long nobody has been connected; 0 while somebody is.
+  std::uint64_t unused_ms();
 
  private:
   struct Client {
@@ -72,6 +75,7 @@ class NbdServer {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::list<Client> clients_;  // under mutex_
+  std::uint64_t unused_since_ns_ = monotonic_ns();  // under mutex_: when the last client went
   std::atomic<unsigned> breaches_{0};
   std::size_t next_reactor_ = 0;  // the acceptor's
 };

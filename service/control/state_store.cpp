@@ -20,7 +20,7 @@ using sqlite::Transaction;
 
 // "PLUX": tells our file from any other SQLite file.
 constexpr std::int64_t kApplicationId = 0x504C5558;
-constexpr std::int64_t kSchemaVersion = 2;
+constexpr std::int64_t kSchemaVersion = 3;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE pools (
@@ -45,6 +45,16 @@ CREATE TABLE targets (
 constexpr const char* kSchemaOf2 =
     "CREATE TABLE reservations (volume_id TEXT PRIMARY KEY, state TEXT NOT NULL, boot_id TEXT NOT NULL) STRICT, "
     "WITHOUT ROWID;";
+
+// Version 3 lets a host hold several grants of a volume.
+constexpr const char* kSchemaOf3 = R"sql(
+CREATE TABLE grants (
+  volume_id TEXT NOT NULL, host TEXT NOT NULL, grant_id TEXT NOT NULL, read_only INTEGER NOT NULL,
+  PRIMARY KEY (volume_id, host, grant_id)
+) STRICT, WITHOUT ROWID;
+INSERT INTO grants SELECT volume_id, host, '00000000-0000-0000-0000-000000000000', read_only FROM authorisations;
+DROP TABLE authorisations;
+)sql";
 
 constexpr const char* kAttachmentColumns =
     "attachment_id, volume_id, client, transport, asked_queues, asked_read_only, queues, read_only, host, authorised, "
@@ -124,6 +134,7 @@ Status StateStore::prepare() {
     POLLUX_TRY(transaction.begun());
     POLLUX_TRY(database.run(kSchema));
     POLLUX_TRY(database.run(kSchemaOf2));
+    POLLUX_TRY(database.run(kSchemaOf3));
     POLLUX_TRY(database.run(("PRAGMA application_id=" + std::to_string(kApplicationId)).c_str()));
     POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
     return transaction.commit();
@@ -139,7 +150,8 @@ Status StateStore::prepare() {
   if (*version == kSchemaVersion) return {};
   Transaction transaction(database);
   POLLUX_TRY(transaction.begun());
-  POLLUX_TRY(database.run(kSchemaOf2));
+  if (*version < 2) POLLUX_TRY(database.run(kSchemaOf2));
+  POLLUX_TRY(database.run(kSchemaOf3));
   POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
   return transaction.commit();
 }
@@ -183,27 +195,35 @@ Result<std::vector<PoolRecord>> StateStore::pools() {
 
 Status StateStore::put_authorisation(const AuthorisationRecord& authorisation) {
   const std::lock_guard lock(mutex_);
-  return Statement(*database_, "INSERT OR REPLACE INTO authorisations (volume_id, host, read_only) VALUES (?, ?, ?)")
+  return Statement(*database_, "INSERT OR REPLACE INTO grants (volume_id, host, grant_id, read_only) VALUES (?, ?, ?, ?)")
       .bind(1, authorisation.volume.to_string())
       .bind(2, authorisation.host)
-      .bind(3, std::int64_t{authorisation.read_only})
+      .bind(3, authorisation.grant.to_string())
+      .bind(4, std::int64_t{authorisation.read_only})
       .finish();
 }
 
-Status StateStore::drop_authorisations(const Uuid& volume, const std::string& host) {
+Status StateStore::drop_authorisations(const Uuid& volume, const std::string& host, const std::optional<Uuid>& grant) {
   const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM authorisations WHERE volume_id = ?1 AND (?2 = '' OR host = ?2)")
+  return Statement(*database_,
+                   "DELETE FROM grants WHERE volume_id = ?1 AND (?2 = '' OR host = ?2) AND (?3 = '' OR grant_id = ?3)")
       .bind(1, volume.to_string())
       .bind(2, host)
+      .bind(3, grant ? grant->to_string() : std::string())
       .finish();
 }
 
 Result<std::optional<AuthorisationRecord>> StateStore::authorisation(const Uuid& volume, const std::string& host) {
   const std::lock_guard lock(mutex_);
-  Statement statement(*database_, "SELECT read_only FROM authorisations WHERE volume_id = ? AND host = ?");
+  Statement statement(
+      *database_, "SELECT grant_id, read_only FROM grants WHERE volume_id = ? AND host = ? ORDER BY read_only LIMIT 1");
   statement.bind(1, volume.to_string()).bind(2, host);
   std::optional<AuthorisationRecord> found;
-  if (statement.step()) found = AuthorisationRecord{volume, host, statement.integer(0) != 0};
+  if (statement.step()) {
+    const auto grant = read_uuid(statement, 0, *database_);
+    if (!grant) return fail(grant.error());
+    found = AuthorisationRecord{volume, host, statement.integer(1) != 0, *grant};
+  }
   POLLUX_TRY(statement.status());
   return found;
 }
@@ -213,12 +233,14 @@ Result<std::vector<AuthorisationRecord>> StateStore::authorisations(const std::o
   std::vector<AuthorisationRecord> found;
   Statement statement(
       *database_,
-      "SELECT volume_id, host, read_only FROM authorisations WHERE ?1 = '' OR volume_id = ?1 ORDER BY 1, 2");
+      "SELECT volume_id, host, read_only, grant_id FROM grants WHERE ?1 = '' OR volume_id = ?1 ORDER BY 1, 2, 4");
   statement.bind(1, volume ? volume->to_string() : std::string());
   while (statement.step()) {
     const auto id = read_uuid(statement, 0, *database_);
     if (!id) return fail(id.error());
-    found.push_back({*id, statement.text(1), statement.integer(2) != 0});
+    const auto grant = read_uuid(statement, 3, *database_);
+    if (!grant) return fail(grant.error());
+    found.push_back({*id, statement.text(1), statement.integer(2) != 0, *grant});
   }
   POLLUX_TRY(statement.status());
   return found;

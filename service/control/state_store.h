@@ -33,6 +33,7 @@ struct AuthorisationRecord {
   Uuid volume;
   std::string host;
   bool read_only = false;
+  Uuid grant;  // nil: of a caller that gives no ids
 
   bool operator==(const AuthorisationRecord&) const = default;
 };
@@ -85,10 +86,11 @@ class StateStore {
   Result<std::vector<PoolRecord>> pools();
 
   Status put_authorisation(const AuthorisationRecord& authorisation);
-  // Empty host: every host's.
-  Status drop_authorisations(const Uuid& volume, const std::string& host);
+  // Empty host: every host's. No grant: every grant.
+  Status drop_authorisations(const Uuid& volume, const std::string& host, const std::optional<Uuid>& grant);
+  // What the host's grants allow together: writing, when one of them does. `grant` is one of them.
   Result<std::optional<AuthorisationRecord>> authorisation(const Uuid& volume, const std::string& host);
-  // No volume: all. In order of volume and host.
+  // No volume: all. In order of volume, host and grant.
   Result<std::vector<AuthorisationRecord>> authorisations(const std::optional<Uuid>& volume);
 
   Status put_controller(const ControllerRecord& controller);

@@ -53,7 +53,7 @@ AttachmentRecord scsi_attachment(const std::string& client, std::uint16_t target
 BOOST_AUTO_TEST_CASE(what_was_stored_is_there_after_reopening) {
   Folder folder;
   const PoolRecord pool{Uuid::random(), "fast", {bdev::Spec::Kind::kUring, "/dev/nvme0n1", 0}};
-  const AuthorisationRecord authorisation{Uuid::random(), "compute-1", true};
+  const AuthorisationRecord authorisation{Uuid::random(), "compute-1", true, Uuid::random()};
   const auto attachment = scsi_attachment("guest-1", 3);
   auto blk = scsi_attachment("guest-2", 0);
   blk.transport = TransportKind::kBlk;
@@ -88,15 +88,32 @@ BOOST_AUTO_TEST_CASE(storing_again_and_dropping_twice_succeed) {
   must(store->drop_pool(pool.id));
   BOOST_TEST(store->pools().value().empty());
   const auto volume = Uuid::random();
-  must(store->put_authorisation({volume, "a", false}));
-  must(store->put_authorisation({volume, "a", true}));
-  must(store->put_authorisation({volume, "b", false}));
+  must(store->put_authorisation({volume, "a", false, {}}));
+  must(store->put_authorisation({volume, "a", true, {}}));
+  must(store->put_authorisation({volume, "b", false, {}}));
   BOOST_TEST(store->authorisations(volume).value().size() == 2U);
-  must(store->drop_authorisations(volume, "a"));
+  must(store->drop_authorisations(volume, "a", std::nullopt));
   BOOST_TEST(store->authorisations(volume).value().size() == 1U);
-  must(store->drop_authorisations(volume, ""));
-  must(store->drop_authorisations(volume, ""));
+  must(store->drop_authorisations(volume, "", std::nullopt));
+  must(store->drop_authorisations(volume, "", std::nullopt));
   BOOST_TEST(store->authorisations({}).value().empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_host_may_write_while_one_of_its_grants_allows_it_and_has_a_right_until_the_last_is_gone) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const auto volume = Uuid::random();
+  const AuthorisationRecord reads{volume, "a", true, Uuid::random()};
+  const AuthorisationRecord writes{volume, "a", false, Uuid::random()};
+  const AuthorisationRecord other{volume, "b", false, writes.grant};
+  for (const auto& one : {reads, writes, other}) must(store->put_authorisation(one));
+  BOOST_TEST((store->authorisation(volume, "a").value() == writes));
+  must(store->drop_authorisations(volume, "a", writes.grant));
+  must(store->drop_authorisations(volume, "a", writes.grant));
+  BOOST_TEST((store->authorisation(volume, "a").value() == reads));
+  must(store->drop_authorisations(volume, "a", reads.grant));
+  BOOST_TEST(!store->authorisation(volume, "a").value());
+  BOOST_TEST((store->authorisation(volume, "b").value() == other));
 }
 
 BOOST_AUTO_TEST_CASE(an_attachment_that_conflicts_leaves_nothing_of_its_transaction) {
@@ -158,11 +175,21 @@ BOOST_AUTO_TEST_CASE(a_folder_of_the_first_schema_is_taken_over) {
   {
     auto database = sqlite::Database::open(folder.path + "/state.db");
     BOOST_REQUIRE(database);
-    must((*database)->run("DROP TABLE reservations; PRAGMA user_version=1"));
+    must((*database)->run(R"sql(
+DROP TABLE reservations;
+DROP TABLE grants;
+CREATE TABLE authorisations (
+  volume_id TEXT NOT NULL, host TEXT NOT NULL, read_only INTEGER NOT NULL, PRIMARY KEY (volume_id, host)
+) STRICT, WITHOUT ROWID;
+INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'compute-1', 1);
+PRAGMA user_version=1;
+)sql"));
   }
+  const AuthorisationRecord kept{*Uuid::parse("00000000-0000-4000-8000-000000000001"), "compute-1", true, {}};
   for (int round = 0; round < 2; ++round) {
     const auto store = open_store(folder.path);
-    must(store->put_reservation({*Uuid::parse("00000000-0000-4000-8000-000000000001"), "x", ""}));
+    must(store->put_reservation({kept.volume, "x", ""}));
+    BOOST_TEST((store->authorisations({}).value() == std::vector<AuthorisationRecord>{kept}));
   }
 }
 
@@ -197,13 +224,13 @@ BOOST_AUTO_TEST_CASE(a_newer_schema_a_foreign_file_and_garbage_are_refused_by_na
   {
     auto database = sqlite::Database::open(file);
     BOOST_REQUIRE(database);
-    must((*database)->run("PRAGMA user_version=3"));
+    must((*database)->run("PRAGMA user_version=99"));
   }
   auto newer = StateStore::open(folder.path);
   BOOST_REQUIRE(!newer);
   BOOST_TEST(to_string(newer.error().code) == "unsupported");
   BOOST_TEST(newer.error().message.find(file) != std::string::npos);
-  BOOST_TEST(newer.error().message.find("version 3") != std::string::npos);
+  BOOST_TEST(newer.error().message.find("version 99") != std::string::npos);
   {
     auto database = sqlite::Database::open(file);
     must((*database)->run("PRAGMA user_version=1; PRAGMA application_id=7"));

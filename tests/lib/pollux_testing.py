@@ -63,7 +63,16 @@ class ServiceDied(Exception):
 class Polluxd:
     """A polluxd with one pool, which lives in a file of `folder`. The verbs below act as an admin."""
 
-    def __init__(self, folder: Path, log: Path, *, pool_mb: int = 512, reactors: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log: Path,
+        *,
+        pool_mb: int = 512,
+        reactors: int = 2,
+        abandoned_after_s: int = 60,
+        host_id: str = "test-host",
+    ) -> None:
         self.folder = folder
         self.log = log
         # What the next start runs.
@@ -78,7 +87,7 @@ class Polluxd:
         self.config.write_text(
             f"""
 [service]
-host_id = "test-host"
+host_id = "{host_id}"
 state_dir = "{folder}/state"
 runtime_dir = "{folder}/run"
 log_level = "debug"
@@ -97,6 +106,9 @@ key = "{server.key}"
 
 [metrics]
 listen = ""
+
+[data]
+abandoned_after_s = {abandoned_after_s}
 """
         )
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pollux_testing import Polluxd
@@ -14,15 +15,15 @@ from python.services import Service
 
 
 @pytest.fixture(scope="session")
-def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
+def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
     """Starts services that end with the session."""
     with tempfile.TemporaryDirectory(prefix="pollux-py-") as scratch:
         services: list[Service] = []
 
-        def start(name: str) -> Service:
+        def start(name: str, **options: Any) -> Service:
             folder = Path(tempfile.mkdtemp(dir=scratch))
             logs = Path(os.environ.get("POLLUX_TEST_LOGS") or tmp_path_factory.getbasetemp())
-            polluxd = Polluxd(folder, logs / f"polluxd-{name}.log")
+            polluxd = Polluxd(folder, logs / f"polluxd-{name}.log", **options)
             polluxd.start()
             services.append(Service(polluxd))
             services[-1].create_pool()
@@ -34,13 +35,13 @@ def start_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
 
 @pytest.fixture(scope="session")
-def service(start_service: Callable[[str], Service]) -> Service:
+def service(start_service: Callable[..., Service]) -> Service:
     """One for all tests that leave it running."""
     return start_service("shared")
 
 
 @pytest.fixture
-def own_service(start_service: Callable[[str], Service], request: pytest.FixtureRequest) -> Service:
+def own_service(start_service: Callable[..., Service], request: pytest.FixtureRequest) -> Service:
     """One that the test may stop and kill."""
     return start_service(request.node.name.replace("/", "-"))
 

@@ -62,14 +62,15 @@ def _back_ends() -> list[dict[str, Any]]:
     """The options of each Pollux back end in the cinder.conf of this process."""
     from oslo_config import cfg
 
-    if cfg.CONF.project != 'cinder' or 'cinder.service' not in sys.modules:
+    # The project is not known before the process has read its configuration.
+    if 'cinder.service' not in sys.modules or getattr(cfg.CONF, 'project', None) != 'cinder':
         return []
     from cinder.volume import configuration, manager
 
     from pollux import options
 
     found = []
-    for name in cfg.CONF.enabled_backends or []:
+    for name in getattr(cfg.CONF, 'enabled_backends', None) or []:
         section = configuration.Configuration(manager.volume_backend_opts, config_group=name)
         if section.volume_driver == DRIVER:
             section.append_config_values(options.client_opts)

@@ -24,15 +24,15 @@ from cinder.message import message_field
 from cinder.objects import fields
 from cinder.volume import configuration as config
 from cinder.volume import driver, volume_utils
-from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
 from pollux import __version__, brick, connection, errors, nbd
 from pollux import options as client_options
+from pollux.brick import clients
 from pollux.brick import connector as brick_connector
-from pollux.cinder import images, types
+from pollux.cinder import images, moves, types
 from pollux.cinder.errors import mapped
 from pollux.client import Client
 from pollux.rpc import ttypes as rpc
@@ -41,7 +41,11 @@ LOG = logging.getLogger(__name__)
 
 #: Names what is made on the way to something else, so that a repetition finds it.
 _NAMESPACE = uuid.UUID('0a4c2f86-90a5-5dc5-9d8e-0f6b4a2b7c11')
-_API_VERSION = 1
+_API_VERSION = 3
+#: Key of a connector: the grant that the host got for it, by volume. Cinder keeps the connector with the attachment.
+GRANTS_PROPERTY = 'pollux_grants'
+#: Of authorisations from before there were grants.
+_NO_GRANT = str(uuid.UUID(int=0))
 
 cfg.CONF.register_opts(client_options.client_opts, group=config.SHARED_CONF_GROUP)
 
@@ -84,18 +88,27 @@ class PolluxDriver(driver.VolumeDriver):
         self._client = Client.load(given)
         # cinder-volume asks os-brick for the properties of this host.
         brick.register()
-        brick_connector.configure(given)
+        clients.configure(given)
 
     @mapped
     def check_for_setup_error(self) -> None:
+        try:
+            service = self._describe()
+            if not self.client.pool_list():
+                LOG.warning('polluxd at %s has no pool: there is nowhere to create volumes until it has one '
+                            '(polluxctl pool create)', self.client.settings.address)
+            LOG.info('polluxd %s, host %s, at %s', service.version, service.host_id, self.client.settings.address)
+            moves.finish(self.client)
+        except errors.Unreachable as error:
+            # Cinder would not try again after a few seconds: the back end is down until the service is there.
+            LOG.error('The back end is down until polluxd answers: %s', error)
+
+    def _describe(self) -> rpc.ServiceInfo:
         service = self.client.describe()
         if service.api_version < _API_VERSION:
             raise errors.Unsupported(f'polluxd {service.version} at {self.client.settings.address} speaks version '
                                      f'{service.api_version} of the contract, and {_API_VERSION} is needed: upgrade it')
-        if not self.client.pool_list():
-            LOG.warning('polluxd at %s has no pool: there is nowhere to create volumes until it has one '
-                        '(polluxctl pool create)', self.client.settings.address)
-        LOG.info('polluxd %s, host %s, at %s', service.version, service.host_id, self.client.settings.address)
+        return service
 
     # ------------------------------------------------------------------ volumes
 
@@ -114,17 +127,23 @@ class PolluxDriver(driver.VolumeDriver):
         """Inside, a volume is made; it gets its limits at the end, and is deleted again if anything fails."""
         types.refuse_encryption(volume)
         types.transport(types.extra_specs(volume))
-        limits = types.limits(volume.volume_type if volume.volume_type_id else None)
         with contextlib.ExitStack() as undo:
             yield undo
             undo.callback(self._undo_delete, volume.name_id)
-            if limits is not None:
-                self.client.volume_set_qos(volume.name_id, limits)
+            self._limit(volume, types.kind(volume), volume.size)
             undo.pop_all()
+
+    def _limit(self, volume: Any, kind: Any, size_gib: int) -> None:
+        """Have the service enforce what the type says by now. Cinder tells no driver that a specification changed."""
+        wanted = types.limits(kind, size_gib)
+        if types.same_limits(self.client.volume_describe(volume.name_id).qos, wanted):
+            return
+        LOG.info('Volume %s gets the limits %s', volume.id, wanted)
+        self.client.volume_set_qos(volume.name_id, wanted)
 
     def _undo_delete(self, volume_id: str) -> None:
         try:
-            self._delete(volume_id)
+            self.client.volume_delete(volume_id)
         except errors.PolluxError as error:
             LOG.warning('%s stays on the service until its volume is deleted: %s', volume_id, error)
 
@@ -135,19 +154,12 @@ class PolluxDriver(driver.VolumeDriver):
 
     @mapped
     def delete_volume(self, volume: Any) -> None:
-        self._delete(volume.name_id)
-
-    def _delete(self, volume_id: str) -> None:
-        try:
-            self.client.volume_delete(volume_id)
-        except errors.Busy:
-            # Cinder deletes nothing that it is copying: a socket that is open is of a cinder-volume that died.
-            nbd.close_left_over(self.client, volume_id)
-            self.client.volume_delete(volume_id)
+        self.client.volume_delete(volume.name_id)
 
     @mapped
     def extend_volume(self, volume: Any, new_size: int) -> None:
         self.client.volume_extend(volume.name_id, new_size * units.Gi)
+        self._limit(volume, types.kind(volume), new_size)
 
     @mapped
     def create_snapshot(self, snapshot: Any) -> None:
@@ -156,7 +168,7 @@ class PolluxDriver(driver.VolumeDriver):
     @mapped
     def delete_snapshot(self, snapshot: Any) -> None:
         try:
-            self._delete(snapshot.id)
+            self.client.volume_delete(snapshot.id)
         except errors.Busy as error:
             LOG.warning('Snapshot %s is not deleted: %s', snapshot.id, error)
             raise exception.SnapshotIsBusy(snapshot_name=snapshot.name) from error
@@ -193,12 +205,7 @@ class PolluxDriver(driver.VolumeDriver):
             return
         self.client.volume_create(pool, self._spec(volume))
         undo.callback(self._undo_delete, volume.name_id)
-        with (nbd.open_volume(self.client, snapshot_id, read_only=True) as origin,
-              nbd.open_volume(self.client, volume.name_id, read_only=False) as target):
-            try:
-                images.convert(origin, 'raw', target, 'raw', into_volume=True, zeroed=True)
-            except processutils.ProcessExecutionError as error:
-                raise errors.Internal(f'the copy from pool {source.pool} to {pool} failed: {error.stderr}') from error
+        moves.copy(self.client, snapshot_id, volume.name_id)
 
     # ------------------------------------------------------------------ images
 
@@ -247,25 +254,50 @@ class PolluxDriver(driver.VolumeDriver):
         types.refuse_encryption(volume)
         transport = types.transport(types.extra_specs(volume))
         home = self.client.describe().host_id
-        self.client.authorise(rpc.Authorisation(volume_id=volume.name_id, host=_host(connector), read_only=False))
+        self._limit(volume, types.kind(volume), volume.size)
+        grant = str(uuid.uuid4())
+        self.client.authorise(rpc.Authorisation(volume_id=volume.name_id, host=_host(connector), read_only=False,
+                                                grant_id=grant))
+        # The one thing of an attachment that Cinder gives to both calls is this dictionary.
+        connector.setdefault(GRANTS_PROPERTY, {})[volume.name_id] = grant
         made = connection.Connection(volume_id=volume.name_id, transport=transport, home=home,
                                      serial=connection.serial_of(volume.name_id, transport))
         return {'driver_volume_type': connection.PROTOCOL, 'data': {**made.as_data(), 'discard': True}}
 
     @mapped
     def terminate_connection(self, volume: Any, connector: dict[str, Any] | None, **kwargs: Any) -> bool:
-        """Whether other attachments go on. Those on the same host keep the host's permission."""
+        """Whether other attachments go on. Each has a grant of its own, so that it does not matter which ends first, or
+        whether they end at the same time. Without a connector, every connection ends."""
         attached = [one for one in volume.volume_attachment
                     if one.attach_status != fields.VolumeAttachStatus.DETACHED]
-        host = _host(connector) if connector else ''
-        if host:
-            on_host = [one for one in attached if one.connector and _host(one.connector) == host]
-            if len(on_host) > 1:
-                LOG.info('Host %s keeps volume %s: %s guests use it there', host, volume.id, len(on_host) - 1)
-                return True
-        with contextlib.suppress(errors.NotFound):
-            self.client.unauthorise(volume.name_id, host)
+        if connector is None:
+            self.client.unauthorise(volume.name_id, '')
+            return False
+        host, grant = _host(connector), _grant(connector, volume)
+        if not host:
+            LOG.warning('A connection of volume %s that names no host is not ended: none was made for it', volume.id)
+        elif grant:
+            self.client.unauthorise(volume.name_id, host, grant)
+        else:
+            self._end_unclaimed(volume, host, attached)
         return len(attached) > 1
+
+    def _end_unclaimed(self, volume: Any, host: str, attached: list[Any]) -> None:
+        """End the host's connections that no attachment of Cinder stands for: those of a service that copies on another
+        host, where the connector was a copy, and those from before there were grants."""
+        here = [one.connector for one in attached if one.connector and _host(one.connector) == host]
+        claimed = {_grant(one, volume) for one in here}
+        if [_grant(one, volume) for one in here].count('') > 1:
+            claimed.add(_NO_GRANT)
+        under_way = any(not one.connector for one in attached)
+        for held in self.client.authorisation_list(volume.name_id):
+            if held.host != host or held.grant_id in claimed:
+                continue
+            if held.grant_id != _NO_GRANT and under_way:
+                # It may be that of an attachment which Cinder is about to record.
+                LOG.info('Host %s keeps its grant %s of volume %s for now', host, held.grant_id, volume.id)
+                continue
+            self.client.unauthorise(volume.name_id, host, held.grant_id)
 
     def create_export(self, context: Any, volume: Any, connector: dict[str, Any]) -> None:
         """A volume is reachable by who is authorised; nothing has to be exported."""
@@ -283,18 +315,52 @@ class PolluxDriver(driver.VolumeDriver):
         """Transport and QoS change in place; the transport counts from the next attachment on."""
         specs = new_type.extra_specs or {}
         types.transport(specs)
-        if (diff.get('encryption') or host['host'] != volume.host
-                or types.provisioning(specs) != types.provisioning(types.extra_specs(volume))):
+        if diff.get('encryption') or types.provisioning(specs) != types.provisioning(types.extra_specs(volume)):
             return False, None
-        limits = types.limits(new_type)
-        if limits is not None or types.limits(volume.volume_type) is not None:
-            self.client.volume_set_qos(volume.name_id, limits or rpc.QosLimits())
+        if host['host'] != volume.host and not self._move(volume, host):
+            return False, None
+        self._limit(volume, new_type, volume.size)
         return True, None
 
     @mapped
+    def migrate_volume(self, context: Any, volume: Any, host: dict[str, Any]) -> Any:
+        """Between pools of one service. Between services, Cinder copies by itself."""
+        if not self._move(volume, host):
+            return False, None
+        self._limit(volume, types.kind(volume), volume.size)
+        return True, None
+
+    def _move(self, volume: Any, host: dict[str, Any]) -> bool:
+        """Take the volume to another pool of this back end. False when it is not one, or the volume is in use."""
+        there, here = (volume_utils.extract_host(one, level='backend') for one in (host['host'], volume.host))
+        pool = volume_utils.extract_host(host['host'], level='pool')
+        if there != here or not pool or volume.volume_attachment:
+            return False
+        moves.move(self.client, str(pool), self._spec(volume))
+        return True
+
+    @mapped
+    def update_migrated_volume(self, context: Any, volume: Any, new_volume: Any, original_volume_status: str) -> Any:
+        """Cinder has copied a volume here as `new_volume`; a guest is to see it by the id that the user knows."""
+        spec = rpc.VolumeSpec(volume_id=volume.id, name=moves.CONF.volume_name_template % volume.id,
+                              size_bytes=new_volume.size * units.Gi,
+                              provisioning=types.provisioning(types.extra_specs(new_volume)))
+        if not moves.rename(self.client, new_volume.name_id, spec):
+            # Cinder remembers the other id then.
+            raise NotImplementedError
+        self.client.volume_set_qos(volume.id, types.limits(types.kind(new_volume), new_volume.size))
+        return {'_name_id': None}
+
+    @mapped
     def _update_volume_stats(self) -> None:
-        service = self.client.describe()
+        try:
+            service, pools = self._describe(), self.client.pool_list()
+        except errors.PolluxError as error:
+            LOG.error('The back end is down: %s', error)
+            self._stats = self._stats_while_down()
+            return
         shared = {
+            'backend_state': 'up',
             'thin_provisioning_support': True,
             'thick_provisioning_support': True,
             'online_extend_support': True,
@@ -307,13 +373,7 @@ class PolluxDriver(driver.VolumeDriver):
             'goodness_function': self.get_goodness_function(),
         }
         self._stats = {
-            'volume_backend_name': self.configuration.safe_get('volume_backend_name') or 'pollux',
-            'vendor_name': 'Pollux',
-            'driver_version': self.VERSION,
-            'storage_protocol': connection.PROTOCOL,
-            'shared_targets': False,
-            'sparse_copy_volume': True,
-            'clone_across_pools': True,
+            **self._constant_stats(),
             'pools': [{
                 'pool_name': pool.name,
                 'total_capacity_gb': pool.capacity_bytes / units.Gi,
@@ -321,10 +381,34 @@ class PolluxDriver(driver.VolumeDriver):
                 'provisioned_capacity_gb': pool.provisioned_bytes / units.Gi,
                 'total_volumes': pool.volumes,
                 **shared,
-            } for pool in self.client.pool_list()],
+            } for pool in pools],
         }
+
+    def _constant_stats(self) -> dict[str, Any]:
+        return {
+            'volume_backend_name': self.configuration.safe_get('volume_backend_name') or 'pollux',
+            'vendor_name': 'Pollux',
+            'driver_version': self.VERSION,
+            'storage_protocol': connection.PROTOCOL,
+            'shared_targets': False,
+            'sparse_copy_volume': True,
+            'clone_across_pools': True,
+        }
+
+    def _stats_while_down(self) -> dict[str, Any]:
+        """The pools that were seen before, without room for anything; one that stands for them when none was."""
+        down = {'backend_state': 'down', 'free_capacity_gb': 0}
+        pools = (self._stats or {}).get('pools')
+        if not pools:
+            return {**self._constant_stats(), 'total_capacity_gb': 0, 'reserved_percentage': 0, **down}
+        return {**self._constant_stats(), 'pools': [{**pool, **down} for pool in pools]}
 
 
 def _host(connector: dict[str, Any]) -> str:
     """The name in the host's certificate where our connector gave it, else Nova's name of the host."""
     return str(connector.get(brick_connector.HOST_PROPERTY) or connector.get('host') or '')
+
+
+def _grant(connector: dict[str, Any], volume: Any) -> str:
+    """The grant that `initialize_connection` left in the connector; empty when it is not there."""
+    return str((connector.get(GRANTS_PROPERTY) or {}).get(volume.name_id, ''))

@@ -7,13 +7,15 @@ from typing import Any
 
 from cinder import context as cinder_context
 from cinder.volume import qos_specs
+from oslo_log import log as logging
 
 from pollux import connection, errors
 from pollux.rpc import ttypes as rpc
 
+LOG = logging.getLogger(__name__)
 TRANSPORT, PROVISIONING = 'pollux:transport', 'pollux:provisioning'
 _PROVISIONING = {'thin': rpc.Provisioning.THIN, 'thick': rpc.Provisioning.THICK}
-#: Keys of a QoS specification whose consumer is the back end, as Nova calls them too.
+#: Keys of a QoS specification, as Nova calls them too, whoever is to consume it: see `limits`.
 _LIMITS = {
     'read_iops_sec': 'read_iops',
     'write_iops_sec': 'write_iops',
@@ -25,8 +27,8 @@ _LIMITS = {
 
 
 def extra_specs(volume: Any) -> Mapping[str, str]:
-    kind = volume.volume_type if volume.volume_type_id else None
-    return (kind.extra_specs if kind else None) or {}
+    found = kind(volume)
+    return (found.extra_specs if found else None) or {}
 
 
 def transport(specs: Mapping[str, str]) -> str:
@@ -51,18 +53,47 @@ def refuse_encryption(volume: Any) -> None:
                                  'without encryption')
 
 
-def limits(kind: Any) -> rpc.QosLimits | None:
-    """What the back end is to enforce for volumes of this type; None for nothing. Raises Invalid."""
-    if not kind or not kind.qos_specs_id:
-        return None
-    asked = qos_specs.get_qos_specs(cinder_context.get_admin_context(), kind.qos_specs_id)
-    if asked['consumer'] not in ('back-end', 'both'):
-        return None
-    values: dict[str, int] = {}
-    for key, value in asked['specs'].items():
-        if key not in _LIMITS:
-            raise errors.Invalid(f"QoS specification '{key}' is not known; known are {', '.join(_LIMITS)}")
+def kind(volume: Any) -> Any:
+    """The volume's type, or None."""
+    return volume.volume_type if volume.volume_type_id else None
+
+
+def limits(volume_type: Any, size_gib: int) -> rpc.QosLimits:
+    """What the service is to enforce for a volume of this type and size.
+
+    The consumer of the specification does not matter: a hypervisor cannot limit a disk whose requests it never sees.
+    Each limit is fixed, or KEY_per_gb with KEY_per_gb_min and KEY_max, which count as in Cinder's front-end handling.
+    What is not known or no number is left out, and a warning says so.
+    """
+    if not volume_type or not volume_type.qos_specs_id:
+        return rpc.QosLimits()
+    name = volume_type.qos_specs_id
+    specs = dict(qos_specs.get_qos_specs(cinder_context.get_admin_context(), name)['specs'])
+
+    def take(key: str) -> int | None:
+        value = specs.pop(key, None)
+        if value is None:
+            return None
         if not str(value).isdecimal():
-            raise errors.Invalid(f"QoS specification {key} is '{value}', and must be a whole number")
-        values[_LIMITS[key]] = int(value)
+            LOG.warning("QoS specification %s: %s is '%s', which is no whole number: it is ignored", name, key, value)
+            return None
+        return int(value)
+
+    values: dict[str, int] = {}
+    for key, limit in _LIMITS.items():
+        fixed, per_gib = take(key), take(f'{key}_per_gb')
+        if per_gib is not None:
+            fixed = max(per_gib * size_gib, take(f'{key}_per_gb_min') or 0)
+            most = take(f'{key}_max')
+            fixed = fixed if most is None else min(fixed, most)
+        if fixed:
+            values[limit] = fixed
+    if specs:
+        LOG.warning('QoS specification %s: %s cannot be enforced by the service, and is ignored. Enforced are %s and '
+                    'their forms with _per_gb', name, ', '.join(sorted(specs)), ', '.join(_LIMITS))
     return rpc.QosLimits(**values)
+
+
+def same_limits(one: rpc.QosLimits | None, other: rpc.QosLimits | None) -> bool:
+    """0 is no limit, and so is nothing."""
+    return all((getattr(one, limit, None) or 0) == (getattr(other, limit, None) or 0) for limit in _LIMITS.values())

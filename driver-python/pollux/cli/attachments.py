@@ -103,8 +103,9 @@ class AuthorisationList(base.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
         volume = base.volume_id(self.client, parsed_args.volume) if parsed_args.volume else ''
-        return ('Volume', 'Host', 'Read Only'), ((one.volume_id, one.host, bool(one.read_only))
-                                                 for one in self.client.authorisation_list(volume))
+        return ('Volume', 'Host', 'Read Only', 'Grant'), (
+            (one.volume_id, one.host, bool(one.read_only), one.grant_id or '')
+            for one in self.client.authorisation_list(volume))
 
 
 class ControllerEnsure(base.Command):

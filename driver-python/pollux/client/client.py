@@ -235,9 +235,9 @@ class Client:
     def authorise(self, authorisation: types.Authorisation, **options: Any) -> None:
         self.call('authorise', authorisation, **options)
 
-    def unauthorise(self, volume_id: str, host: str, **options: Any) -> None:
-        """An empty host means every host."""
-        self.call('unauthorise', volume_id, host, **options)
+    def unauthorise(self, volume_id: str, host: str, grant_id: str = '', **options: Any) -> None:
+        """An empty host means every host, an empty grant every grant of the host."""
+        self.call('unauthorise', volume_id, host, grant_id, **options)
 
     def authorisation_list(self, volume_id: str = '') -> list[types.Authorisation]:
         return self.call('authorisation_list', volume_id)

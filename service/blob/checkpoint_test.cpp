@@ -89,18 +89,23 @@ struct Fixture {
 BOOST_FIXTURE_TEST_SUITE(checkpoint, Fixture)
 
 BOOST_AUTO_TEST_CASE(a_ring_that_fills_during_a_checkpoint_gets_another) {
-  // Long enough for the rest of the ring to fill while one page is written.
-  open(64 * kMiB, 20'000);
+  // Long enough for the whole ring to fill while one page is written.
+  open(64 * kMiB, 100'000);
   const Uuid id = create("one");
   std::uint64_t done = 0;
   for (std::uint64_t burst = 1; burst <= 1000; burst = burst * 10 + 1) {
-    // A commit takes a page of the ring of 256, however many changes share it.
-    for (int commits = 0; commits < 400; ++commits) {
-      BOOST_TEST_CONTEXT("bursts of " << burst << ", after change " << done) {
-        must(change(id, done + 1, burst, burst));
+    const auto beside_a_checkpoint = [&]() -> reactor::Task<Status> {
+      co_await home.enter();
+      reactor::Completion<Status> over;
+      reactor::spawn(store->checkpoint(), [&over](Status status) { over.set(std::move(status)); });
+      // A commit takes a page of the ring of 256, however many changes share it.
+      for (int commits = 0; commits < 300; ++commits) {
+        POLLUX_CO_TRY(co_await change(id, done + 1, burst, burst));
+        done += burst;
       }
-      done += burst;
-    }
+      co_return co_await over;
+    };
+    BOOST_TEST_CONTEXT("bursts of " << burst << ", after change " << done) { must(beside_a_checkpoint()); }
   }
   BOOST_TEST(store->super().checkpoint > 4U);
   BOOST_TEST(limit_after_power_cut(id, 7) == done);

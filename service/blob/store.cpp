@@ -38,7 +38,7 @@ std::uint32_t index_pages(const Volume& volume) {
 
 }  // namespace
 
-Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : lanes_(std::move(device), home) {}
+Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : gate_(home), lanes_(std::move(device), home) {}
 Store::~Store() = default;
 
 std::string Store::name() const {
@@ -114,6 +114,8 @@ Status Store::check_unused(const Volume& volume) const {
 }
 
 reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   VolumeNo made = 0;
   {
     auto guard = co_await structure_.lock();
@@ -130,6 +132,8 @@ reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
 }
 
 reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   {
     auto guard = co_await structure_.lock();
     auto found = live(source_id);
@@ -174,6 +178,8 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
 }
 
 reactor::Task<Status> Store::remove(Uuid id) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   {
     auto guard = co_await structure_.lock();
     auto found = live(id);
@@ -187,6 +193,8 @@ reactor::Task<Status> Store::remove(Uuid id) {
 }
 
 reactor::Task<Status> Store::resize(Uuid id, std::uint64_t size_bytes) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   {
     auto guard = co_await structure_.lock();
     auto found = live(id);
@@ -216,6 +224,8 @@ reactor::Task<Status> Store::resize(Uuid id, std::uint64_t size_bytes) {
 }
 
 reactor::Task<Status> Store::set_qos(Uuid id, Qos qos) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto found = live(id);
   if (!found) co_return fail(std::move(found.error()));
   auto record = make_record<SetQosRecord>(RecordType::kSetQos, (*found)->number);
@@ -225,6 +235,8 @@ reactor::Task<Status> Store::set_qos(Uuid id, Qos qos) {
 }
 
 reactor::Task<Status> Store::revert(Uuid id, Uuid snapshot_id) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   {
     auto guard = co_await structure_.lock();
     auto found = live(id);
@@ -257,6 +269,8 @@ reactor::Task<Status> Store::revert(Uuid id, Uuid snapshot_id) {
 }
 
 reactor::Task<Result<Volume*>> Store::view(Uuid id) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await structure_.lock();
   auto found = live(id);
   if (!found) co_return found;

@@ -4,7 +4,7 @@
 //
 // Everything here runs on the store's home reactor unless it says otherwise. An operation that changes something is
 // durable when it returns. After a failed write of metadata the store answers kIoError to every change, and reads go
-// on.
+// on. Every operation is inside the store's gate: close() waits for those under way, and refuses later ones with kRetry.
 
 #include <cstdint>
 #include <memory>
@@ -22,6 +22,7 @@
 #include "blob/space.h"
 #include "blob/state.h"
 #include "blob/writer.h"
+#include "reactor/gate.h"
 #include "reactor/mutex.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
@@ -88,8 +89,8 @@ class Store {
   static reactor::Task<Result<std::unique_ptr<Store>>> open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
   ~Store();
 
-  // Waits for background work to pause, writes a checkpoint, ends the lanes. No volume may be open. The store is then
-  // only good for destruction.
+  // Waits for operations and for background work to pause, writes a checkpoint, ends the lanes. No volume may be open.
+  // The store is then only good for destruction, whatever this answers.
   reactor::Task<Status> close();
 
   // kExists: id or name in use. kNoSpace: thick and not enough left. kInvalid: size.
@@ -118,7 +119,7 @@ class Store {
 
   // Takes the device's growth over. kUnsupported: it shrank.
   reactor::Task<Status> grow();
-  reactor::Task<Status> checkpoint() { return checkpointer_->run(); }
+  reactor::Task<Status> checkpoint();
   // What is done is durable, as FLUSH promises.
   Journal& journal() { return *journal_; }
   Writer& writer() { return *writer_; }
@@ -139,6 +140,7 @@ class Store {
   static reactor::Task<Status> format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
                                             FormatOptions options);
   void start(Recovered recovered);
+  Result<reactor::Gate::Holder> enter() { return gate_.enter("pool '" + name() + "'"); }
   Status change(const RecordHeader& record);
   Result<Volume*> live(const Uuid& id) const;
   Status check_create(const CreateOptions& options) const;
@@ -159,6 +161,7 @@ class Store {
   void committed();
   void watch_space();
 
+  reactor::Gate gate_;
   Lanes lanes_;
   Lane* lane_ = nullptr;
   std::unique_ptr<State> state_;
@@ -172,7 +175,6 @@ class Store {
   std::vector<std::unique_ptr<Job>> jobs_;
   std::uint32_t background_ = 0;
   std::size_t passed_ = 0;  // watermarks
-  bool closing_ = false;
   std::uint64_t replayed_records_ = 0;
 };
 

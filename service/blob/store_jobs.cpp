@@ -59,7 +59,7 @@ reactor::Task<Status> Store::empty_steps(Volume& volume, Job& job) {
   for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
     job.done = slot * kLeafEntries;
     if (volume.leaves[slot] == 0) continue;
-    if (closing_) co_return Status{};
+    if (gate_.closed()) co_return Status{};
     if (state_->pages.refs(volume.leaves[slot]) == 1) co_await loader_->leaf_of(volume, slot);
     auto record = make_record<DropLeafRecord>(RecordType::kDropLeaf, volume.number);
     record.slot = static_cast<std::uint32_t>(slot);
@@ -81,6 +81,8 @@ Job* Store::find_job(const Uuid& id) const {
 }
 
 reactor::Task<Result<Job>> Store::flatten(Uuid id, Uuid job_id) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await structure_.lock();
   auto found = live(id);
   if (!found) co_return fail(std::move(found.error()));
@@ -140,7 +142,7 @@ reactor::Task<Status> Store::flatten_steps(Volume& volume, Job& job) {
   POLLUX_CO_TRY(co_await loader_->index(volume));
   std::vector<std::uint32_t> shared;
   for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
-    if (job.cancelled || closing_) {
+    if (job.cancelled || gate_.closed()) {
       job.state = JobState::kCancelled;
       co_return Status{};
     }

@@ -156,8 +156,16 @@ void Store::start(Recovered recovered) {
   }
 }
 
+reactor::Task<Status> Store::checkpoint() {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
+  co_return co_await checkpointer_->run();
+}
+
 reactor::Task<Status> Store::grow() {
   co_await home().enter();
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await structure_.lock();
   const std::uint64_t device_bytes = lanes_.device().size_bytes();
   const auto clusters = static_cast<std::uint32_t>(usable_clusters(device_bytes, state_->geometry.cluster_bytes));
@@ -185,8 +193,8 @@ reactor::Task<Status> Store::grow() {
 
 reactor::Task<Status> Store::close() {
   co_await home().enter();
-  closing_ = true;
-  // Background work looks at closing_ between steps; each turn of the reactor lets it take one.
+  co_await gate_.close();
+  // Background work looks at the gate between steps; each turn of the reactor lets it take one.
   while (!idle()) co_await home().sleep_us(200);
   Status status = co_await checkpointer_->run();
   while (!idle()) co_await home().sleep_us(200);

@@ -7,6 +7,15 @@
 
 namespace pollux::volume {
 
+Status Pool::check_unused() const {
+  for (const auto& [number, volume] : store->state().volumes()) {
+    if (volume->opens != 0) {
+      return fail(ErrorCode::kBusy, "volume " + volume->id.to_string() + " of pool '" + name + "' is in use");
+    }
+  }
+  return {};
+}
+
 PoolInfo Pool::info() const {
   const blob::Usage usage = store->usage();
   return {.id = id,

@@ -7,12 +7,17 @@
 
 #include "bdev/bdev.h"
 #include "blob/store.h"
+#include "reactor/gate.h"
 #include "volume/volume_bdev.h"
 #include "volume/volume_service.h"
 
 namespace pollux::volume {
 
 struct Pool {
+  explicit Pool(reactor::Reactor& home) : gate(home) {}
+
+  // Calls on the pool and its volumes are inside, from finding it to their answer.
+  reactor::Gate gate;
   Uuid id;
   std::string name;
   bdev::Spec spec;
@@ -22,6 +27,9 @@ struct Pool {
   // Keeps the device's growth coming.
   bdev::Bdev::ResizeToken resize_token;
 
+  Result<reactor::Gate::Holder> enter() { return gate.enter("pool '" + name + "'"); }
+  // kBusy: a volume is open.
+  Status check_unused() const;
   PoolInfo info() const;
   VolumeInfo info(const blob::Volume& volume) const;
   std::shared_ptr<VolumeBdev> opened(const Uuid& id) const;

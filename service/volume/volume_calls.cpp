@@ -38,23 +38,24 @@ Error taken(const Uuid& id) {
 
 reactor::Task<Result<VolumeInfo>> VolumeService::create_volume(std::string pool_name, VolumeSpec spec) {
   co_await impl_->home.enter();
-  auto pool = impl_->find_pool(pool_name);
-  if (!pool) co_return fail(std::move(pool.error()));
+  auto entered = impl_->enter_pool(pool_name);
+  if (!entered) co_return fail(std::move(entered.error()));
+  Pool& pool = *entered->pool;
   if (auto there = impl_->find_volume(spec.id)) {
-    if (there->pool != *pool || !same_volume(*there->volume, spec)) co_return fail(taken(spec.id));
+    if (there->pool != &pool || !same_volume(*there->volume, spec)) co_return fail(taken(spec.id));
     // The first request may still be on its way to the device.
-    POLLUX_CO_TRY(co_await (*pool)->store->journal().commit());
+    POLLUX_CO_TRY(co_await pool.store->journal().commit());
     co_return impl_->describe(spec.id);
   }
   blob::CreateOptions options = create_options(spec);
-  auto made = co_await (*pool)->store->create(std::move(options));
+  auto made = co_await pool.store->create(std::move(options));
   if (!made) co_return fail(std::move(made.error()));
   co_return impl_->describe(spec.id);
 }
 
 reactor::Task<Status> VolumeService::delete_volume(Uuid id) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(id);
+  auto place = impl_->enter_volume(id);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
   POLLUX_CO_TRY(co_await pool.store->remove(id));
@@ -64,7 +65,7 @@ reactor::Task<Status> VolumeService::delete_volume(Uuid id) {
 
 reactor::Task<Result<VolumeInfo>> VolumeService::extend_volume(Uuid id, std::uint64_t size_bytes) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(id);
+  auto place = impl_->enter_volume(id);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
   POLLUX_CO_TRY(co_await pool.store->resize(id, size_bytes));
@@ -97,7 +98,7 @@ reactor::Task<Result<std::vector<VolumeInfo>>> VolumeService::list_volumes(std::
 
 reactor::Task<Result<VolumeInfo>> VolumeService::create_snapshot(Uuid volume, Uuid snapshot, std::string name) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(volume);
+  auto place = impl_->enter_volume(volume);
   if (!place) co_return fail(std::move(place.error()));
   blob::Store& store = *place->pool->store;
   if (auto there = impl_->find_volume(snapshot)) {
@@ -115,7 +116,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_snapshot(Uuid volume, Uu
 
 reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec spec) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(snapshot);
+  auto place = impl_->enter_volume(snapshot);
   if (!place) co_return fail(std::move(place.error()));
   blob::Store& store = *place->pool->store;
   if (spec.size_bytes == 0) spec.size_bytes = place->volume->size_bytes;
@@ -132,7 +133,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec
 
 reactor::Task<Result<VolumeInfo>> VolumeService::revert(Uuid volume, Uuid snapshot) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(volume);
+  auto place = impl_->enter_volume(volume);
   if (!place) co_return fail(std::move(place.error()));
   POLLUX_CO_TRY(co_await place->pool->store->revert(volume, snapshot));
   co_return impl_->describe(volume);
@@ -140,7 +141,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::revert(Uuid volume, Uuid snapsh
 
 reactor::Task<Result<VolumeInfo>> VolumeService::set_qos(Uuid volume, QosLimits limits) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(volume);
+  auto place = impl_->enter_volume(volume);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
   POLLUX_CO_TRY(co_await pool.store->set_qos(volume, to_store(limits)));
@@ -161,7 +162,7 @@ reactor::Task<Result<VolumeStats>> VolumeService::stats(Uuid volume) {
 
 reactor::Task<Result<JobInfo>> VolumeService::flatten(Uuid volume, Uuid job) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(volume);
+  auto place = impl_->enter_volume(volume);
   if (!place) co_return fail(std::move(place.error()));
   const auto started = co_await place->pool->store->flatten(volume, job);
   if (!started) co_return fail(started.error());
@@ -190,7 +191,7 @@ reactor::Task<Status> VolumeService::cancel_job(Uuid job) {
 
 reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::open(Uuid id) {
   co_await impl_->home.enter();
-  auto place = impl_->find_volume(id);
+  auto place = impl_->enter_volume(id);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
   if (auto open = pool.opened(id)) co_return open;

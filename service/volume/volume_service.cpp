@@ -38,7 +38,9 @@ reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_dev
   while (true) {
     auto device = bdev::open(spec);
     const std::uint64_t now_ns = monotonic_ns();
-    if (device || device.error().code != ErrorCode::kBusy || now_ns - begin_ns >= patience_ns) co_return device;
+    if (device || device.error().code != ErrorCode::kBusy || now_ns - begin_ns >= patience_ns || gate.closed()) {
+      co_return device;
+    }
     if (now_ns - said_ns >= kSayNs) {
       said_ns = now_ns;
       log::warn("waiting for {}, for {} s at most: {}", spec.path, patience_ns / 1'000'000'000, device.error().message);
@@ -62,8 +64,12 @@ reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::sh
     }
   }
   // A device that grew while the pool was closed.
-  POLLUX_CO_TRY(co_await (*store)->grow());
-  auto pool = std::make_unique<Pool>();
+  if (auto grown = co_await (*store)->grow(); !grown) {
+    // Of the two errors the first says why.
+    static_cast<void>(co_await (*store)->close());
+    co_return fail(std::move(grown.error()));
+  }
+  auto pool = std::make_unique<Pool>(home);
   pool->id = id;
   pool->name = name;
   pool->spec = std::move(spec);
@@ -82,7 +88,10 @@ void VolumeService::Impl::follow_growth(Pool& pool) {
     home.post([this, id] {
       auto found = pools.find(id);
       if (found == pools.end()) return;
-      reactor::spawn(found->second->store->grow(), [id](Status grown) {
+      auto inside = found->second->enter();
+      // One that closes finds the new size when it opens again.
+      if (!inside) return;
+      reactor::spawn(found->second->store->grow(), [id, holder = std::move(*inside)](Status grown) {
         if (!grown)
           log::error("pool {} does not follow its device's growth: {}", id.to_string(), grown.error().message);
       });
@@ -98,6 +107,8 @@ void VolumeService::Impl::look_for_growth() {
 
 reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
   co_await impl_->home.enter();
+  auto inside = impl_->enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await impl_->pools_mutex.lock();
   for (const auto& [id, pool] : impl_->pools) {
     const bool same = id == spec.id && pool->name == spec.name && pool->spec == spec.bdev &&
@@ -136,6 +147,8 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
 
 reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid expected) {
   co_await impl_->home.enter();
+  auto inside = impl_->enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await impl_->pools_mutex.lock();
   for (const auto& [id, pool] : impl_->pools) {
     // A file that a pool was made in has a size in its specification, which an import does without.
@@ -161,21 +174,25 @@ reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid
   co_return (*pool)->info();
 }
 
+// kBusy: it stays as it is. Otherwise it is closed, and out of the list before that begins, whatever this answers.
 reactor::Task<Status> VolumeService::Impl::close_pool(Pool& pool) {
-  for (const auto& [number, volume] : pool.store->state().volumes()) {
-    if (volume->opens != 0) {
-      co_return fail(ErrorCode::kBusy, "volume " + volume->id.to_string() + " of pool '" + pool.name + "' is in use");
-    }
+  POLLUX_CO_TRY(pool.check_unused());
+  co_await pool.gate.close();
+  // Of the calls that were inside one may have opened a volume.
+  if (auto unused = pool.check_unused(); !unused) {
+    pool.gate.open();
+    co_return unused;
   }
   pool.resize_token.reset();
-  const Status closed = co_await pool.store->close();
-  pools.erase(pool.id);
+  const std::unique_ptr<Pool> leaving = std::move(pools.extract(pool.id).mapped());
   if (pools.empty()) growth.cancel();
-  co_return closed;
+  co_return co_await leaving->store->close();
 }
 
 reactor::Task<Status> VolumeService::export_pool(std::string name) {
   co_await impl_->home.enter();
+  auto inside = impl_->enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await impl_->pools_mutex.lock();
   auto pool = impl_->find_pool(name);
   if (!pool) co_return fail(std::move(pool.error()));
@@ -185,6 +202,8 @@ reactor::Task<Status> VolumeService::export_pool(std::string name) {
 reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, Uuid expected, bool repair,
                                                            std::shared_ptr<blob::CheckProgress> progress) {
   co_await impl_->home.enter();
+  auto inside = impl_->enter();
+  if (!inside) co_return fail(std::move(inside.error()));
   for (const auto& [id, pool] : impl_->pools) {
     if (pool->spec.kind == spec.kind && pool->spec.path == spec.path) {
       co_return fail(ErrorCode::kBusy, "pool '" + pool->name + "' on " + spec.path + " is open; export it first");
@@ -233,12 +252,15 @@ reactor::Task<Result<PoolInfo>> VolumeService::describe_pool(std::string name) {
 
 reactor::Task<Status> VolumeService::close() {
   co_await impl_->home.enter();
-  auto guard = co_await impl_->pools_mutex.lock();
+  co_await impl_->gate.close();
   impl_->growth.cancel();
   Status first;
   while (!impl_->pools.empty()) {
     Status closed = co_await impl_->close_pool(*impl_->pools.begin()->second);
-    if (!closed && closed.error().code == ErrorCode::kBusy) co_return closed;
+    if (!closed && closed.error().code == ErrorCode::kBusy) {
+      impl_->gate.open();
+      co_return closed;
+    }
     if (!closed && first) first = std::move(closed);
   }
   co_return first;

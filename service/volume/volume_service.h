@@ -3,7 +3,8 @@
 //
 // Every call is a Task that may be started on any reactor and hops by itself; from a control thread use
 // reactor::call(). A mutating call is durable when it returns and may be repeated: the same request answers the same,
-// the same id with other parameters is kExists. Errors carry the object's name and what to do next.
+// the same id with other parameters is kExists. Errors carry the object's name and what to do next. A call on a pool
+// that is being closed is kRetry; once it is closed the pool is not found.
 
 #include <cstdint>
 #include <memory>
@@ -169,7 +170,8 @@ class VolumeService {
   // snapshot opens read-only. Any number of times; every open shares one device.
   reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open(Uuid volume);
 
-  // Checkpoints and closes every pool. Volumes must be closed. Afterwards only destruction is allowed.
+  // Waits for calls under way, checkpoints and closes every pool. Volumes must be closed: kBusy otherwise, and this may
+  // be repeated. Afterwards only destruction is allowed.
   reactor::Task<Status> close();
 
  private:

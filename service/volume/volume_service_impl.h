@@ -16,17 +16,21 @@ namespace pollux::volume {
 using blob::Volume;
 
 struct VolumeService::Impl {
-  explicit Impl(reactor::ReactorGroup& group) : reactors(group), home(group.main()) {}
+  explicit Impl(reactor::ReactorGroup& group) : reactors(group), home(group.main()), gate(home) {}
 
   reactor::ReactorGroup& reactors;
   // Everything here, and every store, is on this reactor.
   reactor::Reactor& home;
   std::map<Uuid, std::unique_ptr<Pool>> pools;
+  // Calls that make pools come and go, and checks, are inside.
+  reactor::Gate gate;
   // One pool comes or goes at a time.
   reactor::AsyncMutex pools_mutex;
 
   // Looks for devices that grew.
   reactor::Timer growth{[this] { look_for_growth(); }};
+
+  Result<reactor::Gate::Holder> enter() { return gate.enter("the service"); }
 
   Result<Pool*> find_pool(const std::string& name_or_id) const {
     for (const auto& [id, pool] : pools) {
@@ -44,6 +48,32 @@ struct VolumeService::Impl {
       if (Volume* volume = pool->store->state().find(id)) return Place{pool.get(), volume};
     }
     return fail(ErrorCode::kNotFound, "volume " + id.to_string() + " does not exist");
+  }
+
+  // A call that waits for something is inside the pool it works on, which stays until the call has ended.
+  struct InPool {
+    Pool* pool;
+    reactor::Gate::Holder inside;
+  };
+  Result<InPool> enter_pool(const std::string& name_or_id) {
+    auto pool = find_pool(name_or_id);
+    if (!pool) return fail(std::move(pool.error()));
+    auto inside = (*pool)->enter();
+    if (!inside) return fail(std::move(inside.error()));
+    return InPool{*pool, std::move(*inside)};
+  }
+
+  struct AtVolume {
+    Pool* pool;
+    Volume* volume;
+    reactor::Gate::Holder inside;
+  };
+  Result<AtVolume> enter_volume(const Uuid& id) {
+    auto place = find_volume(id);
+    if (!place) return fail(std::move(place.error()));
+    auto inside = place->pool->enter();
+    if (!inside) return fail(std::move(inside.error()));
+    return AtVolume{place->pool, place->volume, std::move(*inside)};
   }
 
   Result<VolumeInfo> describe(const Uuid& id) const {

@@ -98,32 +98,30 @@ Result<Verdict> Session::set_vring_fd(Message& message) {
   auto found = vring_at(value & kVringIndexMask);
   if (!found) return fail(std::move(found.error()));
   Vring& vring = **found;
-  virtio::UniqueFd fd = std::move(message.fds[0]);
   // A reactor watches and signals it: with a file of any other kind, whose operations may wait for the front end or for
   // a file system of its own, the front end could stop the reactor.
-  if (fd && !is_eventfd(fd.get())) return fail(ErrorCode::kInvalid, "a descriptor that is no eventfd");
-  switch (static_cast<Request>(message.request)) {
-    case Request::kSetVringKick:
-      // A ring without it would have to be polled for ever, and would keep its reactor from sleeping.
-      if (!fd) return fail(ErrorCode::kUnsupported, "a queue without a kick descriptor");
-      stop(vring);
-      vring.fds.kick = std::move(fd);
-      POLLUX_TRY(start_if_ready(static_cast<std::uint16_t>(value & kVringIndexMask)));
-      break;
-    case Request::kSetVringCall:
-      if (vring.queue) {
-        run_on(vring.poller->reactor(), [&] { vring.queue->set_call(std::move(fd)); });
-      } else {
-        vring.fds.call = std::move(fd);
-      }
-      break;
-    default:
-      if (vring.queue) {
-        run_on(vring.poller->reactor(), [&] { vring.queue->set_error(std::move(fd)); });
-      } else {
-        vring.fds.error = std::move(fd);
-      }
-      break;
+  if (static_cast<Request>(message.request) == Request::kSetVringKick) {
+    virtio::UniqueFd kick = std::move(message.fds[0]);
+    // A ring without it would have to be polled for ever, and would keep its reactor from sleeping.
+    if (!kick) return fail(ErrorCode::kUnsupported, "a queue without a kick descriptor");
+    if (!is_eventfd(kick.get())) return fail(ErrorCode::kInvalid, "a descriptor that is no eventfd");
+    stop(vring);
+    vring.fds.kick = std::move(kick);
+    POLLUX_TRY(start_if_ready(static_cast<std::uint16_t>(value & kVringIndexMask)));
+    return Verdict::kDone;
+  }
+  SignalFd fd;
+  if (message.fds[0]) {
+    auto made = SignalFd::make(std::move(message.fds[0]));
+    if (!made) return fail(std::move(made.error()));
+    fd = std::move(*made);
+  }
+  const bool call = static_cast<Request>(message.request) == Request::kSetVringCall;
+  if (vring.queue) {
+    run_on(vring.poller->reactor(),
+           [&] { call ? vring.queue->set_call(std::move(fd)) : vring.queue->set_error(std::move(fd)); });
+  } else {
+    (call ? vring.fds.call : vring.fds.error) = std::move(fd);
   }
   return Verdict::kDone;
 }

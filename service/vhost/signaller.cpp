@@ -1,6 +1,7 @@
 #include "vhost/signaller.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,6 +18,19 @@ namespace {
 constexpr unsigned kRequests = 1;
 
 }  // namespace
+
+Result<SignalFd> SignalFd::make(virtio::UniqueFd fd) {
+  SignalFd made;
+  if (!is_eventfd(fd.get())) {
+    int family = 0;
+    socklen_t size = sizeof(family);
+    if (::getsockopt(fd.get(), SOL_SOCKET, SO_DOMAIN, &family, &size) != 0 || family != AF_UNIX)
+      return fail(ErrorCode::kInvalid, "a descriptor that is neither an eventfd nor a Unix socket");
+    made.socket_ = true;
+  }
+  made.fd_ = std::move(fd);
+  return made;
+}
 
 Result<std::unique_ptr<Signaller>> Signaller::make() {
   std::unique_ptr<Signaller> made(new Signaller);
@@ -51,6 +65,14 @@ Signaller::Outcome Signaller::raise(int eventfd) {
   Ring& events = ring();
   __atomic_store_n(&events.head, __atomic_load_n(&events.tail, __ATOMIC_ACQUIRE), __ATOMIC_RELEASE);
   return Outcome::kRaised;
+}
+
+Signaller::Outcome Signaller::send_on_socket(int fd) {
+  const std::uint64_t one = 1;
+  if (::send(fd, &one, sizeof(one), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(one)) return Outcome::kRaised;
+  // A socket that is full of signals tells its reader enough.
+  if (errno == EAGAIN) return Outcome::kRaised;
+  return errno == ENOMEM || errno == ENOBUFS ? Outcome::kRetry : Outcome::kUnusable;
 }
 
 bool is_eventfd(int fd) {

@@ -1,11 +1,15 @@
 #pragma once
-// Signaller: raises interrupts in guests through the eventfds that their front ends gave, and cannot be made to wait.
+// Signaller: raises interrupts in guests through the descriptors that their front ends gave, and cannot be made to wait.
 //
 // A write to an eventfd blocks when the counter is full and O_NONBLOCK is clear. A front end controls both: the flag
 // belongs to the open file, which it shares with us, so that setting it here promises nothing. The kernel signals an
 // eventfd for its own purposes without ever waiting: it adds as much as the counter takes. Linux AIO leads there, since
 // a request with IOCB_FLAG_RESFD signals an eventfd when it completes (io_submit(2)). The request is a read of nothing
 // from /dev/null, which completes within io_submit().
+//
+// User-mode Linux gives Unix sockets instead (its interrupts need SIGIO, which eventfds do not send). There the call
+// itself says that it must not wait, and the sender takes no lock under which a reader may sleep. Pipes have such a lock,
+// sockets of other families too.
 
 #include <linux/aio_abi.h>
 
@@ -16,6 +20,22 @@
 #include "virtio/unique_fd.h"
 
 namespace pollux::vhost {
+
+// What a front end wants to be signalled through: nothing, an eventfd, or a Unix socket.
+class SignalFd {
+ public:
+  SignalFd() = default;
+  // kInvalid: of another kind.
+  static Result<SignalFd> make(virtio::UniqueFd fd);
+
+  explicit operator bool() const { return static_cast<bool>(fd_); }
+  int get() const { return fd_.get(); }
+  bool socket() const { return socket_; }
+
+ private:
+  virtio::UniqueFd fd_;
+  bool socket_ = false;
+};
 
 // One a reactor. Made and destroyed on any thread, raise() on the reactor's.
 class Signaller {
@@ -30,9 +50,11 @@ class Signaller {
     kRaised,
     // The kernel has no memory now: nothing was signalled, and it has to be tried again.
     kRetry,
-    // Not an eventfd, and never will be one.
+    // Not an eventfd, and never will be one; a socket whose other end is gone.
     kUnusable,
   };
+  // Precondition: the descriptor is there.
+  Outcome raise(const SignalFd& fd) { return fd.socket() ? send_on_socket(fd.get()) : raise(fd.get()); }
   Outcome raise(int eventfd);
 
  private:
@@ -50,6 +72,7 @@ class Signaller {
   static constexpr std::uint32_t kRingMagic = 0xa10a10a1;
 
   Signaller() = default;
+  static Outcome send_on_socket(int fd);
   Ring& ring() const { return *reinterpret_cast<Ring*>(context_); }
 
   aio_context_t context_ = 0;

@@ -80,5 +80,32 @@ BOOST_AUTO_TEST_CASE(what_is_no_eventfd_is_told_apart) {
   BOOST_TEST((signaller->raise(event.get()) == Signaller::Outcome::kRaised));
 }
 
+BOOST_AUTO_TEST_CASE(a_unix_socket_is_signalled_and_never_waited_for) {
+  const auto signaller = make();
+  for (const int type : {SOCK_STREAM, SOCK_DGRAM}) {
+    int ends[2];
+    BOOST_REQUIRE(::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends) == 0);
+    UniqueFd reader(ends[0]);
+    auto made = SignalFd::make(UniqueFd(ends[1]));
+    BOOST_REQUIRE(made.has_value());
+    BOOST_TEST((signaller->raise(*made) == Signaller::Outcome::kRaised));
+    BOOST_TEST(take(reader) == 1u);
+    // Far more than it holds.
+    for (int i = 0; i < 100'000; ++i) BOOST_REQUIRE((signaller->raise(*made) == Signaller::Outcome::kRaised));
+    BOOST_TEST(take(reader) == 1u);
+    reader.reset();
+    BOOST_TEST((signaller->raise(*made) == Signaller::Outcome::kUnusable));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(descriptors_of_other_kinds_are_not_signalled) {
+  int ends[2];
+  BOOST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  for (const int fd : {ends[0], ends[1], ::epoll_create1(EPOLL_CLOEXEC), ::memfd_create("call", MFD_CLOEXEC),
+                       ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)}) {
+    BOOST_TEST(!SignalFd::make(UniqueFd(fd)).has_value());
+  }
+}
+
 }  // namespace
 }  // namespace pollux::vhost

@@ -116,7 +116,7 @@ bool VhostQueue::resume() {
   return std::exchange(stopped_, nullptr) != nullptr;
 }
 
-void VhostQueue::set_call(virtio::UniqueFd call) {
+void VhostQueue::set_call(SignalFd call) {
   fds_.call = std::move(call);
   // Whatever was signalled on the old descriptor may have been missed: one interrupt too many is harmless.
   want_call_ = true;
@@ -126,14 +126,14 @@ void VhostQueue::set_call(virtio::UniqueFd call) {
 // Tried again at the next turn when the kernel has no memory for it now. A front end that gave something unusable goes
 // without interrupts.
 void VhostQueue::signal_call() {
-  want_call_ = fds_.call && signaller_->raise(fds_.call.get()) == Signaller::Outcome::kRetry;
+  want_call_ = fds_.call && signaller_->raise(fds_.call) == Signaller::Outcome::kRetry;
 }
 
 void VhostQueue::report_broken() {
   broken_.store(true, std::memory_order_relaxed);
   QueueCounters::add(counters_.errors);
   // Once: the queue's state says it as well.
-  if (fds_.error) static_cast<void>(signaller_->raise(fds_.error.get()));
+  if (fds_.error) static_cast<void>(signaller_->raise(fds_.error));
 }
 
 }  // namespace pollux::vhost

@@ -58,11 +58,11 @@ struct QueueCounters {
   }
 };
 
-// The eventfds through which guest and device wake each other. Call and error may be absent.
+// The descriptors through which guest and device wake each other. Call and error may be absent.
 struct QueueFds {
   virtio::UniqueFd kick;
-  virtio::UniqueFd call;
-  virtio::UniqueFd error;
+  SignalFd call;
+  SignalFd error;
 };
 
 class VhostQueue {
@@ -85,8 +85,8 @@ class VhostQueue {
   void stop(std::function<void()> stopped);
   // Takes stop() back; false when the queue has stopped already. The callback is not called any more.
   bool resume();
-  void set_call(virtio::UniqueFd call);
-  void set_error(virtio::UniqueFd error) { fds_.error = std::move(error); }
+  void set_call(SignalFd call);
+  void set_error(SignalFd error) { fds_.error = std::move(error); }
   QueueFds take_fds() { return std::move(fds_); }
 
   // After stop() has called back.

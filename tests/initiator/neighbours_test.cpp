@@ -61,7 +61,7 @@ BOOST_AUTO_TEST_CASE(descriptors_that_are_no_eventfds_end_the_connection) {
   const std::string socket = blk("bad", ram(), 1);
   int ends[2];
   BOOST_REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
-  const int sock = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int sock = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int memory = ::memfd_create("call", MFD_CLOEXEC);
   const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
   for (const Vu request : {Vu::kSetVringKick, Vu::kSetVringCall, Vu::kSetVringErr}) {

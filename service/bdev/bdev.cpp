@@ -119,12 +119,14 @@ reactor::Task<IoStatus> flush(Channel& channel) {
   return run(channel, IoOp::kFlush, 0, nullptr, 0, 0);
 }
 
-reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes) {
-  return run(channel, IoOp::kUnmap, offset_bytes, nullptr, length_bytes, 0);
+reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,
+                              std::uint8_t flags) {
+  return run(channel, IoOp::kUnmap, offset_bytes, nullptr, length_bytes, flags);
 }
 
-reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes) {
-  return run(channel, IoOp::kWriteZeroes, offset_bytes, nullptr, length_bytes, 0);
+reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,
+                                     std::uint8_t flags) {
+  return run(channel, IoOp::kWriteZeroes, offset_bytes, nullptr, length_bytes, flags);
 }
 
 reactor::Task<Result<Extent>> extent(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes) {

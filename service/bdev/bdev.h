@@ -10,9 +10,8 @@
 //  change.
 //  - Offsets and lengths are multiples of block_bytes(), else kInvalid. A range past the end is kInvalid.
 //  - Memory of any alignment is accepted (a device that needs alignment bounces).
-//  - A write is durable after a later flush has completed, or on its own when kFua is set. Before that each logical
-//  block is
-//    old or new, never a mixture.
+//  - What a write, an unmap or a write_zeroes did is durable after a later flush has completed, or on its own when kFua
+//    is set. Before that each logical block is old or new, never a mixture.
 //  - Requests in flight at one time have no order among them.
 //  - unmap may leave the old data or zeros (volumes: always zeros); write_zeroes always reads back as zeros.
 
@@ -55,11 +54,17 @@ const char* to_string(IoStatus status);
 const char* to_string(IoOp op);
 
 struct IoRequest {
+  // What changes something (write, unmap, write_zeroes) is durable when it completes; no meaning for the others.
   static constexpr std::uint8_t kFua = 1;
   // write_zeroes only: the device may free the range instead of writing.
   static constexpr std::uint8_t kMayUnmap = 2;
   // kExtent only, set by the device.
   static constexpr std::uint8_t kMapped = 4;
+
+  // Of something that changes what the device holds, and has to be durable with its answer.
+  bool durable_change() const {
+    return (flags & kFua) != 0 && (op == IoOp::kWrite || op == IoOp::kUnmap || op == IoOp::kWriteZeroes);
+  }
 
   IoOp op = IoOp::kRead;
   std::uint8_t flags = 0;
@@ -137,8 +142,10 @@ reactor::Task<IoStatus> read(Channel& channel, std::uint64_t offset_bytes, void*
 reactor::Task<IoStatus> write(Channel& channel, std::uint64_t offset_bytes, const void* data, std::size_t length_bytes,
                               std::uint8_t flags = 0);
 reactor::Task<IoStatus> flush(Channel& channel);
-reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
-reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes);
+reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,
+                              std::uint8_t flags = 0);
+reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,
+                                     std::uint8_t flags = 0);
 
 struct Extent {
   std::uint64_t length_bytes;

@@ -98,6 +98,7 @@ class UringChannel : public Channel, public reactor::Poller {
     Op* next_free = nullptr;
     iovec bounce{};
     unsigned retries = 0;
+    bool syncing = false;  // the change is made, the device is being flushed for it
   };
 
   bool valid(const IoRequest& request) const;
@@ -186,6 +187,7 @@ void UringChannel::submit(IoRequest& request) {
   free_ = op.next_free;
   op.request = &request;
   op.retries = 0;
+  op.syncing = false;
   if (!start_op(op)) {
     release(op);
     enqueue(request);
@@ -205,6 +207,7 @@ void UringChannel::drain_waiting() {
     free_ = op.next_free;
     op.request = &request;
     op.retries = 0;
+    op.syncing = false;
     if (!start_op(op)) {
       release(op);
       return;
@@ -249,7 +252,7 @@ bool UringChannel::start_op(Op& op) {
   // A request holds the file, and so its lock, until it has ended, which is just as long as a successor has to wait:
   // nothing that the dead process wrote or read can land after the lock was taken anew.
   const int file = bdev_->fd();
-  switch (request.op) {
+  switch (op.syncing ? IoOp::kFlush : request.op) {
     case IoOp::kRead:
       io_uring_prep_readv(sqe, file, iov, iov_count, request.offset_bytes);
       break;
@@ -291,6 +294,15 @@ void UringChannel::finish(Op& op, int result) {
   const bool is_short = moves_data && result >= 0 && static_cast<std::uint64_t>(result) != request.length_bytes;
   // Short transfers and interruptions are legal for the kernel; the request is idempotent, so it goes out whole again.
   if ((is_short || result == -EINTR || result == -EAGAIN) && op.retries++ < kMaxRetries && start_op(op)) return;
+  // Unlike a write, fallocate has no flag that makes it durable.
+  if (result >= 0 && !op.syncing && request.op != IoOp::kWrite && request.durable_change()) {
+    op.syncing = true;
+    if (start_op(op)) return;
+    // No room in the ring: all of it once more.
+    release(op);
+    enqueue(request);
+    return;
+  }
   if (result < 0 || is_short) {
     request.status = result == -ENOSPC ? IoStatus::kNoSpace : IoStatus::kIoError;
     // A device without discard keeps its data, which unmap allows.

@@ -83,7 +83,6 @@ struct Connection::Slot : reactor::Message, bdev::IoRequest {
   std::uint32_t error = kOk;
   std::uint32_t answer_bytes = 0;   // data that follows the answer
   std::uint32_t counted_bytes = 0;  // of bytes_in_use_
-  bool flush_after = false;         // FUA on a command whose device operation has none
   iovec data{};
   std::unique_ptr<void, memory::Release> buffer;
   std::size_t buffer_bytes = 0;
@@ -244,12 +243,11 @@ Status Connection::take(const Request& request) {
     return fail(ErrorCode::kNoSpace, "no memory for an answer about extents");
   }
   const bool fua = (request.flags & kCmdFlagFua) != 0;
-  slot->bdev::IoRequest::flags = 0;
+  slot->bdev::IoRequest::flags = fua ? bdev::IoRequest::kFua : 0;
   slot->offset_bytes = request.offset_bytes;
   slot->length_bytes = request.length_bytes;
   slot->iov = nullptr;
   slot->iov_count = 0;
-  slot->flush_after = false;
   slot->answer_bytes = 0;
   if (moves_data(request.type)) {
     slot->data = {slot->buffer.get(), request.length_bytes};
@@ -263,16 +261,13 @@ Status Connection::take(const Request& request) {
       break;
     case kCmdWrite:
       slot->op = bdev::IoOp::kWrite;
-      if (fua) slot->bdev::IoRequest::flags = bdev::IoRequest::kFua;
       break;
     case kCmdTrim:
       slot->op = bdev::IoOp::kUnmap;
-      slot->flush_after = fua;
       break;
     case kCmdWriteZeroes:
       slot->op = bdev::IoOp::kWriteZeroes;
-      if ((request.flags & kCmdFlagNoHole) == 0) slot->bdev::IoRequest::flags = bdev::IoRequest::kMayUnmap;
-      slot->flush_after = fua;
+      if ((request.flags & kCmdFlagNoHole) == 0) slot->bdev::IoRequest::flags |= bdev::IoRequest::kMayUnmap;
       break;
     case kCmdBlockStatus:
       slot->op = bdev::IoOp::kExtent;
@@ -322,14 +317,6 @@ void Connection::release(Slot& slot) {
 void Connection::submit(Slot& slot) {
   slot.complete = [](bdev::IoRequest& request) {
     auto& done = static_cast<Slot&>(request);
-    if (done.status == bdev::IoStatus::kOk && std::exchange(done.flush_after, false)) {
-      done.op = bdev::IoOp::kFlush;
-      done.bdev::IoRequest::flags = 0;
-      done.offset_bytes = 0;
-      done.length_bytes = 0;
-      done.connection->channel_->submit(done);
-      return;
-    }
     if (done.status == bdev::IoStatus::kOk && done.op == bdev::IoOp::kExtent && done.add_extent()) {
       done.connection->channel_->submit(done);
       return;

@@ -130,15 +130,6 @@ BOOST_AUTO_TEST_CASE(descriptor_sense_data_is_given_when_asked_for) {
   BOOST_TEST(get_be16(answer.sense.data() + 13) == 1);
 }
 
-BOOST_AUTO_TEST_CASE(without_write_cache_every_write_is_durable) {
-  Bench bench;
-  check_good(bench.run(select6(caching_page(false))), 24);
-  check_good(bench.run({.cdb = range_cdb({0x2a, 0, 1}), .data_out = Bytes(512, 1)}), 512);
-  check_good(bench.run({.cdb = range_cdb({0x41, 0, 4}), .data_out = Bytes(512, 1)}), 512);
-  check_good(bench.run({.cdb = range_cdb({0x41, 0, 4}), .data_out = Bytes(512, 0)}), 512);
-  for (const auto& seen : bench.bdev->seen()) BOOST_TEST((seen.flags & bdev::IoRequest::kFua) != 0);
-}
-
 BOOST_AUTO_TEST_CASE(mode_select_names_the_field_that_is_wrong_and_changes_nothing) {
   Bench bench;
   Bytes page = control_page(true, true);

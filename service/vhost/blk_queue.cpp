@@ -116,9 +116,7 @@ void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector, c
     return;
   }
   request.op = op;
-  request.flags = 0;
-  if (op == bdev::IoOp::kWrite && (!may_cache_ || !shared_.writeback.load(std::memory_order_relaxed)))
-    request.flags = bdev::IoRequest::kFua;
+  request.flags = op == bdev::IoOp::kWrite ? durability() : 0;
   if (op == bdev::IoOp::kRead) request.written = static_cast<std::uint32_t>(length);
   request.offset_bytes = sector * kSectorBytes;
   request.length_bytes = length;
@@ -164,14 +162,20 @@ void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
     return;
   }
   request.op = discard ? bdev::IoOp::kUnmap : bdev::IoOp::kWriteZeroes;
-  request.flags = segment.flags & RangeSegment::kUnmap ? bdev::IoRequest::kMayUnmap : 0;
-  if (!discard && (!may_cache_ || !shared_.writeback.load(std::memory_order_relaxed)))
-    request.flags |= bdev::IoRequest::kFua;
+  request.flags = durability();
+  if (segment.flags & RangeSegment::kUnmap) request.flags |= bdev::IoRequest::kMayUnmap;
   request.offset_bytes = segment.sector * kSectorBytes;
   request.length_bytes = length;
   request.iov = nullptr;
   request.iov_count = 0;
   submit(request);
+}
+
+// 5.2.6.2: without a cache that the driver knows of, what is answered is stable. That goes for a discard as well, since
+// what it leaves reads as zeros.
+std::uint8_t BlkQueue::durability() const {
+  const bool cached = may_cache_ && shared_.writeback.load(std::memory_order_relaxed);
+  return cached ? 0 : bdev::IoRequest::kFua;
 }
 
 bool BlkQueue::keep(Request& request, const Pieces& data) {

@@ -34,6 +34,8 @@ class BlkQueue final : public VhostQueue {
   void transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data);
   void get_id(Request& request, const Pieces& data);
   void clear_range(Request& request, std::uint32_t type, Pieces& data);
+  // Flags of a request that changes what the disk holds.
+  std::uint8_t durability() const;
   bool keep(Request& request, const Pieces& data);
   void submit(Request& request);
   void answer(Request& request, std::uint8_t status);

@@ -218,14 +218,16 @@ std::vector<CrashHarness::Stamped> CrashHarness::stamp(const std::vector<Write>&
 // What was answered of these must be there.
 void CrashHarness::settle(const std::vector<Stamped>& writes) {
   for (const Stamped& each : writes) {
-    if (!each.answered) continue;
-    const Extent& extent = each.write->extent;
-    ModelVolume& volume = model_.at(each.write->id);
-    for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
-      const auto block = static_cast<std::uint32_t>(at / kBlock);
-      volume.durable[block] = volume.latest[block];
-      volume.since.erase(block);
-    }
+    if (each.answered) settle(each.write->id, each.write->extent);
+  }
+}
+
+void CrashHarness::settle(const Uuid& id, Extent extent) {
+  ModelVolume& volume = model_.at(id);
+  for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
+    const auto block = static_cast<std::uint32_t>(at / kBlock);
+    volume.durable[block] = volume.latest[block];
+    volume.since.erase(block);
   }
 }
 
@@ -290,11 +292,15 @@ bool CrashHarness::remove_beside(const Uuid& id, const Write& write) {
   return done;
 }
 
-reactor::Task<Status> CrashHarness::unmap_task(Uuid id, Extent extent) {
-  co_return bdev::to_status(co_await bdev::unmap(*opened_.at(id).channel, extent.offset, extent.length), "unmap");
+reactor::Task<Status> CrashHarness::clear_task(Uuid id, Extent extent, bdev::IoOp op, std::uint8_t flags) {
+  bdev::Channel& channel = *opened_.at(id).channel;
+  const auto status = op == bdev::IoOp::kUnmap
+                          ? co_await bdev::unmap(channel, extent.offset, extent.length, flags)
+                          : co_await bdev::write_zeroes(channel, extent.offset, extent.length, flags);
+  co_return bdev::to_status(status, "clear");
 }
 
-bool CrashHarness::unmap(const Uuid& id, Extent extent) {
+bool CrashHarness::clear(const Uuid& id, Extent extent, bdev::IoOp op, std::uint8_t flags) {
   if (!opened(id)) return false;
   ModelVolume& volume = model_.at(id);
   for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
@@ -302,7 +308,9 @@ bool CrashHarness::unmap(const Uuid& id, Extent extent) {
     volume.since[block].insert(0);
     volume.latest[block] = 0;
   }
-  return run(unmap_task(id, extent), "unmap");
+  const bool done = run(clear_task(id, extent, op, flags), "clear");
+  if (done && (flags & bdev::IoRequest::kFua) != 0) settle(id, extent);
+  return done;
 }
 
 reactor::Task<Status> CrashHarness::flush_task(Uuid id) {

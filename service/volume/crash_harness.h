@@ -83,7 +83,9 @@ class CrashHarness {
   bool write(const std::vector<Write>& writes, bool fua = false);
   // A write while another volume goes.
   bool remove_beside(const Uuid& id, const Write& write);
-  bool unmap(const Uuid& id, Extent extent);
+  bool unmap(const Uuid& id, Extent extent) { return clear(id, extent, bdev::IoOp::kUnmap); }
+  // kUnmap or kWriteZeroes: the range reads as zeros afterwards.
+  bool clear(const Uuid& id, Extent extent, bdev::IoOp op, std::uint8_t flags = 0);
   bool flush(const Uuid& id);
   bool checkpoint();
   // Takes what the device has more than the pool uses.
@@ -127,7 +129,8 @@ class CrashHarness {
   reactor::Task<Status> write_one(Stamped* write, std::uint8_t flags);
   reactor::Task<Status> write_task(std::vector<Stamped>* writes, std::uint8_t flags);
   reactor::Task<Status> remove_beside_task(Uuid id, bool* removed, Stamped* write);
-  reactor::Task<Status> unmap_task(Uuid id, Extent extent);
+  reactor::Task<Status> clear_task(Uuid id, Extent extent, bdev::IoOp op, std::uint8_t flags);
+  void settle(const Uuid& id, Extent extent);
   reactor::Task<Status> flush_task(Uuid id);
   reactor::Task<Status> read_task(Uuid id, std::vector<std::byte>* bytes);
   reactor::Task<Status> drop_task();

@@ -519,8 +519,8 @@ void VolumeChannel::start_flush(IoRequest& request) {
 void VolumeChannel::drop(IoRequest& request) {
   Progress& p = progress(request);
   if (--p.outstanding != 0) return;
-  if (request.op == IoOp::kWrite && (request.flags & IoRequest::kFua) && p.status == IoStatus::kOk && !p.synced) {
-    // The data is there; now it and the map that leads to it become durable.
+  if (request.durable_change() && p.status == IoStatus::kOk && !p.synced) {
+    // It is done; now the data and the map that leads to it become durable.
     p.outstanding = 1;
     return start_flush(request);
   }

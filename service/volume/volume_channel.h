@@ -64,7 +64,7 @@ class VolumeChannel : public bdev::Channel {
     std::uint32_t iov_index;
     std::uint32_t outstanding;  // pieces under way, plus one while the request is being cut
     bdev::IoStatus status;
-    bool synced;  // the flush that a FUA write or a flush asks for was started
+    bool synced;  // the flush that is asked for, by itself or with FUA, was started
   };
   static_assert(sizeof(Progress) <= sizeof(bdev::IoRequest::device_scratch));
   static Progress& progress(bdev::IoRequest& request) { return *reinterpret_cast<Progress*>(request.device_scratch); }

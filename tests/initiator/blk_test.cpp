@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/log.h"
+#include "initiator/recording_disk.h"
 #include "initiator/service_fixture.h"
 
 namespace pollux::initiator {
@@ -106,6 +107,33 @@ BOOST_AUTO_TEST_CASE(the_cache_mode_is_the_guests_to_choose) {
   front_end.set_config(32, std::array{std::byte{1}});
   BOOST_TEST(std::to_integer<int>(front_end.config(32, 1)[0]) == 1);
   front_end.stop();
+}
+
+// VIRTIO 1.2 5.2.6.2: what is answered while writeback is 0, or to a driver that knows of no cache, is stable.
+BOOST_AUTO_TEST_CASE(without_a_cache_all_that_a_request_changes_is_durable) {
+  constexpr std::uint64_t kFlush = 1ULL << 9, kConfigWce = 1ULL << 11;
+  for (const bool knows_the_cache : {true, false}) {
+    auto disk = std::make_shared<RecordingDisk>(ram());
+    FrontEndOptions options = options_for(blk("v", disk));
+    if (knows_the_cache) options.features = kFlush | kConfigWce;
+    FrontEnd front_end(options);
+    front_end.start();
+    IoSlot slot(front_end.ram(), 4096);
+    for (const bool writeback : {true, false}) {
+      if (knows_the_cache) front_end.set_config(32, std::array{std::byte{writeback}});
+      for (const Op op : {Op::kWrite, Op::kDiscard, Op::kWriteZeroes}) {
+        BOOST_TEST_CONTEXT("operation " << static_cast<int>(op) << ", writeback " << writeback) {
+          BOOST_TEST(run_io(front_end, 1, BlkDisk(), slot, op, 65536, 4096) == "");
+          const auto seen = disk->take_seen();
+          BOOST_REQUIRE(seen.size() == 1u);
+          const bool durable = (seen[0].flags & bdev::IoRequest::kFua) != 0;
+          BOOST_TEST(durable == !(knows_the_cache && writeback));
+        }
+      }
+    }
+    front_end.stop();
+    BOOST_TEST(service().remove_blk("v").has_value());
+  }
 }
 
 BOOST_AUTO_TEST_CASE(discard_and_write_zeroes_leave_zeros) {

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
+#include "bdev/direct_io.h"
 #include "reactor/reactor.h"
 
 namespace pollux::bdev {
@@ -33,22 +34,17 @@ constexpr std::uint32_t kBounceAlignment = 4096;
 // How often a request that came back short or interrupted is sent again before it counts as failed.
 constexpr unsigned kMaxRetries = 5;
 
-struct Alignment {
-  std::uint32_t memory_bytes = 512;
-  std::uint32_t block_bytes = 512;
-};
-
 std::string describe_errno(const std::string& what) {
   return what + ": " + std::strerror(errno);
 }
 
 class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
  public:
-  UringBdev(std::string path, int fd, std::uint64_t size_bytes, Alignment alignment, bool is_block_device)
+  UringBdev(std::string path, int fd, std::uint64_t size_bytes, DirectIo direct, bool is_block_device)
       : path_(std::move(path)),
         fd_(fd),
         size_bytes_(size_bytes),
-        alignment_(alignment),
+        direct_(direct),
         is_block_device_(is_block_device) {}
   ~UringBdev() override {
     // Explicitly: the kernel may let go of the last requests' hold on the file a little later.
@@ -58,21 +54,21 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
 
   const std::string& name() const override { return path_; }
   std::uint64_t size_bytes() const override { return size_bytes_.load(std::memory_order_relaxed); }
-  std::uint32_t block_bytes() const override { return alignment_.block_bytes; }
+  std::uint32_t block_bytes() const override { return direct_.block_bytes; }
   bool supports_unmap() const override { return true; }
   std::uint32_t unmap_granularity_bytes() const override { return 4096; }
   Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
   void refresh_size() override;
 
   int fd() const { return fd_; }
-  std::uint32_t memory_alignment_bytes() const { return alignment_.memory_bytes; }
+  const DirectIo& direct() const { return direct_; }
   bool is_block_device() const { return is_block_device_; }
 
  private:
   std::string path_;
   int fd_;
   std::atomic<std::uint64_t> size_bytes_;
-  Alignment alignment_;
+  const DirectIo direct_;
   bool is_block_device_;
 };
 
@@ -102,7 +98,6 @@ class UringChannel : public Channel, public reactor::Poller {
   };
 
   bool valid(const IoRequest& request) const;
-  bool needs_bounce(const IoRequest& request) const;
   void enqueue(IoRequest& request);
   bool start_op(Op& op);
   void drain_waiting();
@@ -157,15 +152,6 @@ bool UringChannel::valid(const IoRequest& request) const {
   const std::uint64_t block = bdev_->block_bytes();
   return is_aligned(request.offset_bytes, block) && is_aligned(request.length_bytes, block) &&
          range_fits(request.offset_bytes, request.length_bytes, bdev_->size_bytes());
-}
-
-bool UringChannel::needs_bounce(const IoRequest& request) const {
-  const std::uintptr_t mask = bdev_->memory_alignment_bytes() - 1;
-  std::uintptr_t misaligned = 0;
-  for (std::uint16_t i = 0; i < request.iov_count; ++i) {
-    misaligned |= reinterpret_cast<std::uintptr_t>(request.iov[i].iov_base) | request.iov[i].iov_len;
-  }
-  return (misaligned & mask) != 0;
 }
 
 void UringChannel::submit(IoRequest& request) {
@@ -239,7 +225,8 @@ bool UringChannel::make_bounce(Op& op) {
 bool UringChannel::start_op(Op& op) {
   const IoRequest& request = *op.request;
   const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
-  if (moves_data && op.bounce.iov_base == nullptr && needs_bounce(request) && !make_bounce(op)) return false;
+  const bool fits = !moves_data || bdev_->direct().takes(request.iov, request.iov_count);
+  if (!fits && op.bounce.iov_base == nullptr && !make_bounce(op)) return false;
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
   if (sqe == nullptr) {
     io_uring_submit(&ring_);
@@ -361,21 +348,20 @@ bool UringChannel::arm() {
 #endif
 
 // The kernel's own word where it gives one (statx since 6.1), else the logical block size.
-Alignment find_alignment(int fd, bool is_block_device) {
-  Alignment alignment;
+DirectIo find_rules(int fd, bool is_block_device) {
+  DirectIo rules;
   if (int logical = 0; is_block_device && ioctl(fd, BLKSSZGET, &logical) == 0 && logical > 512) {
-    alignment = {.memory_bytes = static_cast<std::uint32_t>(logical),
-                 .block_bytes = static_cast<std::uint32_t>(logical)};
+    rules.memory_bytes = rules.block_bytes = static_cast<std::uint32_t>(logical);
   }
   struct statx stx {};
   if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 && (stx.stx_mask & STATX_DIOALIGN) != 0) {
     // stx_dio_mem_align and stx_dio_offset_align sit behind stx_mnt_id; older headers call them spare.
     std::uint32_t dio[2];
     std::memcpy(dio, reinterpret_cast<const char*>(&stx) + 0x98, sizeof(dio));
-    if (dio[0] != 0) alignment.memory_bytes = dio[0];
-    if (dio[1] > alignment.block_bytes) alignment.block_bytes = dio[1];
+    if (dio[0] != 0) rules.memory_bytes = dio[0];
+    if (dio[1] > rules.block_bytes) rules.block_bytes = dio[1];
   }
-  return alignment;
+  return rules;
 }
 
 struct OpenedFile {
@@ -460,12 +446,12 @@ Result<std::shared_ptr<Bdev>> make_uring_bdev(const std::string& path, std::uint
   bool is_block_device = false;
   auto size_bytes = size_of(fd, path, &is_block_device);
   if (!size_bytes) return give_up(std::move(size_bytes.error()));
-  const Alignment alignment = find_alignment(fd, is_block_device);
-  if (alignment.block_bytes > 4096) {
-    return give_up({ErrorCode::kUnsupported, path + " has blocks of " + std::to_string(alignment.block_bytes) +
+  const DirectIo direct = find_rules(fd, is_block_device);
+  if (direct.block_bytes > 4096) {
+    return give_up({ErrorCode::kUnsupported, path + " has blocks of " + std::to_string(direct.block_bytes) +
                                                  " bytes; 512 and 4096 are supported"});
   }
-  return std::make_shared<UringBdev>(path, fd, align_down<std::uint64_t>(*size_bytes, 4096), alignment,
+  return std::make_shared<UringBdev>(path, fd, align_down<std::uint64_t>(*size_bytes, 4096), direct,
                                      is_block_device);
 }
 

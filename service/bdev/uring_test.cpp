@@ -1,13 +1,19 @@
 // What the kernel's devices ask for beyond the contract that bdev_test.cpp holds against every kind of device.
+//
+//   POLLUX_TEST_DEVICE    a block device that may be overwritten, for the test that is to run on a kernel and a device
+//                         of a certain kind; without it that test takes a loop device of each block size
 
 #include "bdev/uring.h"
 
 #include <boost/test/unit_test.hpp>
 
+#include <cstdlib>
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "base/units.h"
+#include "bdev/direct_io.h"
 #include "bdev/loop_device.h"
 #include "reactor/reactor.h"
 
@@ -53,7 +59,158 @@ Task<Result<IoStatus>> change(Reactor& reactor, Bdev& bdev, IoOp op, std::uint8_
   }
 }
 
+// A request's memory: where each piece begins within its page, and how long it is.
+struct Piece {
+  std::size_t at;
+  std::size_t length;
+};
+using Pieces = std::vector<Piece>;
+
+// As guests make them: of any alignment, and of any length that adds up to whole blocks.
+const Pieces kLayouts[] = {
+    {{0, 4096}},
+    {{16, 4096}},
+    {{1, 4096}},
+    {{2, 8192}},
+    {{4, 4096}},
+    {{512, 3584}, {0, 512}},
+    {{16, 4080}, {0, 16}},
+    {{0, 4080}, {4080, 16}},
+    {{0, 512}, {0, 3584}},
+    {{3584, 512}, {0, 4096}, {0, 3584}},
+    {{4, 508}, {0, 3588}},
+    {{0, 4096}, {0, 1}, {1, 4095}},
+    {{256, 256}, {512, 256}, {1024, 3584}},
+    {{4092, 4}, {0, 4088}, {0, 4}},
+    {{496, 512}, {16, 512}, {4092, 3072}},
+};
+
+// Memory with the shape of a layout, a guard between the pieces.
+struct Scattered {
+  explicit Scattered(const Pieces& pieces) {
+    for (const Piece& piece : pieces) {
+      memory.push_back(std::make_unique<std::byte[]>(3 * 4096 + piece.length));
+      const auto base = reinterpret_cast<std::uintptr_t>(memory.back().get());
+      auto* page = reinterpret_cast<std::byte*>(align_up<std::uintptr_t>(base, 4096));
+      iov.push_back({page + piece.at, piece.length});
+      length_bytes += piece.length;
+    }
+  }
+  void fill(std::mt19937_64& random) {
+    for (const iovec& piece : iov) {
+      for (std::size_t i = 0; i < piece.iov_len; ++i) {
+        static_cast<std::byte*>(piece.iov_base)[i] = static_cast<std::byte>(random());
+      }
+    }
+  }
+  std::vector<std::byte> bytes() const {
+    std::vector<std::byte> all;
+    for (const iovec& piece : iov) {
+      const auto* from = static_cast<const std::byte*>(piece.iov_base);
+      all.insert(all.end(), from, from + piece.iov_len);
+    }
+    return all;
+  }
+
+  std::vector<std::unique_ptr<std::byte[]>> memory;
+  std::vector<iovec> iov;
+  std::uint64_t length_bytes = 0;
+};
+
+struct Scatter : IoRequest {
+  reactor::Completion<bool> done;
+};
+
+Task<IoStatus> move(Channel& channel, IoOp op, const Scattered& memory, std::uint64_t offset) {
+  Scatter request;
+  request.op = op;
+  request.iov = memory.iov.data();
+  request.iov_count = static_cast<std::uint16_t>(memory.iov.size());
+  request.offset_bytes = offset;
+  request.length_bytes = memory.length_bytes;
+  request.complete = [](IoRequest& answered) { static_cast<Scatter&>(answered).done.set(true); };
+  channel.submit(request);
+  co_await request.done;
+  co_return request.status;
+}
+
+// Writes with one layout and reads with another.
+Task<Result<bool>> scattered_round_trip(Reactor& reactor, Bdev& bdev, const Pieces& out, const Pieces& in) {
+  std::mt19937_64 random(7);
+  Scattered from(out), to(in);
+  from.fill(random);
+  auto channel = bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  POLLUX_CO_TRY(to_status(co_await move(**channel, IoOp::kWrite, from, 8192), "write"));
+  POLLUX_CO_TRY(to_status(co_await move(**channel, IoOp::kRead, to, 8192), "read"));
+  co_return from.bytes() == to.bytes();
+}
+
+std::string describe(const Pieces& pieces) {
+  std::string text;
+  for (const Piece& piece : pieces) text += " " + std::to_string(piece.length) + "@" + std::to_string(piece.at);
+  return text;
+}
+
+void check_layouts(Reactor& reactor, const std::string& path) {
+  auto bdev = Fixture::open(path);
+  for (const Pieces& layout : kLayouts) {
+    const Pieces whole = {{0, Scattered(layout).length_bytes}};
+    for (const auto& [out, in] : {std::pair(layout, whole), std::pair(whole, layout)}) {
+      BOOST_TEST_CONTEXT(path << ", written from" << describe(out) << ", read to" << describe(in)) {
+        const auto same = call(reactor, scattered_round_trip(reactor, *bdev, out, in));
+        BOOST_CHECK_MESSAGE(same.has_value(), (same ? "" : same.error().message));
+        if (same) BOOST_TEST(*same);
+      }
+    }
+  }
+}
+
 }  // namespace
+
+BOOST_AUTO_TEST_CASE(the_address_and_the_length_of_each_piece_decide_whether_the_kernel_takes_a_request) {
+  const auto takes = [](DirectIo rules, const Pieces& pieces) {
+    std::vector<iovec> iov;
+    for (const Piece& piece : pieces) iov.push_back({reinterpret_cast<void*>(4096 + piece.at), piece.length});
+    return rules.takes(iov.data(), static_cast<std::uint16_t>(iov.size()));
+  };
+  const DirectIo nvme{.memory_bytes = 4, .block_bytes = 512};
+  const DirectIo nvme_4096{.memory_bytes = 4, .block_bytes = 4096};
+  const DirectIo old{.memory_bytes = 4096, .block_bytes = 4096};
+  const struct {
+    Pieces pieces;
+    bool by_nvme, by_nvme_4096, by_old;
+  } table[] = {
+      {{}, true, true, true},
+      {{{0, 4096}}, true, true, true},
+      {{{0, 4096}, {0, 8192}}, true, true, true},
+      {{{4, 4096}}, true, true, false},
+      {{{2, 4096}}, false, false, false},
+      {{{1, 4096}}, false, false, false},
+      {{{512, 512}}, true, false, false},
+      {{{0, 3584}, {0, 512}}, true, false, false},
+      {{{0, 4080}, {0, 16}}, false, false, false},
+      {{{0, 4092}, {0, 4}}, false, false, false},
+      {{{0, 4096}, {0, 512}, {0, 3584}}, true, false, false},
+      {{{0, 4096}, {0, 4096}, {3, 4096}}, false, false, false},
+      {{{0, 4096}, {0, 0}}, true, true, true},
+  };
+  for (const auto& row : table) {
+    BOOST_TEST_CONTEXT(describe(row.pieces)) {
+      BOOST_TEST(takes(nvme, row.pieces) == row.by_nvme);
+      BOOST_TEST(takes(nvme_4096, row.pieces) == row.by_nvme_4096);
+      BOOST_TEST(takes(old, row.pieces) == row.by_old);
+    }
+  }
+}
+
+BOOST_FIXTURE_TEST_CASE(memory_of_any_shape_is_written_and_read, Fixture) {
+  if (const char* device = std::getenv("POLLUX_TEST_DEVICE")) return check_layouts(home(), device);
+  for (const std::uint32_t block_bytes : {512U, 4096U}) {
+    LoopDevice loop(kSize, block_bytes);
+    check_layouts(home(), loop.path());
+  }
+}
 
 BOOST_FIXTURE_TEST_CASE(a_change_with_fua_flushes_the_devices_cache_and_one_without_does_not, Fixture) {
   LoopDevice loop(kSize, 512);

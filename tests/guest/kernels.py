@@ -60,8 +60,8 @@ def uml() -> Kernel:
 
 
 @cache
-def cloud() -> Kernel:
-    """Debian's kernel for virtual machines, for QEMU."""
+def cloud(*more: str) -> Kernel:
+    """Debian's kernel for virtual machines, for QEMU; `more` modules are loaded last."""
     name = packages.dependency("linux-image-cloud-amd64", "linux-image-6*-cloud-amd64")
     root = packages.unpacked(name)
     version = name.removeprefix("linux-image-")
@@ -75,6 +75,7 @@ def cloud() -> Kernel:
         "sg",
         "virtio_scsi",
         "ext4",
+        *more,
     )
     return _prepared(Kernel(root / "boot" / f"vmlinuz-{version}", root, version, wanted))
 

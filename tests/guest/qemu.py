@@ -109,7 +109,11 @@ class Qemu(Machine):
 
 
 class QemuDirect(Qemu):
-    """Runs `script` in a guest whose kernel QEMU loads itself; the script's world is that of Uml."""
+    """Runs `script` in a guest whose kernel QEMU loads itself; the script's world is that of Uml.
+
+    `programs` of this machine are in the guest's /bin; `modules` are loaded and `devices`, options of QEMU, are there
+    beside what every guest has.
+    """
 
     def __init__(
         self,
@@ -121,18 +125,22 @@ class QemuDirect(Qemu):
         cpus: int = 2,
         variables: Mapping[str, str] | None = None,
         programs: Sequence[str] = (),
+        modules: Sequence[str] = (),
+        devices: Sequence[str] = (),
     ) -> None:
         super().__init__(name, disks, memory_mb, cpus)
         self._script = script
         self._variables = variables or {}
         self._programs = programs
+        self._modules = modules
+        self._devices = devices
 
     def _what_to_boot(self) -> list[str]:
-        kernel = kernels.cloud()
+        kernel = kernels.cloud(*self._modules)
         image = self.scratch / "initramfs"
         image.write_bytes(initramfs.with_script(kernel, self._script, self._variables, self._programs))
         append = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable"
-        return ["-kernel", str(kernel.image), "-initrd", str(image), "-append", append]
+        return ["-kernel", str(kernel.image), "-initrd", str(image), "-append", append, *self._devices]
 
 
 class QemuBoot(Qemu):

@@ -16,6 +16,7 @@
 #include <memory>
 #include <string>
 
+#include "base/descriptors.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "control/config.h"
@@ -165,6 +166,11 @@ int main(int argc, char** argv) {
   }
   pollux::log::info("start: {} MiB of {} pages", config->memory.size_mb,
                     pollux::memory::usage().hugepages ? "huge" : "ordinary");
+  if (const auto limit = pollux::raise_descriptor_limit(); !limit) {
+    pollux::log::warn("start: {}", limit.error().message);
+  } else {
+    pollux::log::info("start: at most {} descriptors", *limit);
+  }
   // A client that goes away is an error of its connection, not the end of the service.
   std::signal(SIGPIPE, SIG_IGN);
   return serve(*config);

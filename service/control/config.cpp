@@ -161,6 +161,8 @@ const std::vector<Key>& schema() {
       {"control", "max_deadline_ms", number(&C::control, &C::Control::max_deadline_ms, 100, 3'600'000)},
       {"control", "max_frame_bytes", number(&C::control, &C::Control::max_frame_bytes, 4096, 16 << 20)},
       {"control", "max_connections", number(&C::control, &C::Control::max_connections, 1, 4096)},
+      {"control", "max_handshakes", number(&C::control, &C::Control::max_handshakes, 4, 4096)},
+      {"control", "handshake_timeout_s", number(&C::control, &C::Control::handshake_timeout_s, 1, 300)},
       {"control", "io_timeout_s", number(&C::control, &C::Control::io_timeout_s, 1, 300)},
       {"control", "idle_timeout_s", number(&C::control, &C::Control::idle_timeout_s, 1, 86400)},
       {"vhost", "socket_dir", set_socket_dir},

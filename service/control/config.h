@@ -55,6 +55,8 @@ struct Config {
     std::uint32_t max_deadline_ms = 600'000;
     std::uint32_t max_frame_bytes = 1 << 20;
     std::uint32_t max_connections = 256;
+    std::uint32_t max_handshakes = 64;
+    std::uint32_t handshake_timeout_s = 5;
     std::uint32_t io_timeout_s = 10;
     std::uint32_t idle_timeout_s = 600;
   } control;

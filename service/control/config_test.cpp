@@ -78,6 +78,8 @@ BOOST_AUTO_TEST_CASE(the_shipped_file_names_every_key_with_its_default) {
   BOOST_TEST(shipped->control.max_deadline_ms == defaults->control.max_deadline_ms);
   BOOST_TEST(shipped->control.max_frame_bytes == defaults->control.max_frame_bytes);
   BOOST_TEST(shipped->control.max_connections == defaults->control.max_connections);
+  BOOST_TEST(shipped->control.max_handshakes == defaults->control.max_handshakes);
+  BOOST_TEST(shipped->control.handshake_timeout_s == defaults->control.handshake_timeout_s);
   BOOST_TEST(shipped->control.io_timeout_s == defaults->control.io_timeout_s);
   BOOST_TEST(shipped->control.idle_timeout_s == defaults->control.idle_timeout_s);
   BOOST_TEST(shipped->vhost.socket_dir == defaults->vhost.socket_dir);

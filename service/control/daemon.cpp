@@ -192,6 +192,8 @@ Status Daemon::open_port() {
   options.listen = *listen;
   options.max_frame_bytes = config_.control.max_frame_bytes;
   options.max_connections = config_.control.max_connections;
+  options.max_handshakes = config_.control.max_handshakes;
+  options.handshake_timeout_ms = config_.control.handshake_timeout_s * 1000;
   options.io_timeout_ms = config_.control.io_timeout_s * 1000;
   options.idle_timeout_ms = config_.control.idle_timeout_s * 1000;
   auto server = RpcServer::start(options, *parts.tls, parts.access_log, [&parts](const Caller& caller) {

@@ -8,12 +8,16 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "control/rpc_frame.h"
 
@@ -22,6 +26,11 @@ namespace pollux::control {
 namespace {
 
 constexpr int kBacklog = 128;
+// In one turn, between which handshakes go on.
+constexpr int kAcceptsPerTurn = 16;
+// Out of descriptors or memory a connection stays in the backlog, and polling again at once would spin.
+constexpr std::uint64_t kFirstAcceptPauseMs = 50;
+constexpr std::uint64_t kLongestAcceptPauseMs = 1000;
 
 std::string to_text(const sockaddr_storage& address, socklen_t length) {
   std::array<char, NI_MAXHOST> host{};
@@ -32,6 +41,19 @@ std::string to_text(const sockaddr_storage& address, socklen_t length) {
   }
   return address.ss_family == AF_INET6 ? "[" + std::string(host.data()) + "]:" + port.data()
                                        : std::string(host.data()) + ":" + port.data();
+}
+
+// Whom a place in the handshake is counted to: an IPv4 address, or what one site of IPv6 has, which is 64 bits and
+// more.
+std::string place_of(const sockaddr_storage& address) {
+  if (address.ss_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address).sin_addr;
+    return {reinterpret_cast<const char*>(&v4), sizeof(v4)};
+  }
+  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+  const auto* bytes = reinterpret_cast<const char*>(&v6);
+  if (IN6_IS_ADDR_V4MAPPED(&v6)) return {bytes + 12, 4};
+  return {bytes, 8};
 }
 
 std::uint16_t bound_port(int fd) {
@@ -45,7 +67,13 @@ std::uint16_t bound_port(int fd) {
 }  // namespace
 
 RpcServer::RpcServer(Options options, TlsKeeper& tls, AccessLog& access_log, ProcessorFactory factory)
-    : options_(std::move(options)), tls_(tls), access_log_(access_log), factory_(std::move(factory)) {}
+    : options_(std::move(options)),
+      access_log_(access_log),
+      factory_(std::move(factory)),
+      handshakes_(
+          {options_.max_handshakes, std::max<std::size_t>(options_.max_handshakes / 4, 1)},
+          options_.handshake_timeout_ms, tls, access_log,
+          [this](std::unique_ptr<TlsStream> stream, const std::string& peer) { admit(std::move(stream), peer); }) {}
 
 RpcServer::~RpcServer() {
   stop();
@@ -55,7 +83,9 @@ Result<std::unique_ptr<RpcServer>> RpcServer::start(Options options, TlsKeeper& 
                                                     ProcessorFactory factory) {
   std::unique_ptr<RpcServer> server(new RpcServer(std::move(options), tls, access_log, std::move(factory)));
   server->stop_event_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!server->stop_event_) return fail(ErrorCode::kInternal, std::string("no eventfd: ") + std::strerror(errno));
+  server->finished_event_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!server->stop_event_ || !server->finished_event_)
+    return fail(ErrorCode::kInternal, std::string("no eventfd: ") + std::strerror(errno));
   POLLUX_TRY(server->bind());
   server->acceptor_ = std::thread([raw = server.get()] { raw->accept_loop(); });
   return server;
@@ -95,15 +125,29 @@ void RpcServer::stop() {
 }
 
 void RpcServer::accept_loop() {
-  std::array<pollfd, 2> fds{{{listener_.get(), POLLIN, 0}, {stop_event_.get(), POLLIN, 0}}};
+  std::vector<pollfd> fds;
   while (true) {
-    // The time-out collects threads of connections that ended.
-    const int ready = poll(fds.data(), fds.size(), 1000);
-    reap(/*all=*/false);
-    if (ready < 0 && errno != EINTR) log::error("control: poll: {}", std::strerror(errno));
-    if (ready <= 0) continue;
+    if (accept_again_ && accept_again_->passed()) accept_again_.reset();
+    int wait_ms = handshakes_.wait_ms(1000);
+    if (accept_again_) wait_ms = std::min(wait_ms, static_cast<int>(accept_again_->remaining_ms()));
+    // A negative descriptor is ignored.
+    fds = {{accept_again_ ? -1 : listener_.get(), POLLIN, 0},
+           {stop_event_.get(), POLLIN, 0},
+           {finished_event_.get(), POLLIN, 0}};
+    const std::size_t own = fds.size();
+    handshakes_.append_to(fds);
+    const int ready = poll(fds.data(), fds.size(), wait_ms);
+    if (ready < 0) {
+      for (auto& fd : fds) fd.revents = 0;
+    }
     if (fds[1].revents != 0) break;
-    take_connection();
+    std::uint64_t count = 0;
+    if (fds[2].revents != 0 && ::read(finished_event_.get(), &count, sizeof(count)) < 0 && errno != EAGAIN) {
+      log::error("control: finished event: {}", std::strerror(errno));
+    }
+    reap(/*all=*/false);
+    handshakes_.go_on(std::span(fds).subspan(own));
+    if (fds[0].revents != 0) take_clients();
   }
   listener_.reset();
   reap(/*all=*/true);
@@ -120,47 +164,59 @@ void RpcServer::reap(bool all) {
   }
 }
 
-void RpcServer::take_connection() {
-  sockaddr_storage address{};
-  socklen_t length = sizeof(address);
-  Fd socket(accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length, SOCK_CLOEXEC));
-  if (!socket) {
-    const int error = errno;
-    if (error == EAGAIN || error == EINTR || error == ECONNABORTED) return;
-    log::error("control: accept: {}", std::strerror(error));
-    // Out of descriptors or memory: the connection stays in the backlog, and polling again at once would spin.
-    pollfd stop{stop_event_.get(), POLLIN, 0};
-    poll(&stop, 1, 100);
-    return;
-  }
-  std::string peer = to_text(address, length);
-  if (connections_.size() >= options_.max_connections) {
-    access_log_.refused(peer, "",
-                        "there are " + std::to_string(connections_.size()) + " connections (control.max_connections)");
-    return;
-  }
-  const int on = 1;
-  setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-  setsockopt(socket.get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-  auto& connection = connections_.emplace_back();
-  try {
-    connection.thread = std::thread([this, &connection, fd = std::move(socket), peer]() mutable {
-      serve(std::move(fd), peer);
-      connection.finished.store(true, std::memory_order_release);
-    });
-  } catch (const std::system_error& e) {
-    connections_.pop_back();
-    access_log_.refused(peer, "", std::string("no thread for it: ") + e.what());
+void RpcServer::take_clients() {
+  for (int i = 0; i < kAcceptsPerTurn; ++i) {
+    sockaddr_storage address{};
+    socklen_t length = sizeof(address);
+    Fd socket(accept4(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length, SOCK_CLOEXEC));
+    if (!socket) return accept_failed(errno);
+    accept_pause_ms_ = 0;
+    const int on = 1;
+    setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    setsockopt(socket.get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    handshakes_.take(std::move(socket), to_text(address, length), place_of(address));
   }
 }
 
-void RpcServer::serve(Fd socket, const std::string& peer) {
-  TlsStream stream(std::move(socket), tls_.current());
-  if (const auto status = stream.handshake(Deadline::after_ms(options_.io_timeout_ms)); !status) {
-    access_log_.refused(peer, stream.subject().common_name, status.error().message);
-    return;
+void RpcServer::accept_failed(int error) {
+  if (error == EAGAIN || error == EINTR || error == ECONNABORTED) return;
+  accept_pause_ms_ = std::clamp(2 * accept_pause_ms_, kFirstAcceptPauseMs, kLongestAcceptPauseMs);
+  accept_again_ = Deadline::after_ms(accept_pause_ms_);
+  std::uint64_t suppressed = 0;
+  if (accept_failures_.allow(suppressed)) {
+    log::error("control: accept: {} (and {} times before that are not listed)", std::strerror(error), suppressed);
   }
-  const auto& subject = stream.subject();
+}
+
+// A name that has most connections loses one to a name that has fewer: the one whose last call was longest ago. False:
+// there is no room.
+bool RpcServer::make_room(const Caller& caller) {
+  std::map<std::string, std::size_t> held;
+  std::size_t staying = 0;
+  for (const auto& connection : connections_) {
+    if (connection.leaving) continue;
+    ++held[connection.caller.host];
+    ++staying;
+  }
+  if (staying < options_.max_connections) return true;
+  const auto most = std::ranges::max_element(held, {}, [](const auto& entry) { return entry.second; });
+  if (most == held.end() || most->second <= held[caller.host] + 1) return false;
+  Connection* leaving = nullptr;
+  std::uint64_t since_ns = kBusy;
+  for (auto& connection : connections_) {
+    const std::uint64_t idle_since_ns = connection.idle_since_ns.load();
+    if (connection.leaving || connection.caller.host != most->first || idle_since_ns >= since_ns) continue;
+    leaving = &connection;
+    since_ns = idle_since_ns;
+  }
+  if (leaving == nullptr) return false;
+  leaving->leaving = true;
+  leaving->stream->interrupt();
+  return true;
+}
+
+void RpcServer::admit(std::unique_ptr<TlsStream> stream, const std::string& peer) {
+  const auto& subject = stream->subject();
   Caller caller{role_of(subject.organisational_unit), subject.common_name, peer};
   if (caller.host.empty()) caller.role = Role::kNone;
   if (caller.role == Role::kNone) {
@@ -169,24 +225,54 @@ void RpcServer::serve(Fd socket, const std::string& peer) {
                             ? "its certificate has not exactly one printable common name"
                             : "its certificate's organisational unit '" + subject.organisational_unit + "' is no role");
   }
-  log::debug("control: {} connected as {} ({})", peer, caller.host, to_string(caller.role));
-  const auto processor = factory_(caller);
-  while (serve_call(stream, *processor, caller)) {
-    // Whoever has no role is told so once.
-    if (caller.role == Role::kNone) break;
+  if (!make_room(caller)) {
+    access_log_.refused(peer, caller.host,
+                        "there are " + std::to_string(connections_.size()) + " connections (control.max_connections)");
+    return;
   }
-  stream.close_notify(Deadline::after_ms(options_.io_timeout_ms));
+  log::debug("control: {} connected as {} ({})", peer, caller.host, to_string(caller.role));
+  auto& connection = connections_.emplace_back();
+  connection.stream = std::move(stream);
+  connection.caller = std::move(caller);
+  connection.idle_since_ns = monotonic_ns();
+  try {
+    connection.thread = std::thread([this, &connection] {
+      serve(connection);
+      connection.finished.store(true, std::memory_order_release);
+      const std::uint64_t one = 1;
+      // Refused when the counter is full, and then the acceptor is woken anyway.
+      [[maybe_unused]] const auto written = ::write(finished_event_.get(), &one, sizeof(one));
+    });
+  } catch (const std::system_error& e) {
+    connections_.pop_back();
+    access_log_.refused(peer, "", std::string("no thread for it: ") + e.what());
+  }
 }
 
-bool RpcServer::serve_call(TlsStream& stream, apache::thrift::TProcessor& processor, const Caller& caller) {
+void RpcServer::serve(Connection& connection) {
+  const auto processor = factory_(connection.caller);
+  while (serve_call(connection, *processor)) {
+    // Whoever has no role is told so once.
+    if (connection.caller.role == Role::kNone) break;
+    connection.idle_since_ns = monotonic_ns();
+  }
+  connection.stream->close_notify(Deadline::after_ms(options_.io_timeout_ms));
+}
+
+bool RpcServer::serve_call(Connection& connection, apache::thrift::TProcessor& processor) {
+  auto& stream = *connection.stream;
+  const auto& caller = connection.caller;
   const auto dropped = [&](const std::string& why) {
     access_log_.refused(caller.peer, caller.host, why + "; connection dropped");
     return false;
   };
+  // Nobody without a role has a reason to stay.
+  const std::uint32_t patience_ms = caller.role == Role::kNone ? options_.io_timeout_ms : options_.idle_timeout_ms;
   std::uint32_t wire_length = 0;
-  const auto header = stream.read(&wire_length, 1, Deadline::after_ms(options_.idle_timeout_ms), stop_event_.get());
+  const auto header = stream.read(&wire_length, 1, Deadline::after_ms(patience_ms), stop_event_.get());
   if (header == TlsStream::End::kFailed) return dropped("TLS broken off between requests");
   if (header != TlsStream::End::kDone) return false;
+  connection.idle_since_ns = kBusy;
 
   // From its first byte on a request has io_timeout to arrive.
   const auto arrival = Deadline::after_ms(options_.io_timeout_ms);

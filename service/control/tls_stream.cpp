@@ -16,8 +16,7 @@ namespace pollux::control {
 
 namespace {
 
-// After a refused handshake: how long, and for how many bytes, to let the peer read the alert before the socket goes.
-constexpr std::uint64_t kLingerMs = 500;
+// After a refused handshake: for how many bytes to let the peer read the alert before the socket goes.
 constexpr std::size_t kLingerBytes = 64 * 1024;
 constexpr std::size_t kMaxNameLength = 255;
 
@@ -78,48 +77,45 @@ TlsStream::End TlsStream::wait(int ssl_error, Deadline deadline, int stop_fd) {
   }
 }
 
-void TlsStream::linger() {
-  // Closing with unread bytes makes the kernel send a reset, and a reset discards the alert at the peer.
-  shutdown(socket_.get(), SHUT_WR);
-  const auto deadline = Deadline::after_ms(kLingerMs);
+bool TlsStream::linger() {
   std::array<char, 4096> scrap{};
-  for (std::size_t taken = 0; taken < kLingerBytes && !deadline.passed();) {
+  while (lingered_bytes_ < kLingerBytes) {
     const ssize_t got = recv(socket_.get(), scrap.data(), scrap.size(), 0);
-    if (got > 0) {
-      taken += static_cast<std::size_t>(got);
-    } else if (got == 0 || (errno != EAGAIN && errno != EINTR) ||
-               wait(SSL_ERROR_WANT_READ, deadline, -1) != End::kDone) {
-      return;
-    }
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return got == 0 || errno != EAGAIN;
+    lingered_bytes_ += static_cast<std::size_t>(got);
   }
+  return true;
 }
 
-Status TlsStream::handshake(Deadline deadline) {
-  if (!ssl_) return fail(ErrorCode::kInternal, "no memory for a TLS connection");
-  while (true) {
-    ERR_clear_error();
-    const int result = SSL_accept(ssl_.get());
-    if (result == 1) break;
-    const int error = SSL_get_error(ssl_.get(), result);
-    if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE) {
-      const End end = wait(error, deadline, -1);
-      if (end == End::kDone) continue;
-      return fail(ErrorCode::kRetry,
-                  end == End::kTimeout ? "the TLS handshake took too long" : "connection broken off");
-    }
-    std::string reason = openssl_errors();
-    if (!refusal_.empty()) {
-      reason = "certificate refused: " + refusal_;
-    } else if (reason.empty()) {
-      reason = "connection broken off in the TLS handshake";
-    } else {
-      reason = "TLS handshake failed: " + reason;
-    }
-    linger();
-    return fail(ErrorCode::kDenied, reason);
+void TlsStream::interrupt() {
+  shutdown(socket_.get(), SHUT_RDWR);
+}
+
+TlsStream::Step TlsStream::handshake() {
+  if (!ssl_) {
+    refusal_ = "no memory for a TLS connection";
+    return Step::kRefused;
   }
-  subject_ = subject_of(SSL_get0_peer_certificate(ssl_.get()));
-  return {};
+  ERR_clear_error();
+  const int result = SSL_accept(ssl_.get());
+  if (result == 1) {
+    subject_ = subject_of(SSL_get0_peer_certificate(ssl_.get()));
+    return Step::kDone;
+  }
+  const int error = SSL_get_error(ssl_.get(), result);
+  if (error == SSL_ERROR_WANT_READ) return Step::kWantRead;
+  if (error == SSL_ERROR_WANT_WRITE) return Step::kWantWrite;
+  const std::string reason = openssl_errors();
+  if (!refusal_.empty()) {
+    refusal_ = "certificate refused: " + refusal_;
+  } else if (reason.empty()) {
+    refusal_ = "connection broken off in the TLS handshake";
+  } else {
+    refusal_ = "TLS handshake failed: " + reason;
+  }
+  shutdown(socket_.get(), SHUT_WR);
+  return Step::kRefused;
 }
 
 TlsStream::End TlsStream::read(void* data, std::size_t length, Deadline deadline, int stop_fd) {

@@ -1,5 +1,6 @@
 #pragma once
-// TlsStream: one accepted connection of the control port, with a deadline on everything.
+// TlsStream: one accepted connection of the control port. The handshake never waits, so that one thread can have many
+// of them under way; everything after it has a deadline.
 //
 // Thrift's own TSSLSocket is not used: its time-outs start again with each byte, so a slow client keeps a thread for
 // ever; it knows TLS up to "1.2 or later"; and it neither tells why a handshake failed nor shows the peer's
@@ -42,11 +43,25 @@ class TlsStream {
   TlsStream(const TlsStream&) = delete;
   TlsStream& operator=(const TlsStream&) = delete;
 
-  // kDenied: the peer's certificate is missing, expired or not from our CA, or this is not TLS 1.3; the peer was sent
-  // the alert that says so. kRetry: too slow.
-  Status handshake(Deadline deadline);
+  enum class Step : std::uint8_t {
+    kDone,
+    kWantRead,   // go on when the socket is readable
+    kWantWrite,  // go on when the socket is writable
+    kRefused,    // the peer's certificate is missing, expired or not from our CA, this is not TLS 1.3, or it is over
+  };
+  // Goes on with the handshake as far as that is possible without waiting.
+  Step handshake();
+  // After kRefused: why. The peer was sent the alert that says so.
+  const std::string& refusal() const { return refusal_; }
+  // After kRefused, whenever the socket is readable: reads away what the peer still sends, for closing a socket with
+  // unread bytes makes the kernel send a reset, and a reset discards the alert at the peer. True: it can be closed.
+  bool linger();
   // After a handshake the peer's; after a refused one what its certificate claimed.
   const Subject& subject() const { return subject_; }
+  // For poll().
+  int fd() const { return socket_.get(); }
+  // Any thread: ends the connection for the thread that reads it.
+  void interrupt();
 
   // Fills the buffer. stop_fd >= 0: give up when it becomes readable while nothing has arrived.
   End read(void* data, std::size_t length, Deadline deadline, int stop_fd = -1);
@@ -60,7 +75,6 @@ class TlsStream {
  private:
   // Waits until the socket can go on as OpenSSL asks for.
   End wait(int ssl_error, Deadline deadline, int stop_fd);
-  void linger();
 
   Fd socket_;
   std::shared_ptr<TlsContext> context_;
@@ -70,6 +84,7 @@ class TlsStream {
   std::unique_ptr<SSL, Free> ssl_;
   Subject subject_;
   std::string refusal_;
+  std::size_t lingered_bytes_ = 0;
 };
 
 }  // namespace pollux::control

@@ -304,13 +304,43 @@ BOOST_FIXTURE_TEST_CASE(a_request_that_arrives_byte_by_byte_is_cut_off_at_the_ti
 }
 
 BOOST_FIXTURE_TEST_CASE(a_client_that_says_nothing_is_dropped_in_the_handshake_and_does_not_hold_up_others, Fixture) {
-  start({.io_timeout_ms = 500});
+  start({.handshake_timeout_ms = 500});
   const int silent = test::connect_to(server->port());
   still_serves();
   const auto taken = lines->take();
   BOOST_REQUIRE(taken.size() == 1U);
   BOOST_TEST(contains(taken[0], "the TLS handshake took too long"), taken[0]);
   close(silent);
+}
+
+BOOST_FIXTURE_TEST_CASE(clients_that_say_nothing_do_not_take_the_places_of_those_that_show_a_certificate, Fixture) {
+  start({.max_connections = 4, .max_handshakes = 8, .handshake_timeout_ms = 600'000});
+  const auto before = client("admin");
+  BOOST_TEST(before->call("describe") == "ok");
+  std::vector<int> silent;
+  for (int i = 0; i < 60; ++i) {
+    silent.push_back(test::connect_to(server->port()));
+    // One that begins and does not go on is no better.
+    if (i % 4 == 0) BOOST_TEST(write(silent.back(), "\x16\x03\x01", 3) == 3);
+  }
+  for (int i = 0; i < 10; ++i) BOOST_TEST(client("admin")->call("describe") == "ok");
+  BOOST_TEST(before->call("describe") == "ok");
+  for (const int fd : silent) close(fd);
+}
+
+BOOST_FIXTURE_TEST_CASE(a_name_that_has_all_connections_loses_the_one_that_was_idle_for_longest, Fixture) {
+  start({.max_connections = 3});
+  const auto reader = authority.issue("reader", {"host-2", {"reader"}});
+  std::vector<std::unique_ptr<Client>> held;
+  for (int i = 0; i < 3; ++i) {
+    held.push_back(client(reader));
+    BOOST_TEST(held.back()->call("describe") == "ok");
+  }
+  BOOST_TEST(held[0]->call("describe") == "ok");
+  BOOST_TEST(client("admin")->call("describe") == "ok");
+  BOOST_TEST(contains(held[1]->call("describe"), "closed: "));
+  BOOST_TEST(held[0]->call("describe") == "ok");
+  BOOST_TEST(held[2]->call("describe") == "ok");
 }
 
 BOOST_FIXTURE_TEST_CASE(connections_beyond_the_limit_are_refused_and_places_come_back, Fixture) {

@@ -1,11 +1,9 @@
 #include "metrics/page.h"
 
-#include <prometheus/collectable.h>
-#include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
 
-#include <exception>
-#include <mutex>
+#include "metrics/http_server.h"
 
 namespace pollux::metrics {
 
@@ -47,54 +45,40 @@ prometheus::MetricType to_type(Kind kind) {
   return prometheus::MetricType::Untyped;
 }
 
-class Source : public prometheus::Collectable {
- public:
-  explicit Source(Page::Gather gather) : gather_(std::move(gather)) {}
-
-  std::vector<prometheus::MetricFamily> Collect() const override {
-    const std::lock_guard lock(mutex_);
-    std::vector<prometheus::MetricFamily> families;
-    for (const auto& family : gather_()) {
-      prometheus::MetricFamily out;
-      out.name = family.name;
-      out.help = family.help;
-      out.type = to_type(family.kind);
-      for (const auto& sample : family.samples) out.metric.push_back(to_client(sample, family.kind));
-      families.push_back(std::move(out));
-    }
-    return families;
+std::string to_text(const std::vector<Family>& families) {
+  std::vector<prometheus::MetricFamily> converted;
+  for (const auto& family : families) {
+    prometheus::MetricFamily out;
+    out.name = family.name;
+    out.help = family.help;
+    out.type = to_type(family.kind);
+    for (const auto& sample : family.samples) out.metric.push_back(to_client(sample, family.kind));
+    converted.push_back(std::move(out));
   }
-
- private:
-  const Page::Gather gather_;
-  mutable std::mutex mutex_;
-};
+  return prometheus::TextSerializer().Serialize(converted);
+}
 
 }  // namespace
 
-// The exposer goes first: its destructor waits for requests that are under way, which use the source.
 struct Page::Impl {
-  std::shared_ptr<Source> source;
-  std::unique_ptr<prometheus::Exposer> exposer;
+  std::unique_ptr<HttpServer> server;
 };
 
 Page::Page() : impl_(std::make_unique<Impl>()) {}
 Page::~Page() = default;
 
 Result<std::unique_ptr<Page>> Page::start(const std::string& listen, Gather gather) {
+  auto server = HttpServer::start(
+      {.listen = listen, .path = "/metrics", .content_type = "text/plain; version=0.0.4; charset=utf-8"},
+      [gather = std::move(gather)] { return to_text(gather()); });
+  if (!server) return fail(std::move(server.error()));
   std::unique_ptr<Page> page(new Page);
-  page->impl_->source = std::make_shared<Source>(std::move(gather));
-  try {
-    page->impl_->exposer = std::make_unique<prometheus::Exposer>(listen, /*num_threads=*/2);
-  } catch (const std::exception& e) {
-    return fail(ErrorCode::kBusy, "cannot serve metrics on " + listen + ": " + e.what());
-  }
-  page->impl_->exposer->RegisterCollectable(page->impl_->source);
+  page->impl_->server = std::move(*server);
   return page;
 }
 
 std::uint16_t Page::port() const {
-  return static_cast<std::uint16_t>(impl_->exposer->GetListeningPorts().front());
+  return impl_->server->port();
 }
 
 }  // namespace pollux::metrics

@@ -36,7 +36,7 @@ struct Family {
 
 class Page {
  public:
-  // Called on the page's own threads, never by two at once; must not throw.
+  // Called on the page's own thread; must not throw.
   using Gather = std::function<std::vector<Family>()>;
 
   // Serves http://<listen>/metrics. kBusy: the address is taken or not ours.

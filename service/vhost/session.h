@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "base/log_limiter.h"
 #include "vhost/device.h"
-#include "vhost/log_limiter.h"
 #include "vhost/queue_poller.h"
 #include "vhost/transport.h"
 #include "vhost/vhost_user.h"

@@ -23,7 +23,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/descriptors.h"
 #include "base/log.h"
+#include "base/log_limiter.h"
 #include "vhost/transport.h"
 #include "vhost/vhost_user.h"
 
@@ -135,7 +137,7 @@ class Link {
         int fd = -1;
         std::memcpy(&fd, CMSG_DATA(part) + i * sizeof(int), sizeof(int));
         UniqueFd owned(fd);
-        if (message.fd_count == Message::kMaxFds) {
+        if (message.fd_count == Message::kMaxFds || is_last_descriptor(owned.get())) {
           all = false;
         } else {
           message.fds[message.fd_count++] = std::move(owned);
@@ -231,6 +233,7 @@ class SocketTransport final : public Transport {
   // Held while a connection is accepted, so that close() leaves none behind.
   std::mutex mutex_;
   std::map<std::string, Listener> listeners_;
+  LogLimiter accept_failures_;
   std::thread thread_;
 };
 
@@ -300,10 +303,15 @@ void SocketTransport::accept_loop() {
 void SocketTransport::accept_from(Listener& listener) {
   listener.links.remove_if([](const Link& link) { return link.ended(); });
   UniqueFd socket(::accept4(listener.socket.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  if (!socket) {
+  const int error = socket ? (is_last_descriptor(socket.get()) ? EMFILE : 0) : errno;
+  if (error != 0) {
     // A front end that went away again is nothing to speak of.
-    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-      log::error("cannot accept a front end: {}", std::strerror(errno));
+    if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS) {
+      std::uint64_t suppressed = 0;
+      if (accept_failures_.allow(suppressed)) {
+        log::error("cannot accept a front end: {} (and {} times before that are not listed)", std::strerror(error),
+                   suppressed);
+      }
       std::this_thread::sleep_for(kAcceptPause);
     }
     return;

@@ -137,6 +137,10 @@ abandoned_after_s = {abandoned_after_s}
         """The inode of the program that is running."""
         return os.stat(f"/proc/{self._process_or_raise().pid}/exe").st_ino
 
+    @property
+    def pid(self) -> int:
+        return self._process_or_raise().pid
+
     def kill(self) -> None:
         """SIGKILL, as a crash or a power cut of the process."""
         self._require_alive()

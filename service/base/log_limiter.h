@@ -1,6 +1,6 @@
 #pragma once
-// LogLimiter: lets a front end that misbehaves again and again have a few lines in the log, and no more than one a
-// second after that.
+// LogLimiter: for what happens again and again because somebody else misbehaves, or because something has run out: a
+// few lines in the log, and no more than one a second after that.
 
 #include <algorithm>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 #include "base/clock.h"
 
-namespace pollux::vhost {
+namespace pollux {
 
 // Any thread.
 class LogLimiter {
@@ -39,4 +39,4 @@ class LogLimiter {
   std::uint64_t suppressed_ = 0;
 };
 
-}  // namespace pollux::vhost
+}  // namespace pollux

@@ -73,6 +73,7 @@ Status Daemon::start_stages(const std::string& version) {
   if (error) {
     return fail(ErrorCode::kIoError, "cannot make the folder " + config_.service.runtime_dir + ": " + error.message());
   }
+  if (StateStore::is_new(config_.service.state_dir)) warn_of_new_state();
   auto store = StateStore::open(config_.service.state_dir);
   if (!store) return fail(std::move(store.error()));
   parts.store = std::move(*store);
@@ -91,6 +92,25 @@ Status Daemon::start_stages(const std::string& version) {
     log::info("start: metrics on http://{}/metrics", config_.metrics.listen);
   }
   return open_port();
+}
+
+// Nothing says so more loudly than volumes that are missed, so it is said before.
+void Daemon::warn_of_new_state() const {
+  log::warn(
+      "start: there is no state in {}: this is a new service, without pools, attachments and authorisations. If this "
+      "host "
+      "had pools before, check service.state_dir, or bring them back with `polluxctl pool import`",
+      config_.service.state_dir);
+  std::error_code error;
+  std::size_t sockets = 0;
+  for (std::filesystem::directory_iterator it(config_.vhost.socket_dir, error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (name.ends_with(".sock") && (name.starts_with("scsi-") || name.starts_with("blk-"))) ++sockets;
+  }
+  if (sockets == 0) return;
+  log::warn("start: {} sockets of guests in {} are of a service with other state: this one does not serve them",
+            sockets, config_.vhost.socket_dir);
 }
 
 Status Daemon::start_reactors() {

@@ -33,6 +33,7 @@ class Daemon {
  private:
   explicit Daemon(const Config& config);
   Status start_stages(const std::string& version);
+  void warn_of_new_state() const;
   Status start_reactors();
   Status start_services();
   Status open_port();

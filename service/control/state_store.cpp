@@ -87,11 +87,20 @@ Result<Uuid> read_uuid(const Statement& statement, int column, const sqlite::Dat
   return id;
 }
 
+std::string file_in(const std::string& state_dir) {
+  return state_dir + "/state.db";
+}
+
 }  // namespace
 
 StateStore::~StateStore() {
   database_.reset();
   if (lock_fd_ >= 0) close(lock_fd_);
+}
+
+bool StateStore::is_new(const std::string& state_dir) {
+  std::error_code error;
+  return !std::filesystem::exists(file_in(state_dir), error) && !error;
 }
 
 Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& state_dir) {
@@ -105,7 +114,7 @@ Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& state_di
   if (flock(store->lock_fd_, LOCK_EX | LOCK_NB) != 0) {
     return fail(ErrorCode::kBusy, "another polluxd uses the state directory " + state_dir);
   }
-  auto database = sqlite::Database::open(state_dir + "/state.db");
+  auto database = sqlite::Database::open(file_in(state_dir));
   if (!database) return fail(std::move(database.error()));
   store->database_ = std::move(*database);
   POLLUX_TRY(store->prepare());

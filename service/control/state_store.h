@@ -79,6 +79,8 @@ class StateStore {
   // Makes the folder (0750) and the file when they are missing. kBusy: another service uses the folder. kUnsupported:
   // the file is newer than this program, or not ours. kCorrupt: the file is damaged.
   static Result<std::unique_ptr<StateStore>> open(const std::string& state_dir);
+  // Whether open() would begin with nothing: no service has ever had its state there.
+  static bool is_new(const std::string& state_dir);
   ~StateStore();
 
   Status put_pool(const PoolRecord& pool);

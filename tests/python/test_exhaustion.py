@@ -129,3 +129,17 @@ def test_the_limit_of_descriptors_is_raised_at_start(polluxd: Polluxd) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert resource.prlimit(polluxd.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_a_start_without_state_is_not_silent(polluxd: Polluxd) -> None:
+    guests = polluxd.folder / "run" / "vhost"
+    guests.mkdir(parents=True)
+    (guests / "scsi-4f0b7e32-5a51-4b5f-9f5c-6a1f0c0f2f11.sock").touch()
+    polluxd.start()
+    said = polluxd.log.read_text()
+    assert f"there is no state in {polluxd.folder}/state" in said
+    assert "pool import" in said
+    assert f"1 sockets of guests in {guests}" in said
+    polluxd.stop()
+    polluxd.start()
+    assert polluxd.log.read_text().count("there is no state") == 1

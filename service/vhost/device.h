@@ -24,6 +24,8 @@ class Device {
   virtual bool carries_requests(std::uint16_t index) const = 0;
   // The whole configuration space, little-endian.
   virtual std::vector<std::byte> config() const = 0;
+  // Whether QEMU asks the back end for it; of some devices it makes the space itself.
+  virtual bool config_is_for_qemu() const { return true; }
   // What a guest writes there. False: the field is not writable.
   virtual bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) = 0;
   // A queue of this device for a session, about to be started on the reactor. `features` are those negotiated.

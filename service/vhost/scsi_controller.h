@@ -53,6 +53,7 @@ class ScsiController final : public Device {
   std::uint16_t virtqueues() const override { return kScsiFirstRequestQueue + request_queues_; }
   bool carries_requests(std::uint16_t index) const override { return index >= kScsiFirstRequestQueue; }
   std::vector<std::byte> config() const override;
+  bool config_is_for_qemu() const override { return false; }
   bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;
   std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds,
                                          std::uint64_t features, reactor::Reactor& reactor) override;

@@ -113,9 +113,11 @@ Result<Verdict> Session::handle(Message& message) {
     case Request::kSetProtocolFeatures:
       return set_protocol_features(message);
     case Request::kSetOwner:
+      owned_ = true;
+      return Verdict::kDone;
     case Request::kResetOwner:
     case Request::kSetLogFd:
-      // Nothing to do: a connection has one owner, and the log needs no signal.
+      // Nothing to do: the connection's end is the owner's, and the log needs no signal.
       return Verdict::kDone;
     case Request::kGetQueueNum:
       return get_queue_num(message);
@@ -180,7 +182,11 @@ Result<Verdict> Session::set_features(Message& message) {
 }
 
 Result<Verdict> Session::get_protocol_features(Message& message) {
-  message.write(kProtocolFeatures);
+  // QEMU warns of a back end that offers the configuration space of a device for which QEMU makes it itself; other
+  // front ends, such as User-mode Linux, have it from us. What tells them apart is that QEMU takes ownership after it
+  // has asked.
+  const bool config_wanted = device_.config_is_for_qemu() || owned_;
+  message.write(config_wanted ? kProtocolFeatures : kProtocolFeatures & ~kProtocolConfig);
   return Verdict::kReply;
 }
 

@@ -123,6 +123,7 @@ class Session final : public Connection {
   std::atomic<bool> closed_{false};
   // Emptied once they have closed.
   std::vector<std::shared_ptr<Session>> predecessors_;
+  bool owned_ = false;
   std::uint64_t features_ = 0;
   std::atomic<std::uint64_t> protocol_features_{0};
   std::vector<Vring> vrings_;

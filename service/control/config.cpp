@@ -146,6 +146,7 @@ const std::vector<Key>& schema() {
        one_of(&C::service, &C::Service::log_level, {"trace", "debug", "info", "warn", "error", "off"})},
       {"service", "log_file", path(&C::service, &C::Service::log_file, true)},
       {"service", "pid_file", path(&C::service, &C::Service::pid_file, true)},
+      {"service", "stop_timeout_s", number(&C::service, &C::Service::stop_timeout_s, 5, 3600)},
       {"reactors", "cores", set_cores},
       {"reactors", "count", number(&C::reactors, &C::Reactors::count, 1, kMaxReactors)},
       {"reactors", "idle", set_idle},

@@ -31,6 +31,7 @@ struct Config {
     std::string log_level = "info";
     std::string log_file;
     std::string pid_file;
+    std::uint32_t stop_timeout_s = 90;
   } service;
 
   struct Reactors {

@@ -63,6 +63,7 @@ BOOST_AUTO_TEST_CASE(the_shipped_file_names_every_key_with_its_default) {
   BOOST_TEST(shipped->service.log_level == defaults->service.log_level);
   BOOST_TEST(shipped->service.log_file == defaults->service.log_file);
   BOOST_TEST(shipped->service.pid_file == defaults->service.pid_file);
+  BOOST_TEST(shipped->service.stop_timeout_s == defaults->service.stop_timeout_s);
   BOOST_TEST(shipped->reactors.cores.empty());
   BOOST_TEST(shipped->reactors.count == defaults->reactors.count);
   BOOST_TEST(shipped->reactors.adaptive == defaults->reactors.adaptive);

@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <chrono>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -21,7 +22,9 @@
 #include "control/reservation_keeper.h"
 #include "control/rpc_server.h"
 #include "control/state_store.h"
+#include "control/stop_limit.h"
 #include "control/tls_context.h"
+#include "control/volume_writers.h"
 #include "metrics/page.h"
 #include "reactor/reactor.h"
 #include "reactor/resume_latency.h"
@@ -242,17 +245,23 @@ void Daemon::reload() {
 
 Status Daemon::stop() {
   auto& parts = *parts_;
+  StopLimit limit(std::chrono::seconds(config_.service.stop_timeout_s), config_.service.pid_file);
+  limit.waiting_for("calls that are under way");
   if (parts.server) log::info("stop: control port closed");
   parts.server.reset();
   parts.page.reset();
   parts.backend.reset();
+  limit.waiting_for("checks of pools");
   parts.pool_checks.reset();
+  limit.waiting_for("requests of data sockets");
   if (parts.data_sockets) parts.data_sockets->close_all();
   parts.data_sockets.reset();
   parts.attachments.reset();
   parts.pools.reset();
+  limit.waiting_for("requests of guests");
   if (parts.vhost) log::info("stop: disconnecting front ends");
   parts.vhost.reset();
+  limit.waiting_for("the pools' last writes");
   Status closed;
   if (parts.volumes) {
     closed = reactor::call(parts.reactors->main(), parts.volumes->close());

@@ -23,7 +23,8 @@ class Daemon {
   ~Daemon();
 
   // Takes no more calls, lets those under way finish, closes data sockets, disconnects front ends with no request in
-  // flight, checkpoints and closes the pools. The error is the pools'.
+  // flight, checkpoints and closes the pools. The error is the pools'. Does not return when that takes longer than
+  // service.stop_timeout_s: the process ends, see StopLimit.
   Status stop();
   // Log file and certificates, again. What fails is logged and stays as it was.
   void reload();

@@ -1,5 +1,6 @@
 #include "control/nbd_connection.h"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -26,6 +27,8 @@ constexpr std::uint64_t kBytesInFlight = kMaxPayloadBytes;
 constexpr std::size_t kKeptBufferBytes = 1 << 20;
 constexpr std::size_t kBufferAlignment = 4096;  // of O_DIRECT, so that devices need not bounce
 constexpr int kNegotiationTimeoutS = 10;
+// Requests go on arriving from the socket's buffer after the client has gone, and limits hold back those too.
+constexpr int kHurryEveryMs = 10;
 // Of one answer about extents; the client asks on where it ends.
 constexpr std::size_t kMaxExtents = 32;
 constexpr std::size_t kExtentBytes = 8;  // on the wire: length, state
@@ -135,6 +138,7 @@ Status Connection::run() {
   if (!agreed) return fail(agreed.error());
   if (!*agreed) return {};
   agreed_ = **agreed;
+  negotiating_ = false;
   // From here on a client may be silent, or busy, for as long as it likes.
   set_timeout(socket_.get(), SO_RCVTIMEO, 0);
   set_timeout(socket_.get(), SO_SNDTIMEO, 0);
@@ -175,39 +179,44 @@ Status Connection::read_requests() {
 }
 
 std::uint32_t Connection::judge(const Request& request) const {
-  std::uint16_t known_flags = 0;
+  // "Command flags": where FUA is offered it comes with any command, and means nothing to those that do not write.
+  std::uint16_t known_flags = (export_.transmission_flags & kSendFua) != 0 ? kCmdFlagFua : 0;
   bool writes = true;
   switch (request.type) {
     case kCmdRead:
-      if (agreed_.structured_replies) known_flags = kCmdFlagDf;
+      if (agreed_.structured_replies) known_flags |= kCmdFlagDf;
       writes = false;
       break;
     case kCmdBlockStatus:
       if (!agreed_.allocation) return kEinval;
-      known_flags = kCmdFlagReqOne;
+      known_flags |= kCmdFlagReqOne;
       writes = false;
       break;
     case kCmdWrite:
     case kCmdTrim:
-      known_flags = kCmdFlagFua;
       break;
     case kCmdWriteZeroes:
-      known_flags = kCmdFlagFua | kCmdFlagNoHole;
+      known_flags |= kCmdFlagNoHole;
       break;
     case kCmdFlush:
-      return request.flags == 0 && request.offset_bytes == 0 && request.length_bytes == 0 ? kOk : kEinval;
+      if ((request.flags & ~known_flags) != 0 || request.offset_bytes != 0 || request.length_bytes != 0) return kEinval;
+      return kOk;
     default:
       return kEinval;
   }
   if ((request.flags & ~known_flags) != 0) return kEinval;
   if (writes && (export_.transmission_flags & kReadOnly) != 0) return kEperm;
-  if (request.length_bytes == 0 || (moves_data(request.type) && request.length_bytes > kMaxPayloadBytes))
-    return kEinval;
+  if (request.length_bytes == 0) return kEinval;
+  if (moves_data(request.type) && request.length_bytes > kMaxPayloadBytes) {
+    return agreed_.structured_replies ? kEoverflow : kEinval;
+  }
   if (!is_aligned<std::uint64_t>(request.offset_bytes, export_.block_bytes) ||
       !is_aligned<std::uint32_t>(request.length_bytes, export_.block_bytes)) {
     return kEinval;
   }
-  if (!range_fits(request.offset_bytes, request.length_bytes, device_->size_bytes())) return writes ? kEnospc : kEinval;
+  if (!range_fits(request.offset_bytes, request.length_bytes, device_->size_bytes())) {
+    return writes && request.type != kCmdTrim ? kEnospc : kEinval;
+  }
   return kOk;
 }
 
@@ -223,7 +232,7 @@ Status Connection::take(const Request& request) {
   slot->from_bytes = request.offset_bytes;
   slot->end_bytes = request.offset_bytes + request.length_bytes;
   if (refusal != kOk) {
-    if (has_payload && !discard(request.length_bytes)) {
+    if (has_payload && !skip(socket_.get(), request.length_bytes)) {
       release(*slot);
       return {};
     }
@@ -279,16 +288,6 @@ Status Connection::take(const Request& request) {
   }
   submit(*slot);
   return {};
-}
-
-bool Connection::discard(std::uint32_t length_bytes) {
-  std::array<std::uint8_t, 16384> scrap{};
-  while (length_bytes > 0) {
-    const auto part = std::min<std::uint32_t>(length_bytes, scrap.size());
-    if (!receive(socket_.get(), scrap.data(), part)) return false;
-    length_bytes -= part;
-  }
-  return true;
 }
 
 Connection::Slot* Connection::acquire(const Request& request) {
@@ -377,9 +376,29 @@ bool Connection::send_answer(Slot& slot) {
          (slot.answer_bytes == 0 || send_all(socket_.get(), slot.buffer.get(), slot.answer_bytes));
 }
 
-// Ends when the reading thread has and every slot is back; after a failed send it goes on without sending.
+// Somebody waits for the end of what is in flight, or nobody for its answer: limits, which may keep a request for
+// hours, hold back the client's next connection instead.
+void Connection::hurry() {
+  if (hurry_.under_way.exchange(true)) return;
+  hurry_.connection = this;
+  hurry_.run = [](reactor::Message& message) {
+    auto& self = static_cast<Hurry&>(message);
+    self.connection->channel_->expedite();
+    self.under_way.store(false);
+  };
+  reactor_.post(hurry_);
+}
+
+bool Connection::all_answered() {
+  const std::lock_guard lock(free_mutex_);
+  return free_.size() == slots_.size();
+}
+
+// Ends when the reading thread has, every slot is back and the reactor has no message of ours; after a failed send it
+// goes on without sending. It is also what sees that the client is gone while the reading thread waits for a slot.
 void Connection::send_answers() {
   bool connected = true;
+  bool ending = false;
   while (true) {
     while (auto* message = answers_.pop()) {
       auto& slot = static_cast<Slot&>(*message);
@@ -390,11 +409,16 @@ void Connection::send_answers() {
       release(slot);
     }
     if (reading_done_.load()) {
-      const std::lock_guard lock(free_mutex_);
-      if (free_.size() == slots_.size()) return;
+      ending = true;
+      if (all_answered() && !hurry_.under_way.load()) return;
     }
+    // Without events a descriptor reports that both directions are shut: by the client's end, or by interrupt().
+    std::array<pollfd, 2> fds{{{answers_event_.get(), POLLIN, 0}, {ending ? -1 : socket_.get(), 0, 0}}};
+    if (poll(fds.data(), fds.size(), ending ? kHurryEveryMs : -1) < 0) continue;
+    if (fds[1].revents != 0) ending = true;
+    if (ending && !all_answered()) hurry();
     std::uint64_t count = 0;
-    if (read(answers_event_.get(), &count, sizeof(count)) < 0 && errno != EINTR) return;
+    if (fds[0].revents != 0 && read(answers_event_.get(), &count, sizeof(count)) < 0 && errno != EINTR) return;
   }
 }
 

@@ -33,11 +33,19 @@ class Connection {
   // From greeting to the end, when no request is in flight any more. A failure is the client's breach of the protocol,
   // or a device without channel. Once, on a thread that may block.
   Status run();
-  // Any thread: ends the connection; requests that have arrived are carried out.
+  // Any thread: ends the connection. Requests that have arrived are carried out, and do not wait for the volume's
+  // limits any more.
   void interrupt();
+  // Any thread: whether the client has yet to ask for the export.
+  bool negotiating() const { return negotiating_.load(); }
 
  private:
   struct Slot;
+  // Sent to the reactor again and again while requests of a client that is gone wait for the volume's limits.
+  struct Hurry : reactor::Message {
+    Connection* connection = nullptr;
+    std::atomic<bool> under_way{false};
+  };
   struct Request {
     std::uint16_t flags = 0;
     std::uint16_t type = 0;
@@ -51,12 +59,13 @@ class Connection {
   // What the protocol answers to the request instead of carrying it out; kOk when it is to be carried out.
   std::uint32_t judge(const Request& request) const;
   Status take(const Request& request);
-  bool discard(std::uint32_t length_bytes);
   Slot* acquire(const Request& request);
   void release(Slot& slot);
   void submit(Slot& slot);
   void answer(Slot& slot, std::uint32_t error);
   void send_answers();
+  void hurry();
+  bool all_answered();
   bool send_answer(Slot& slot);
   bool send_chunk(const Slot& slot);
 
@@ -75,6 +84,8 @@ class Connection {
   reactor::Mailbox answers_;        // from the reactor and the reading thread to the sending one
   Fd answers_event_;
   std::atomic<bool> reading_done_{false};
+  Hurry hurry_;
+  std::atomic<bool> negotiating_{true};
 };
 
 }  // namespace pollux::control::nbd

@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string_view>
@@ -13,8 +14,10 @@ namespace pollux::control::nbd {
 
 namespace {
 
-// "NBD_OPT_*": names have at most 4096 bytes; an option of ours needs little more.
-constexpr std::uint32_t kMaxOptionBytes = 8192;
+// "Conventions": strings have at most 4096 bytes, so no option of ours needs more.
+constexpr std::uint32_t kMaxOptionBytes = 64U << 10;
+// A longer one is skipped and answered; this much in one option is an attack.
+constexpr std::uint32_t kMaxSkippedBytes = 1U << 20;
 // A client that only ever asks must not hold the thread for ever.
 constexpr unsigned kMaxOptions = 64;
 
@@ -60,7 +63,7 @@ bool send_info(int socket, std::uint32_t option, const Export& exported, const A
   append(sizes, kInfoBlockSize);
   append(sizes, exported.block_bytes);
   append(sizes, exported.preferred_bytes);
-  append(sizes, kAnnouncedPayloadBytes);
+  append(sizes, kMaxPayloadBytes);
   return reply(socket, option, kRepInfo, sizes) && reply(socket, option, kRepAck);
 }
 
@@ -107,6 +110,8 @@ bool parse_queries(const std::vector<std::uint8_t>& data, std::string& name, std
 bool answer_contexts(int socket, std::uint32_t option, const std::vector<std::uint8_t>& data, const Export& exported,
                      Agreement& agreed) {
   const bool set = option == kOptSetMetaContext;
+  // "NBD_OPT_SET_META_CONTEXT": what was set before is replaced, also when the option fails.
+  if (set) agreed.allocation = false;
   std::string name;
   std::vector<std::string> queries;
   if (!agreed.structured_replies || !parse_queries(data, name, queries)) {
@@ -190,6 +195,16 @@ bool send_all(int socket, const void* data, std::size_t length) {
   return true;
 }
 
+bool skip(int socket, std::size_t length) {
+  std::array<std::uint8_t, 4096> scrap{};
+  while (length > 0) {
+    const std::size_t part = std::min(length, scrap.size());
+    if (!receive(socket, scrap.data(), part)) return false;
+    length -= part;
+  }
+  return true;
+}
+
 Result<std::optional<Agreement>> negotiate(int socket, const Export& exported) {
   const std::optional<Agreement> ended;
   Agreement agreed;
@@ -213,8 +228,14 @@ Result<std::optional<Agreement>> negotiate(int socket, const Export& exported) {
       return fail(ErrorCode::kInvalid, "an option without its magic");
     const auto option = get<std::uint32_t>(header.data() + 8);
     const auto length = get<std::uint32_t>(header.data() + 12);
-    if (length > kMaxOptionBytes) {
+    if (length > kMaxSkippedBytes) {
       return fail(ErrorCode::kInvalid, "an option of " + std::to_string(length) + " bytes");
+    }
+    if (length > kMaxOptionBytes) {
+      if (option == kOptSetMetaContext) agreed.allocation = false;
+      // This option knows no error reply.
+      if (option == kOptExportName || !skip(socket, length) || !reply(socket, option, kRepErrTooBig)) return ended;
+      continue;
     }
     std::vector<std::uint8_t> data(length);
     if (!receive(socket, data.data(), data.size())) return ended;

@@ -32,5 +32,7 @@ Result<std::optional<Agreement>> negotiate(int socket, const Export& exported);
 // The whole buffer, or false when the connection ended or timed out.
 bool receive(int socket, void* data, std::size_t length);
 bool send_all(int socket, const void* data, std::size_t length);
+// Receives that many bytes and forgets them.
+bool skip(int socket, std::size_t length);
 
 }  // namespace pollux::control::nbd

@@ -36,6 +36,7 @@ inline constexpr std::uint32_t kRepMetaContext = 4;
 inline constexpr std::uint32_t kRepErrUnsupported = (1U << 31) + 1;
 inline constexpr std::uint32_t kRepErrInvalid = (1U << 31) + 3;
 inline constexpr std::uint32_t kRepErrUnknown = (1U << 31) + 6;
+inline constexpr std::uint32_t kRepErrTooBig = (1U << 31) + 9;
 
 // "NBD_OPT_INFO and NBD_OPT_GO": information types
 inline constexpr std::uint16_t kInfoExport = 0;
@@ -93,12 +94,12 @@ inline constexpr std::uint32_t kEio = 5;
 inline constexpr std::uint32_t kEnomem = 12;
 inline constexpr std::uint32_t kEinval = 22;
 inline constexpr std::uint32_t kEnospc = 28;
+inline constexpr std::uint32_t kEoverflow = 75;
 inline constexpr std::uint32_t kEshutdown = 108;
 
-// "Block size constraints": what a client that asked for no constraints may send in one request.
+// "Size constraints": the data of one request. What clients that ask for constraints are told, and what those that do
+// not ask may rely on.
 inline constexpr std::uint32_t kMaxPayloadBytes = 32U << 20;
-// What those that ask are told.
-inline constexpr std::uint32_t kAnnouncedPayloadBytes = 8U << 20;
 
 template <std::unsigned_integral T>
 T get(const std::uint8_t* bytes) {

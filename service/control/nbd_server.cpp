@@ -13,6 +13,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/descriptors.h"
 #include "base/log.h"
 #include "control/nbd_protocol.h"
 
@@ -21,8 +22,9 @@ namespace pollux::control {
 namespace {
 
 constexpr int kBacklog = 16;
-// A client that keeps misbehaving cannot fill the disk with what the log says of it.
-constexpr unsigned kLoggedBreaches = 20;
+// From its first to its last byte. A client that asks for the export is served for as long as it likes.
+constexpr std::uint64_t kNegotiationMs = 10'000;
+constexpr int kAcceptPauseMs = 200;
 
 reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device) {
   co_await reactor.enter();
@@ -49,8 +51,7 @@ Result<std::unique_ptr<NbdServer>> NbdServer::start(reactor::ReactorGroup& react
 }
 
 NbdServer::~NbdServer() {
-  stop_accepting();
-  interrupt_all();
+  begin_stop();
   for (auto& client : clients_) client.thread.join();
 }
 
@@ -113,6 +114,7 @@ void NbdServer::reap() {
   const std::lock_guard lock(mutex_);
   for (auto it = clients_.begin(); it != clients_.end();) {
     if (!it->finished) {
+      if (it->connection->negotiating() && it->negotiation.passed()) it->connection->interrupt();
       ++it;
       continue;
     }
@@ -121,22 +123,45 @@ void NbdServer::reap() {
   }
 }
 
+// One that is in the negotiation for longest goes, for it may never end that; those that use the export stay.
+bool NbdServer::make_room() {
+  const auto staying = std::ranges::count_if(clients_, [](const Client& one) { return !one.finished && !one.leaving; });
+  if (staying < static_cast<std::ptrdiff_t>(options_.max_connections)) return true;
+  const auto oldest = std::ranges::find_if(
+      clients_, [](const Client& one) { return !one.finished && !one.leaving && one.connection->negotiating(); });
+  if (oldest == clients_.end()) return false;
+  oldest->leaving = true;
+  oldest->connection->interrupt();
+  return true;
+}
+
+void NbdServer::pause_accepting(int error) {
+  std::uint64_t suppressed = 0;
+  if (accept_failures_.allow(suppressed)) {
+    log::error("data socket {}: accept: {} (and {} times before that are not listed)", options_.path,
+               std::strerror(error), suppressed);
+  }
+  pollfd stop{stop_event_.get(), POLLIN, 0};
+  poll(&stop, 1, kAcceptPauseMs);
+}
+
 void NbdServer::take_client() {
   Fd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!socket) {
     if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED) return;
-    log::error("data socket {}: accept: {}", options_.path, std::strerror(errno));
-    pollfd stop{stop_event_.get(), POLLIN, 0};
-    poll(&stop, 1, 100);
-    return;
+    return pause_accepting(errno);
+  }
+  if (is_last_descriptor(socket.get())) {
+    socket.reset();
+    return pause_accepting(EMFILE);
   }
   const std::lock_guard lock(mutex_);
-  if (clients_.size() >= options_.max_connections) {
-    note_breach("there are " + std::to_string(clients_.size()) + " (data.max_connections)");
+  if (!make_room()) {
+    note_breach("there are " + std::to_string(options_.max_connections) + " (data.max_connections)");
     return;
   }
   auto& reactor = reactors_.at(next_reactor_++ % reactors_.size());
-  auto& client = clients_.emplace_back();
+  auto& client = clients_.emplace_back(Client{.negotiation = Deadline::after_ms(kNegotiationMs)});
   client.connection = std::make_unique<nbd::Connection>(std::move(socket), device_, reactor, describe());
   try {
     client.thread = std::thread([this, &client] {
@@ -156,14 +181,16 @@ void NbdServer::take_client() {
 }
 
 void NbdServer::note_breach(const std::string& what) {
-  const unsigned before = breaches_.fetch_add(1);
-  if (before < kLoggedBreaches) log::warn("data socket {}: connection dropped: {}", options_.path, what);
-  if (before + 1 == kLoggedBreaches) log::warn("data socket {}: more of these are not listed", options_.path);
+  std::uint64_t suppressed = 0;
+  if (!breaches_.allow(suppressed)) return;
+  log::warn("data socket {}: connection dropped: {} (and {} before that are not listed)", options_.path, what,
+            suppressed);
 }
 
 std::uint64_t NbdServer::unused_ms() {
   const std::lock_guard lock(mutex_);
-  const bool used = std::any_of(clients_.begin(), clients_.end(), [](const Client& client) { return !client.finished; });
+  const bool used =
+      std::any_of(clients_.begin(), clients_.end(), [](const Client& client) { return !client.finished; });
   return used ? 0 : (monotonic_ns() - unused_since_ns_) / 1'000'000;
 }
 
@@ -181,9 +208,13 @@ void NbdServer::interrupt_all() {
   for (auto& client : clients_) client.connection->interrupt();
 }
 
-Status NbdServer::stop(Deadline deadline) {
+void NbdServer::begin_stop() {
   stop_accepting();
   interrupt_all();
+}
+
+Status NbdServer::stop(Deadline deadline) {
+  begin_stop();
   {
     std::unique_lock lock(mutex_);
     const bool ended = changed_.wait_until(lock, deadline.at(), [this] {

@@ -6,7 +6,6 @@
 
 #include <sys/types.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <list>
@@ -17,6 +16,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "base/log_limiter.h"
 #include "base/result.h"
 #include "bdev/bdev.h"
 #include "control/deadline.h"
@@ -42,8 +42,10 @@ class NbdServer {
   // Cuts off whoever is still connected, and waits.
   ~NbdServer();
 
-  // Removes the socket, ends connections, waits for what they had in flight, and flushes the device. kRetry: not
-  // finished by the deadline. An error of the flush means that data may be lost. May be repeated.
+  // Removes the socket and ends connections; what they had in flight goes on. May be repeated.
+  void begin_stop();
+  // begin_stop(), waits for what was in flight, and flushes the device. kRetry: not finished by the deadline. An error
+  // of the flush means that data may be lost. May be repeated.
   Status stop(Deadline deadline);
   // For how long nobody has been connected; 0 while somebody is.
   std::uint64_t unused_ms();
@@ -52,7 +54,9 @@ class NbdServer {
   struct Client {
     std::thread thread;
     std::unique_ptr<nbd::Connection> connection;
+    Deadline negotiation;
     bool finished = false;
+    bool leaving = false;  // its place went to another
   };
 
   NbdServer(reactor::ReactorGroup& reactors, std::shared_ptr<bdev::Bdev> device, Options options)
@@ -61,8 +65,10 @@ class NbdServer {
   nbd::Export describe() const;
   void accept_loop();
   void take_client();
+  bool make_room();
   void reap();
   void note_breach(const std::string& what);
+  void pause_accepting(int error);
   void stop_accepting();
   void interrupt_all();
 
@@ -74,9 +80,10 @@ class NbdServer {
   std::thread acceptor_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::list<Client> clients_;  // under mutex_
+  std::list<Client> clients_;                       // under mutex_
   std::uint64_t unused_since_ns_ = monotonic_ns();  // under mutex_: when the last client went
-  std::atomic<unsigned> breaches_{0};
+  LogLimiter breaches_;
+  LogLimiter accept_failures_;
   std::size_t next_reactor_ = 0;  // the acceptor's
 };
 

@@ -7,6 +7,7 @@
 #include <boost/test/unit_test.hpp>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <set>
 #include <thread>
@@ -153,6 +154,51 @@ class NbdClient {
   Fd fd_;
 };
 
+// Limits that let nothing but flushes through until somebody is in a hurry. To who asks, it holds data everywhere.
+class HeldDevice final : public bdev::Bdev {
+ public:
+  explicit HeldDevice(std::shared_ptr<bdev::Bdev> below) : below_(std::move(below)) {}
+  const std::string& name() const override { return below_->name(); }
+  std::uint64_t size_bytes() const override { return below_->size_bytes(); }
+  std::uint32_t block_bytes() const override { return below_->block_bytes(); }
+  bool reports_extents() const override { return true; }
+  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
+    auto below = below_->open_channel(reactor);
+    if (!below) return fail(std::move(below.error()));
+    return std::make_unique<HeldChannel>(held, std::move(*below));
+  }
+  std::atomic<unsigned> held{0};
+
+ private:
+  class HeldChannel final : public bdev::Channel {
+   public:
+    HeldChannel(std::atomic<unsigned>& held, std::unique_ptr<bdev::Channel> below)
+        : held_(held), below_(std::move(below)) {}
+    void submit(bdev::IoRequest& request) override {
+      if (request.op == bdev::IoOp::kFlush) return below_->submit(request);
+      if (request.op == bdev::IoOp::kExtent) {
+        request.flags |= bdev::IoRequest::kMapped;
+        request.status = bdev::IoStatus::kOk;
+        return request.complete(request);
+      }
+      waiting_.push_back(&request);
+      ++held_;
+    }
+    void expedite() override {
+      for (auto* request : std::exchange(waiting_, {})) {
+        --held_;
+        below_->submit(*request);
+      }
+    }
+
+   private:
+    std::atomic<unsigned>& held_;
+    std::unique_ptr<bdev::Channel> below_;
+    std::vector<bdev::IoRequest*> waiting_;
+  };
+  std::shared_ptr<bdev::Bdev> below_;
+};
+
 struct Fixture {
   Fixture() {
     std::signal(SIGPIPE, SIG_IGN);
@@ -191,10 +237,48 @@ struct Fixture {
   std::unique_ptr<NbdServer> server;
 };
 
+bool wait_for(const std::function<bool()>& holds) {
+  const auto deadline = Deadline::after_s(20);
+  while (!deadline.passed()) {
+    if (holds()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
+Fd connect_to(const std::string& path) {
+  Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  BOOST_REQUIRE(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  return fd;
+}
+
+// Whether a new client is served, as opposed to turned away.
+bool greets(const std::string& path) {
+  const Fd fd = connect_to(path);
+  std::uint8_t byte = 0;
+  return nbd::receive(fd.get(), &byte, 1);
+}
+
 std::vector<std::uint8_t> pattern(std::size_t length, unsigned seed) {
   std::mt19937 random(seed);
   std::vector<std::uint8_t> bytes(length);
   for (auto& byte : bytes) byte = static_cast<std::uint8_t>(random());
+  return bytes;
+}
+
+// The data of NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT.
+std::vector<std::uint8_t> query(const std::string& name, std::uint32_t count, const std::vector<std::string>& queries) {
+  std::vector<std::uint8_t> bytes;
+  const auto add = [&](const std::string& text) {
+    nbd::append(bytes, static_cast<std::uint32_t>(text.size()));
+    bytes.insert(bytes.end(), text.begin(), text.end());
+  };
+  add(name);
+  nbd::append(bytes, count);
+  for (const auto& one : queries) add(one);
   return bytes;
 }
 
@@ -266,7 +350,7 @@ BOOST_FIXTURE_TEST_CASE(requests_that_are_wrong_fail_alone, Fixture) {
   BOOST_TEST(client.ask(nbd::kCmdRead, 0, 0) == nbd::kEinval);
   BOOST_TEST(client.ask(nbd::kCmdRead, 0, nbd::kMaxPayloadBytes + 512) == nbd::kEinval);
   BOOST_TEST(client.ask(nbd::kCmdRead, 0, 512, 1 << 9) == nbd::kEinval);
-  BOOST_TEST(client.ask(nbd::kCmdTrim, kDeviceBytes, 512) == nbd::kEnospc);
+  BOOST_TEST(client.ask(nbd::kCmdTrim, kDeviceBytes, 512) == nbd::kEinval);
   BOOST_TEST(client.ask(nbd::kCmdWriteZeroes, 0, 0xfffffe00) == nbd::kEnospc);
   BOOST_TEST(client.ask(nbd::kCmdFlush, 4096, 0) == nbd::kEinval);
   BOOST_TEST(client.ask(77, 0, 0) == nbd::kEinval);
@@ -421,18 +505,110 @@ BOOST_FIXTURE_TEST_CASE(a_client_that_does_not_read_its_answers_does_not_hold_up
   BOOST_TEST(server->stop(Deadline::after_s(20)).has_value());
 }
 
+BOOST_FIXTURE_TEST_CASE(closing_does_not_wait_for_the_limits_of_the_volume, Fixture) {
+  const auto held = std::make_shared<HeldDevice>(std::exchange(device, nullptr));
+  device = held;
+  start({});
+  NbdClient client(path());
+  client.go_to("volume");
+  // More than a connection has slots: the reading thread waits for one when the end comes.
+  for (unsigned i = 0; i < 100; ++i) {
+    client.request(nbd::kCmdWrite, i * 4096, 4096, 0, i);
+    client.send(pattern(4096, i));
+  }
+  BOOST_REQUIRE(wait_for([&] { return held->held == 32; }));
+  client.hang_up();
+  const auto status = server->stop(Deadline::after_s(20));
+  BOOST_TEST(status.has_value(), (status ? "" : status.error().message));
+  BOOST_TEST(held->held == 0U);
+}
+
+BOOST_FIXTURE_TEST_CASE(a_client_that_is_gone_leaves_its_place_though_limits_hold_its_requests, Fixture) {
+  const auto held = std::make_shared<HeldDevice>(std::exchange(device, nullptr));
+  device = held;
+  start({.max_connections = 1});
+  {
+    NbdClient client(path());
+    client.go_to("volume");
+    for (unsigned i = 0; i < 100; ++i) client.request(nbd::kCmdWriteZeroes, i * 4096, 4096, 0, i);
+    BOOST_REQUIRE(wait_for([&] { return held->held == 32; }));
+  }
+  BOOST_TEST(wait_for([&] { return greets(path()); }));
+  BOOST_TEST(held->held == 0U);
+}
+
 BOOST_FIXTURE_TEST_CASE(connections_beyond_the_limit_are_closed, Fixture) {
   start({.max_connections = 1});
   NbdClient first(path());
   first.go_to("volume");
-  const Fd second(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path().c_str(), sizeof(address.sun_path) - 1);
-  BOOST_REQUIRE(connect(second.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
-  std::uint8_t byte = 0;
-  BOOST_TEST(!nbd::receive(second.get(), &byte, 1));
+  BOOST_TEST(!greets(path()));
   BOOST_TEST(first.read(0, 512).size() == 512U);
+}
+
+BOOST_FIXTURE_TEST_CASE(clients_that_do_not_ask_for_the_export_keep_no_place, Fixture) {
+  start({.max_connections = 2});
+  NbdClient first(path());
+  first.go_to("volume");
+  std::vector<Fd> silent;
+  for (int i = 0; i < 20; ++i) silent.push_back(connect_to(path()));
+  NbdClient second(path());
+  second.go_to("volume");
+  BOOST_TEST(first.read(0, 512).size() == 512U);
+  BOOST_TEST(second.read(0, 512).size() == 512U);
+  BOOST_TEST(!greets(path()));
+}
+
+BOOST_FIXTURE_TEST_CASE(fua_is_taken_with_every_command_where_it_is_offered, Fixture) {
+  NbdClient client(path());
+  BOOST_REQUIRE((client.go_to("volume") & nbd::kSendFua) != 0);
+  const auto data = pattern(4096, 5);
+  BOOST_TEST(client.write(0, data, nbd::kCmdFlagFua) == nbd::kOk);
+  BOOST_REQUIRE(client.ask(nbd::kCmdRead, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
+  std::vector<std::uint8_t> read(4096);
+  BOOST_REQUIRE(client.receive(read.data(), read.size()));
+  BOOST_TEST((read == data));
+  BOOST_TEST(client.ask(nbd::kCmdFlush, 0, 0, nbd::kCmdFlagFua) == nbd::kOk);
+  BOOST_TEST(client.ask(nbd::kCmdTrim, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
+  BOOST_TEST(client.ask(nbd::kCmdWriteZeroes, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
+  // "Error values": a flag that is not documented for the request is EINVAL.
+  for (const auto [type, flag] : {std::pair{nbd::kCmdRead, nbd::kCmdFlagNoHole},
+                                  {nbd::kCmdRead, nbd::kCmdFlagDf},
+                                  {nbd::kCmdRead, nbd::kCmdFlagReqOne},
+                                  {nbd::kCmdTrim, nbd::kCmdFlagNoHole},
+                                  {nbd::kCmdFlush, nbd::kCmdFlagDf},
+                                  {nbd::kCmdWriteZeroes, std::uint16_t{1 << 4}},   // FAST_ZERO, not offered
+                                  {nbd::kCmdWriteZeroes, std::uint16_t{1 << 5}}})  // PAYLOAD_LEN, not negotiated
+  {
+    const std::uint32_t length = type == nbd::kCmdFlush ? 0 : 4096;
+    BOOST_TEST(client.ask(type, 0, length, flag) == nbd::kEinval, type << " with " << flag);
+  }
+}
+
+BOOST_FIXTURE_TEST_CASE(what_may_be_sent_in_one_request_is_what_was_announced, Fixture) {
+  NbdClient client(path());
+  BOOST_REQUIRE(client.send_flags(3));
+  BOOST_REQUIRE(client.send_option(nbd::kOptInfo, NbdClient::go("volume")));
+  std::vector<std::uint8_t> info;
+  std::uint32_t announced = 0;
+  while (client.option_reply(&info) == nbd::kRepInfo) {
+    if (nbd::get<std::uint16_t>(info.data()) == nbd::kInfoBlockSize)
+      announced = nbd::get<std::uint32_t>(info.data() + 10);
+  }
+  BOOST_REQUIRE(announced >= 1U << 20);
+  client.enter("volume");
+  BOOST_TEST(client.read(0, announced).size() == announced);
+  BOOST_TEST(client.ask(nbd::kCmdRead, 0, announced + 512) == nbd::kEinval);
+}
+
+BOOST_FIXTURE_TEST_CASE(options_that_are_too_long_are_skipped_and_answered, Fixture) {
+  NbdClient client(path());
+  BOOST_REQUIRE(client.send_flags(3));
+  for (const std::uint32_t option : {nbd::kOptGo, nbd::kOptSetMetaContext, std::uint32_t{77}}) {
+    BOOST_REQUIRE(client.send_option(option, pattern(200'000, option)));
+    BOOST_TEST(client.option_reply() == nbd::kRepErrTooBig);
+  }
+  client.enter("volume");
+  BOOST_TEST(client.read(0, 512).size() == 512U);
 }
 
 BOOST_FIXTURE_TEST_CASE(structured_replies_carry_reads_and_their_errors, Fixture) {
@@ -456,23 +632,16 @@ BOOST_FIXTURE_TEST_CASE(structured_replies_carry_reads_and_their_errors, Fixture
   BOOST_TEST(beyond.type == nbd::kChunkError);
   BOOST_REQUIRE(beyond.data.size() == 6U);
   BOOST_TEST(nbd::get<std::uint32_t>(beyond.data.data()) == nbd::kEinval);
+  BOOST_REQUIRE(client.request(nbd::kCmdRead, 0, nbd::kMaxPayloadBytes + 512, nbd::kCmdFlagFua, 10));
+  const auto large = client.chunk(10);
+  BOOST_REQUIRE(large.data.size() == 6U);
+  BOOST_TEST(nbd::get<std::uint32_t>(large.data.data()) == nbd::kEoverflow);
   // A device that cannot tell has no extents to ask for.
   BOOST_REQUIRE(client.request(nbd::kCmdBlockStatus, 0, 4096, 0, 9));
   BOOST_TEST(client.chunk(9).type == nbd::kChunkError);
 }
 
 BOOST_FIXTURE_TEST_CASE(queries_for_contexts_are_checked, Fixture) {
-  const auto add = [](std::vector<std::uint8_t>& bytes, const std::string& text) {
-    nbd::append(bytes, static_cast<std::uint32_t>(text.size()));
-    bytes.insert(bytes.end(), text.begin(), text.end());
-  };
-  const auto query = [&](const std::string& name, std::uint32_t count, const std::vector<std::string>& queries) {
-    std::vector<std::uint8_t> bytes;
-    add(bytes, name);
-    nbd::append(bytes, count);
-    for (const auto& one : queries) add(bytes, one);
-    return bytes;
-  };
   NbdClient client(path());
   BOOST_REQUIRE(client.send_flags(3));
   const auto asked = [&](const std::vector<std::uint8_t>& bytes) {
@@ -495,4 +664,26 @@ BOOST_FIXTURE_TEST_CASE(queries_for_contexts_are_checked, Fixture) {
   BOOST_REQUIRE(client.request(nbd::kCmdBlockStatus, 0, 4096, 0, 3));
   BOOST_TEST(client.chunk(3).type == nbd::kChunkError);
   still_serves();
+}
+
+BOOST_FIXTURE_TEST_CASE(a_selection_of_contexts_that_fails_drops_the_one_before, Fixture) {
+  device = std::make_shared<HeldDevice>(std::exchange(device, nullptr));
+  start({});
+  const auto good = query("volume", 1, {nbd::kAllocationContext});
+  for (const auto& last : {good, query("other", 1, {nbd::kAllocationContext}), query("volume", 2, {"base:allocation"}),
+                           query("volume", 1, {"base:"}), pattern(200'000, 6)}) {
+    NbdClient client(path());
+    BOOST_REQUIRE(client.send_flags(3));
+    BOOST_REQUIRE(client.send_option(nbd::kOptStructuredReply, {}));
+    BOOST_TEST(client.option_reply() == nbd::kRepAck);
+    BOOST_REQUIRE(client.send_option(nbd::kOptSetMetaContext, good));
+    BOOST_TEST(client.option_reply() == nbd::kRepMetaContext);
+    BOOST_TEST(client.option_reply() == nbd::kRepAck);
+    BOOST_REQUIRE(client.send_option(nbd::kOptSetMetaContext, last));
+    for (auto type = client.option_reply(); type == nbd::kRepMetaContext;) type = client.option_reply();
+    client.enter("volume");
+    BOOST_REQUIRE(client.request(nbd::kCmdBlockStatus, 0, 4096, nbd::kCmdFlagFua | nbd::kCmdFlagReqOne, 4));
+    const auto answer = client.chunk(4);
+    BOOST_TEST((answer.type == nbd::kChunkBlockStatus) == (last == good), "type " << answer.type);
+  }
 }

@@ -286,6 +286,11 @@ struct DataSocketSpec {
   1: required string socket_id,
   2: required string volume_id,
   3: optional bool read_only,
+  /**
+   * Writes the volume even while a guest, or another data socket that is shared too, writes it; without it the volume has
+   * one such writer, and the other is refused as BUSY, whichever came first. Nothing to one that is read-only.
+   */
+  4: optional bool shared,
 }
 
 struct DataSocketInfo {
@@ -373,7 +378,10 @@ service PolluxService {
   /** [all] Empty volume_id lists all. */
   list<Authorisation> authorisation_list(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
 
-  /** [admin, compute] Places a socket. compute needs an authorisation for the host its certificate names. */
+  /**
+   * [admin, compute] Places a socket. compute needs an authorisation for the host its certificate names. BUSY: it would
+   * write what a data socket writes that is not shared.
+   */
   AttachmentInfo attach(1: RequestContext ctx, 2: AttachSpec spec) throws (1: PolluxError e),
   /** [admin, cinder, compute] */
   void detach(1: RequestContext ctx, 2: string attachment_id) throws (1: PolluxError e),
@@ -389,10 +397,14 @@ service PolluxService {
 
   /**
    * [admin, cinder] Opens a local NBD socket on a volume or snapshot. Gone when the service stops. One that nobody has been
-   * connected to for data.abandoned_after_s is closed when its volume is deleted, or when all sockets are in use.
+   * connected to for data.abandoned_after_s is closed when its volume is deleted, when somebody else wants to write that,
+   * or when all sockets are in use. BUSY: it would write what others write, see DataSocketSpec.
    */
   DataSocketInfo data_open(1: RequestContext ctx, 2: DataSocketSpec spec) throws (1: PolluxError e),
-  /** [admin, cinder] Flushes, then closes. */
+  /**
+   * [admin, cinder] Ends the socket's connections, carries out at once what they have sent, whatever the volume's QoS
+   * limits, flushes and closes. RETRY: the device does not answer.
+   */
   void data_close(1: RequestContext ctx, 2: string socket_id) throws (1: PolluxError e),
 
   /** [all] */

@@ -86,6 +86,7 @@ Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
     if (!path) return fail(path.error());
   }
   placed_.insert(record.id);
+  if (!record.read_only) writing_[record.id] = options_.writers->returning_guest(record.volume);
   return {};
 }
 
@@ -96,6 +97,7 @@ Status Attachments::unplace(const AttachmentRecord& record) {
     POLLUX_TRY(vhost_.remove_blk(blk_name(record.volume, record.client)));
   }
   placed_.erase(record.id);
+  writing_.erase(record.id);
   return {};
 }
 
@@ -236,6 +238,13 @@ Result<Attachment> Attachments::attach(const Caller& caller, const AttachRequest
   bool new_controller = false;
   const auto record = plan(caller, request, new_controller, deadline);
   if (!record) return fail(record.error());
+  // Until it is placed, when it has a claim of its own.
+  VolumeWriters::Claim claim;
+  if (!record->read_only) {
+    auto claimed = options_.writers->guest(record->volume);
+    if (!claimed) return fail(std::move(claimed.error()));
+    claim = std::move(*claimed);
+  }
   std::optional<ControllerRecord> controller;
   if (new_controller) controller = ControllerRecord{record->client, record->queues, caller.host};
   step("attach.planned");

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -22,6 +24,7 @@
 #include "control/deadline.h"
 #include "control/roles.h"
 #include "control/state_store.h"
+#include "control/volume_writers.h"
 #include "reactor/reactor.h"
 #include "vhost/vhost_service.h"
 #include "volume/volume_service.h"
@@ -50,6 +53,7 @@ class Attachments {
     std::string socket_dir;
     std::uint32_t default_queues = 2;
     std::uint32_t max_queues = 16;
+    std::shared_ptr<VolumeWriters> writers = std::make_shared<VolumeWriters>();
     // Called between the steps of a change with the step's name. Crash tests end the process there.
     std::function<void(const char* step)> on_step;
   };
@@ -64,7 +68,8 @@ class Attachments {
   Status restore(bool all_pools_open);
 
   // The role compute needs an authorisation for its host, and gets no more than that allows. kExists: the id is taken
-  // by a different request, or this client has the volume under another id.
+  // by a different request, or this client has the volume under another id. kBusy: it would write what a data socket
+  // writes that does not share it.
   Result<Attachment> attach(const Caller& caller, const AttachRequest& request, Deadline deadline);
   // The role compute may detach what its own host attached. What is not there is detached.
   Status detach(const Caller& caller, const Uuid& id, Deadline deadline);
@@ -110,7 +115,8 @@ class Attachments {
   vhost::VhostService& vhost_;
   const Options options_;
   std::timed_mutex changes_;
-  std::set<Uuid> placed_;  // under changes_
+  std::set<Uuid> placed_;                         // under changes_
+  std::map<Uuid, VolumeWriters::Claim> writing_;  // of those placed to be written; under changes_
 };
 
 }  // namespace pollux::control

@@ -181,7 +181,9 @@ Status Daemon::start_services() {
   POLLUX_TRY(parts.pools->restore());
   log::info("start: pools {}", parts.pools->all_open() ? "open" : "open but for those named above");
 
+  const auto writers = std::make_shared<VolumeWriters>();
   Attachments::Options options;
+  options.writers = writers;
   options.socket_dir = config_.vhost.socket_dir;
   options.default_queues = config_.vhost.default_queues;
   options.max_queues = config_.vhost.max_queues;
@@ -195,6 +197,7 @@ Status Daemon::start_services() {
             config_.vhost.socket_dir);
 
   DataSockets::Options data_options;
+  data_options.writers = writers;
   data_options.dir = config_.service.runtime_dir;
   data_options.group = config_.data.socket_group;
   data_options.max_sockets = config_.data.max_sockets;

@@ -2,9 +2,11 @@
 
 #include <grp.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 
@@ -42,35 +44,61 @@ Result<std::unique_ptr<DataSockets>> DataSockets::start(reactor::ReactorGroup& r
   return sockets;
 }
 
-Result<std::unique_lock<std::timed_mutex>> DataSockets::turn(Deadline deadline) {
-  std::unique_lock lock(changes_, deadline.at());
-  if (!lock.owns_lock()) {
-    return fail(ErrorCode::kRetry,
-                "other changes to data sockets took longer than this call may wait: repeat the request");
+Result<DataSockets::Held> DataSockets::hold(const Uuid& id, Deadline deadline) {
+  while (true) {
+    Held held;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto known = open_.find(id);
+      if (known == open_.end()) return held;
+      held.open = known->second;
+    }
+    held.turn = std::unique_lock(held.open->turn, deadline.at());
+    if (!held.turn.owns_lock()) {
+      return fail(ErrorCode::kRetry, "another change to data socket " + id.to_string() +
+                                         " took longer than this call may wait: repeat the request");
+    }
+    // The call that had its turn before may have closed it, or failed to open it.
+    if (held.open->server) return held;
   }
-  return lock;
 }
 
-Result<DataSocket> DataSockets::open(const DataSocketRequest& request, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
-  if (const auto known = open_.find(request.id); known != open_.end()) {
-    if (known->second.request == request) return known->second.socket;
-    return fail(ErrorCode::kExists, "data socket " + request.id.to_string() + " is open with other parameters");
-  }
-  if (open_.size() >= options_.max_sockets) drop_abandoned({}, deadline);
+Result<DataSockets::Held> DataSockets::reserve(const DataSocketRequest& request) {
+  const std::lock_guard lock(mutex_);
+  if (open_.contains(request.id)) return fail(ErrorCode::kExists, "");
   if (open_.size() >= options_.max_sockets) {
     return fail(ErrorCode::kRetry, "all " + std::to_string(options_.max_sockets) +
                                        " data sockets are in use (data.max_sockets): close one first");
   }
-  auto device = reactor::call(reactors_.main(), volumes_.open(request.volume), deadline.remaining_ms());
+  Held held;
+  held.open = std::make_shared<Open>();
+  held.open->request = request;
+  held.turn = std::unique_lock(held.open->turn);
+  open_.emplace(request.id, held.open);
+  return held;
+}
+
+void DataSockets::forget(const Open& open) {
+  const std::lock_guard lock(mutex_);
+  open_.erase(open.request.id);
+}
+
+Status DataSockets::serve(Open& open, Deadline deadline) {
+  const auto& request = open.request;
+  auto device = reactor::call(reactors_.main(), volumes_.open(request.volume),
+                              std::max<std::uint64_t>(deadline.remaining_ms(), 1));
   if (!device) return fail(std::move(device.error()));
-  DataSocket socket;
+  auto& socket = open.socket;
   socket.id = request.id;
   socket.volume = request.volume;
   socket.path = options_.dir + "/" + kPrefix + request.id.to_string() + kSuffix;
   socket.export_name = request.volume.to_string();
   socket.read_only = request.read_only || (*device)->read_only();
+  if (!socket.read_only) {
+    auto claim = options_.writers->data_socket(request.volume, request.shared);
+    if (!claim) return fail(std::move(claim.error()));
+    open.claim = std::move(*claim);
+  }
   NbdServer::Options server_options;
   server_options.path = socket.path;
   server_options.export_name = socket.export_name;
@@ -79,51 +107,85 @@ Result<DataSocket> DataSockets::open(const DataSocketRequest& request, Deadline 
   server_options.read_only = socket.read_only;
   auto server = NbdServer::start(reactors_, std::move(*device), std::move(server_options));
   if (!server) return fail(std::move(server.error()));
-  open_.emplace(request.id, Open{request, socket, std::move(*server)});
-  return socket;
+  open.server = std::move(*server);
+  return {};
+}
+
+Result<DataSocket> DataSockets::open(const DataSocketRequest& request, Deadline deadline) {
+  while (true) {
+    const auto known = hold(request.id, deadline);
+    if (!known) return fail(known.error());
+    if (known->open) {
+      if (known->open->request == request) return known->open->socket;
+      return fail(ErrorCode::kExists, "data socket " + request.id.to_string() + " is open with other parameters");
+    }
+    auto reserved = reserve(request);
+    if (!reserved && reserved.error().code == ErrorCode::kRetry) {
+      close_abandoned({}, deadline);
+      reserved = reserve(request);
+    }
+    // Somebody else asked for the same at the same time.
+    if (!reserved && reserved.error().code == ErrorCode::kExists) continue;
+    if (!reserved) return fail(reserved.error());
+    if (const auto served = serve(*reserved->open, deadline); !served) {
+      forget(*reserved->open);
+      return fail(served.error());
+    }
+    return reserved->open->socket;
+  }
 }
 
 Status DataSockets::close(const Uuid& id, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
-  const auto known = open_.find(id);
-  if (known == open_.end()) return {};
-  POLLUX_TRY(known->second.server->stop(deadline));
-  open_.erase(known);
+  const auto held = hold(id, deadline);
+  if (!held) return fail(held.error());
+  if (!held->open) return {};
+  return end(*held->open, deadline);
+}
+
+Status DataSockets::end(Open& open, Deadline deadline) {
+  POLLUX_TRY(open.server->stop(deadline));
+  open.server.reset();
+  open.claim.reset();
+  forget(open);
   return {};
 }
 
 void DataSockets::close_abandoned(const std::optional<Uuid>& volume, Deadline deadline) {
-  if (const auto lock = turn(deadline)) drop_abandoned(volume, deadline);
-}
-
-void DataSockets::drop_abandoned(const std::optional<Uuid>& volume, Deadline deadline) {
-  for (auto it = open_.begin(); it != open_.end();) {
-    const auto& [id, open] = *it;
-    const bool meant = !volume || open.request.volume == *volume;
-    if (!meant || open.server->unused_ms() < options_.abandoned_after_ms) {
-      ++it;
-      continue;
+  std::vector<std::shared_ptr<Open>> meant;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, open] : open_) {
+      if (!volume || open->request.volume == *volume) meant.push_back(open);
     }
-    log::warn("control: data socket {} has been unused for {} ms and is closed", id.to_string(),
-              open.server->unused_ms());
-    if (const auto status = open.server->stop(deadline); !status) {
-      log::error("control: data socket {}: {}", id.to_string(), status.error().message);
-      ++it;
-      continue;
+  }
+  for (const auto& open : meant) {
+    // One that is being opened or closed is not abandoned.
+    const std::unique_lock turn(open->turn, std::try_to_lock);
+    if (!turn.owns_lock() || !open->server) continue;
+    const std::uint64_t unused_ms = open->server->unused_ms();
+    if (unused_ms < options_.abandoned_after_ms) continue;
+    log::warn("control: data socket {} has been unused for {} ms and is closed", open->request.id.to_string(),
+              unused_ms);
+    if (const auto status = end(*open, deadline); !status) {
+      log::error("control: data socket {}: {}", open->request.id.to_string(), status.error().message);
     }
-    it = open_.erase(it);
   }
 }
 
 void DataSockets::close_all() {
-  const std::lock_guard lock(changes_);
-  for (auto& [id, open] : open_) {
-    if (const auto status = open.server->stop(Deadline::after_ms(kShutdownDeadlineMs)); !status) {
+  std::map<Uuid, std::shared_ptr<Open>> all;
+  {
+    const std::lock_guard lock(mutex_);
+    all.swap(open_);
+  }
+  // What they have in flight ends at the same time, so one deadline does for all of them.
+  for (auto& [id, open] : all) open->server->begin_stop();
+  const auto deadline = Deadline::after_ms(kShutdownDeadlineMs);
+  for (auto& [id, open] : all) {
+    if (const auto status = open->server->stop(deadline); !status) {
       log::error("control: data socket {}: {}", id.to_string(), status.error().message);
     }
   }
-  open_.clear();
 }
 
 }  // namespace pollux::control

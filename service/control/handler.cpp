@@ -388,6 +388,8 @@ void Handler::attach(rpc::AttachmentInfo& answer, const rpc::RequestContext& ctx
   answer = run("attach", ctx, spec.attachment_id, [&](Deadline deadline) -> Result<rpc::AttachmentInfo> {
     const auto request = from_rpc(spec);
     if (!request) return fail(request.error());
+    // A process that died must not keep a guest from its disk.
+    if (!request->read_only) backend_.data_sockets.close_abandoned(request->volume, deadline);
     auto attachment = backend_.attachments.attach(caller_, *request, deadline);
     if (!attachment) return fail(explain(std::move(attachment.error())));
     return to_rpc(*attachment, backend_.host_id);
@@ -440,7 +442,9 @@ void Handler::data_open(rpc::DataSocketInfo& answer, const rpc::RequestContext& 
     const auto volume = check_uuid(spec.volume_id, "volume_id");
     if (!volume) return fail(volume.error());
     const bool read_only = spec.__isset.read_only && spec.read_only;
-    auto socket = backend_.data_sockets.open({*id, *volume, read_only}, deadline);
+    const bool shared = spec.__isset.shared && spec.shared;
+    if (!read_only) backend_.data_sockets.close_abandoned(*volume, deadline);
+    auto socket = backend_.data_sockets.open({*id, *volume, read_only, shared}, deadline);
     if (!socket) return fail(explain(std::move(socket.error())));
     rpc::DataSocketInfo info;
     info.socket_id = socket->id.to_string();

@@ -18,6 +18,8 @@ class Open(base.ShowOne):
         parser = super().get_parser(prog_name)
         parser.add_argument('volume', help='Id, name, or POOL/NAME.')
         parser.add_argument('--read-only', action='store_true')
+        parser.add_argument('--shared', action='store_true',
+                            help='Write even while a guest, or another shared socket, writes the volume.')
         parser.add_argument('--id', type=base.uuid_text, metavar='UUID', help='Of the socket. Default: a new one.')
         return base.add_examples(parser, [
             'polluxctl data open data',
@@ -26,7 +28,7 @@ class Open(base.ShowOne):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
         opened = self.client.data_open(types.DataSocketSpec(
             socket_id=parsed_args.id or base.new_id(), volume_id=base.volume_id(self.client, parsed_args.volume),
-            read_only=parsed_args.read_only))
+            read_only=parsed_args.read_only, shared=parsed_args.shared))
         names, values = base.fields(opened)
         return (*names, 'url'), (*values, url(opened))
 

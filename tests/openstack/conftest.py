@@ -9,11 +9,21 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "devstack" / "allinone.d"))
+
+from allinone import polluxd
+from allinone.cloud import Cloud
+from allinone.demo import VOLUME, Demo
+from allinone.openstack import OpenStack
+from allinone.progress import Progress
+from allinone.settings import Settings
 
 REPO = Path(__file__).resolve().parents[2]
 STATE = Path(os.environ.get("POLLUX_TEST_ALLINONE_STATE", "/var/lib/pollux-allinone-tests"))
@@ -48,3 +58,37 @@ def demo(logs: Path) -> Iterator[dict[str, Any]]:
             shutil.copy(path, logs)
         if allinone("down", log=log, timeout_s=300) != 0:
             pytest.fail(f"`allinone down` failed: see {log}")
+
+
+@pytest.fixture(scope="session")
+def cloud(demo: dict[str, Any], logs: Path) -> Iterator[Cloud]:
+    with (logs / "user.log").open("w") as stream:
+        yield Cloud(Settings(state=STATE, repo=REPO), Progress(stream))
+
+
+@pytest.fixture(scope="session")
+def openstack(cloud: Cloud) -> OpenStack:
+    """The `openstack` command."""
+    return Demo(cloud).openstack
+
+
+@pytest.fixture(scope="session")
+def same(cloud: Cloud, openstack: OpenStack) -> Callable[[str, str], bool]:
+    """Whether two volumes hold the same bytes; they are named."""
+
+    def compare(one: str, other: str) -> bool:
+        sockets = []
+        try:
+            for name in (one, other):
+                volume_id = openstack.find(VOLUME, name)["id"]
+                sockets.append(json.loads(polluxd.polluxctl(
+                    cloud.context, "data", "open", "--read-only", volume_id, "-f", "json")))
+            done = subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "raw", *(each["url"] for each in sockets)],
+                                  capture_output=True, text=True, timeout=600, check=False)
+            assert done.returncode in (0, 1), done.stderr
+            return done.returncode == 0
+        finally:
+            for each in sockets:
+                polluxd.polluxctl(cloud.context, "data", "close", each["socket_id"])
+
+    return compare

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "devstack" / "allinone.d"))
-
 from allinone import guest_image, polluxd
 from allinone.cloud import Cloud
-from allinone.demo import Demo, guest_serial
+from allinone.demo import guest_serial
 from allinone.openstack import SERVER_S, VOLUME_S, OpenStack
-from allinone.progress import Progress
-from allinone.settings import Settings
 
 VOLUME, SNAPSHOT, BACKUP, SERVER = ("volume",), ("volume", "snapshot"), ("volume", "backup"), ("server",)
 PREFIX = "pollux-backup"
-
-
-@pytest.fixture(scope="module")
-def cloud(demo: dict[str, Any], logs: Path) -> Iterator[Cloud]:
-    from openstack.conftest import REPO, STATE
-
-    with (logs / "backup.log").open("w") as stream:
-        yield Cloud(Settings(state=STATE, repo=REPO), Progress(stream))
-
-
-@pytest.fixture(scope="module")
-def openstack(cloud: Cloud) -> OpenStack:
-    return Demo(cloud).openstack
 
 
 @pytest.fixture(scope="module")
@@ -54,26 +35,6 @@ def volume(cloud: Cloud, openstack: OpenStack) -> Iterator[str]:
             openstack.await_gone(kind, name)
     openstack.run("image", "delete", PREFIX)
     openstack.run("flavor", "delete", PREFIX)
-
-
-@pytest.fixture(scope="module")
-def same(cloud: Cloud, openstack: OpenStack) -> Callable[[str, str], bool]:
-    def compare(one: str, other: str) -> bool:
-        sockets = []
-        try:
-            for name in (one, other):
-                volume_id = openstack.find(VOLUME, name)["id"]
-                sockets.append(json.loads(polluxd.polluxctl(
-                    cloud.context, "data", "open", "--read-only", volume_id, "-f", "json")))
-            done = subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "raw", *(each["url"] for each in sockets)],
-                                  capture_output=True, text=True, timeout=600, check=False)
-            assert done.returncode in (0, 1), done.stderr
-            return done.returncode == 0
-        finally:
-            for each in sockets:
-                polluxd.polluxctl(cloud.context, "data", "close", each["socket_id"])
-
-    return compare
 
 
 def backed_up_and_restored(openstack: OpenStack, name: str, *arguments: str) -> str:

@@ -14,6 +14,7 @@ default, or thick).
 from __future__ import annotations
 
 import contextlib
+import functools
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -213,10 +214,11 @@ class PolluxDriver(driver.VolumeDriver):
     def copy_image_to_volume(self, context: Any, volume: Any, image_service: Any, image_id: str,
                              disable_sparse: bool = False) -> None:
         try:
-            with nbd.open_volume(self.client, volume.name_id, read_only=False, request_id=context.request_id) as target:
-                # Cinder sets disable_sparse for a volume that has been used.
-                images.image_to_volume(context, image_service, image_id, target, volume.size,
-                                       zeroed=not disable_sparse)
+            open_target = functools.partial(nbd.open_volume, self.client, volume.name_id, read_only=False,
+                                            request_id=context.request_id)
+            # Cinder sets disable_sparse for a volume that has been used.
+            images.image_to_volume(context, image_service, image_id, open_target, volume.size,
+                                   zeroed=not disable_sparse)
         except (exception.ImageUnacceptable, exception.ImageTooBig, exception.ImageConversionNotAllowed):
             # Cinder has messages of its own for these.
             raise

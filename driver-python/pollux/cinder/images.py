@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cinder import exception, utils
@@ -56,9 +56,11 @@ def _decompress(path: str, image_id: str) -> None:
         raise exception.ImageUnacceptable(image_id=image_id, reason=f'it cannot be decompressed: {error}') from error
 
 
-def image_to_volume(context: Any, image_service: Any, image_id: str, target: str, volume_size_gib: int, *,
+def image_to_volume(context: Any, image_service: Any, image_id: str,
+                    open_target: Callable[[], contextlib.AbstractContextManager[str]], volume_size_gib: int, *,
                     zeroed: bool) -> None:
-    """Write an image into the volume behind the NBD URL `target`.
+    """Write an image into a volume, whose NBD URL `open_target` gives. It is opened once the image is here: fetching
+    may take long, and a socket that is not used does not stay.
 
     Raises ImageUnacceptable, ImageConversionNotAllowed, ImageTooBig (the pool is full) or ImageCopyFailure.
     """
@@ -78,7 +80,8 @@ def image_to_volume(context: Any, image_service: Any, image_id: str, target: str
             raise exception.ImageUnacceptable(image_id=image_id, reason=f'it is backed by {data.backing_file}')
         image_utils.check_virtual_size(data.virtual_size, volume_size_gib, image_id)
         try:
-            convert(path, data.file_format, target, 'raw', into_volume=True, zeroed=zeroed)
+            with open_target() as target:
+                convert(path, data.file_format, target, 'raw', into_volume=True, zeroed=zeroed)
         except processutils.ProcessExecutionError as error:
             said = (error.stderr or str(error)).strip()
             LOG.error('Image %s was not written to the volume: %s', image_id, said)

@@ -1,0 +1,81 @@
+"""What a user does with volumes besides the demo, through the ordinary command."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from allinone import cinder, guest_image, polluxd, wait
+from allinone.cloud import Cloud
+from allinone.openstack import VOLUME_S, OpenStack
+
+VOLUME = ("volume",)
+PREFIX = "pollux-volumes"
+POOL = "pool2"
+#: The scheduler hears of a new pool once a minute.
+POOL_S = 240
+
+
+@pytest.fixture(scope="module")
+def plain(cloud: Cloud, openstack: OpenStack) -> Iterator[str]:
+    """A volume made from an image; everything that is named after it goes with it."""
+    image = guest_image.path(cloud.settings)
+    openstack.create("image", "create", "--disk-format", "raw", "--container-format", "bare", "--file", str(image),
+                     PREFIX)
+    openstack.create("volume", "create", "--image", PREFIX, "--size", "1", "--type", "pollux", PREFIX)
+    openstack.await_volume(PREFIX, "available")
+    yield PREFIX
+    for kind in (VOLUME, ("image",)):
+        listed = openstack.quiet(*kind, "list", "-f", "value", "-c", "Name").splitlines()
+        for name in sorted(one for one in listed if one.startswith(PREFIX)):
+            openstack.run(*kind, "delete", name)
+            if kind == VOLUME:
+                openstack.await_gone(kind, name)
+
+
+def test_a_volume_from_a_compressed_image_is_that_of_the_image(
+    cloud: Cloud, openstack: OpenStack, plain: str, same: Any, tmp_path: Path
+) -> None:
+    packed, name = tmp_path / "boot.raw.gz", f"{PREFIX}-compressed"
+    with guest_image.path(cloud.settings).open("rb") as source, gzip.open(packed, "wb", compresslevel=1) as target:
+        shutil.copyfileobj(source, target)
+    openstack.create("image", "create", "--disk-format", "raw", "--container-format", "compressed", "--file",
+                     str(packed), name)
+    openstack.create("volume", "create", "--image", name, "--size", "1", "--type", "pollux", name)
+    openstack.await_volume(name, "available")
+    assert same(plain, name)
+
+
+def test_a_volume_that_moves_to_another_pool_keeps_its_id(
+    cloud: Cloud, openstack: OpenStack, plain: str, same: Any
+) -> None:
+    context, name = cloud.context, f"{PREFIX}-moving"
+    polluxd.polluxctl(context, "pool", "create", POOL, "--file", str(cloud.settings.data / "polluxd" / "pool2.img"),
+                      "--size", "2G")
+    try:
+        openstack.create("volume", "create", "--source", plain, "--size", "1", "--type", "pollux", name)
+        volume_id = str(openstack.await_volume(name, "available")["id"])
+        there = f"{cloud.settings.host}@{cinder.BACKEND}#{POOL}"
+        api = cinder.volume_api(context)
+        wait.until("the scheduler knows the pool", lambda: there in str(api.get("/scheduler-stats/get_pools")), POOL_S)
+        openstack.run("volume", "migrate", "--host", there, name)
+
+        def moved() -> bool:
+            found = openstack.show("volume", "show", name)
+            assert found["migration_status"] != "error"
+            return found["migration_status"] == "success" and found["os-vol-host-attr:host"] == there
+
+        wait.until("the volume has moved", moved, VOLUME_S, 2.0)
+        shown = json.loads(polluxd.polluxctl(context, "volume", "show", volume_id, "-f", "json"))
+        assert shown["pool"] == POOL
+        assert openstack.show("volume", "show", name)["os-vol-mig-status-attr:name_id"] is None
+        assert same(plain, name)
+        openstack.run("volume", "delete", name)
+        openstack.await_gone(VOLUME, name)
+    finally:
+        polluxd.polluxctl(context, "pool", "export", POOL)

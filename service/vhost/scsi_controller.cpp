@@ -20,8 +20,6 @@ constexpr auto kDrainInterval = std::chrono::microseconds(500);
 
 constexpr std::uint32_t kCommandsPerLun = 128;
 constexpr std::uint32_t kMaxSectors = 0xffff;
-// SPC-5: CAPACITY DATA HAS CHANGED; additional sense code in the low byte, qualifier above (VIRTIO 1.2 5.6.6.3).
-constexpr std::uint32_t kReasonCapacityChanged = 0x2a | 0x09 << 8;
 
 }  // namespace
 
@@ -177,7 +175,7 @@ void ScsiController::capacity_changed(ScsiTarget where) {
     if (!units_.contains({where.target, where.lun})) return;
   }
   inboxes_.raise({ScsiEvent::kParamChange, encode_lun(static_cast<std::uint8_t>(where.target), where.lun),
-                  kReasonCapacityChanged});
+                  ScsiEvent::kReasonCapacityChanged});
 }
 
 bool ScsiController::empty() const {
@@ -223,7 +221,7 @@ std::unique_ptr<VhostQueue> ScsiController::make_queue(std::uint16_t index, std:
     case kScsiControlQueue:
       return std::make_unique<ScsiControlQueue>(std::move(ring), std::move(fds), lane_of(reactor));
     case kScsiEventQueue:
-      return std::make_unique<ScsiEventQueue>(std::move(ring), std::move(fds), inboxes_.open(reactor));
+      return std::make_unique<ScsiEventQueue>(std::move(ring), std::move(fds), inboxes_, reactor);
     default:
       return std::make_unique<ScsiRequestQueue>(std::move(ring), std::move(fds), lane_of(reactor));
   }

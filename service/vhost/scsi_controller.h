@@ -47,6 +47,8 @@ class ScsiController final : public Device {
   // and the target goes on.
   Status remove(ScsiTarget where, std::chrono::milliseconds patience);
   void capacity_changed(ScsiTarget where);
+  // It was there before this process: its guest may have been told less than happened.
+  void came_back() { inboxes_.owe_rescan(); }
   bool empty() const;
 
   std::uint64_t features() const override;

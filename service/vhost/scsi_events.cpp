@@ -1,36 +1,89 @@
 #include "vhost/scsi_events.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "vhost/hop.h"
 #include "vhost/pieces.h"
 
 namespace pollux::vhost {
 
+void ScsiEventDebt::add(const ScsiEvent& event) {
+  if (event.event == ScsiEvent::kParamChange) {
+    grown.insert(event.lun);
+    return;
+  }
+  missed = true;
+  if (event.reason == ScsiEvent::kReasonRemoved) grown.erase(event.lun);
+}
+
+void ScsiEventDebt::add(ScsiEventDebt other) {
+  missed = missed || other.missed;
+  grown.merge(other.grown);
+}
+
+void ScsiEventInbox::add(const ScsiEvent& event) {
+  // The guest asks for the capacity when it hears of a change: told once, it knows of all.
+  if (event.event == ScsiEvent::kParamChange || waiting.size() == kMaxWaiting) {
+    debt.add(event);
+    return;
+  }
+  if (event.reason == ScsiEvent::kReasonRemoved) debt.grown.erase(event.lun);
+  waiting.push_back(event);
+}
+
+ScsiEvent ScsiEventInbox::take() {
+  ScsiEvent event{};
+  if (!waiting.empty()) {
+    event = waiting.front();
+    waiting.pop_front();
+  } else if (!debt.missed) {
+    event = {ScsiEvent::kParamChange, *debt.grown.begin(), ScsiEvent::kReasonCapacityChanged};
+    debt.grown.erase(debt.grown.begin());
+  }
+  if (std::exchange(debt.missed, false)) event.event |= ScsiEvent::kMissed;
+  return event;
+}
+
+void ScsiEventInboxes::owe_rescan() {
+  std::lock_guard lock(mutex_);
+  had_guest_ = true;
+  owed_.missed = true;
+}
+
 std::shared_ptr<ScsiEventInbox> ScsiEventInboxes::open(reactor::Reactor& reactor) {
   auto inbox = std::make_shared<ScsiEventInbox>(reactor);
   std::lock_guard lock(mutex_);
-  std::erase_if(inboxes_, [](const auto& other) { return other.expired(); });
+  had_guest_ = true;
+  inbox->debt = std::exchange(owed_, {});
   inboxes_.push_back(inbox);
   return inbox;
 }
 
+void ScsiEventInboxes::close(const std::shared_ptr<ScsiEventInbox>& inbox) {
+  {
+    std::lock_guard lock(mutex_);
+    std::erase(inboxes_, inbox);
+  }
+  // Behind all that raise() has posted to it.
+  ScsiEventDebt left = run_on(inbox->reactor, [&] {
+    for (const ScsiEvent& event : inbox->waiting) inbox->debt.add(event);
+    return std::move(inbox->debt);
+  });
+  std::lock_guard lock(mutex_);
+  owed_.add(std::move(left));
+}
+
 bool ScsiEventInboxes::any() const {
   std::lock_guard lock(mutex_);
-  return std::any_of(inboxes_.begin(), inboxes_.end(), [](const auto& inbox) { return !inbox.expired(); });
+  return !inboxes_.empty();
 }
 
 void ScsiEventInboxes::raise(const ScsiEvent& event) {
   std::lock_guard lock(mutex_);
-  for (const auto& weak : inboxes_) {
-    auto inbox = weak.lock();
-    if (!inbox) continue;
-    inbox->reactor.post([inbox, event] {
-      if (inbox->waiting.size() < ScsiEventInbox::kMaxWaiting) {
-        inbox->waiting.push_back(event);
-      } else {
-        inbox->missed = true;
-      }
-    });
+  if (inboxes_.empty() && had_guest_) owed_.add(event);
+  for (const auto& inbox : inboxes_) {
+    inbox->reactor.post([inbox, event] { inbox->add(event); });
   }
 }
 
@@ -41,15 +94,7 @@ void ScsiEventQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces)
     finish(chain.id, chain.entries, 0);
     return;
   }
-  ScsiEvent event{};
-  if (!inbox_->waiting.empty()) {
-    event = inbox_->waiting.front();
-    inbox_->waiting.pop_front();
-  }
-  if (inbox_->missed) {
-    event.event |= ScsiEvent::kMissed;
-    inbox_->missed = false;
-  }
+  const ScsiEvent event = inbox_->take();
   writable.put(&event, sizeof(event));
   if (ring().logging()) ring().log_writes(writable.items, writable.count);
   finish(chain.id, chain.entries, sizeof(event));

@@ -100,6 +100,8 @@ struct __attribute__((packed)) ScsiEvent {
   static constexpr std::uint32_t kParamChange = 3;
   static constexpr std::uint32_t kReasonRescan = 1;
   static constexpr std::uint32_t kReasonRemoved = 2;
+  // SPC-5: CAPACITY DATA HAS CHANGED; additional sense code in the low byte, qualifier above.
+  static constexpr std::uint32_t kReasonCapacityChanged = 0x2a | 0x09 << 8;
 
   std::uint32_t event;
   ScsiLunField lun;

@@ -214,6 +214,7 @@ Result<Verdict> Session::get_config(Message& message) {
   if (!header) return fail(header.error());
   // Front ends ask for the configuration space as they know it, which may end later than ours: those fields are zero.
   std::vector<std::byte> config = device_.config();
+  known_config_ = config;
   config.resize(kMaxConfigBytes);
   std::memcpy(message.payload.data() + sizeof(*header), config.data() + header->offset, header->size);
   return Verdict::kReply;
@@ -225,6 +226,8 @@ Result<Verdict> Session::set_config(Message& message) {
   const std::span<const std::byte> bytes(message.payload.data() + sizeof(*header), header->size);
   if (!device_.write_config(header->offset, bytes))
     return fail(ErrorCode::kInvalid, "a configuration field that is not writable");
+  if (range_fits(header->offset, header->size, known_config_.size()))
+    std::ranges::copy(bytes, known_config_.begin() + header->offset);
   return Verdict::kDone;
 }
 

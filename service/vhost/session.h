@@ -38,7 +38,7 @@ class Session final : public Connection {
   void on_hangup() override { leaving_.store(true, std::memory_order_relaxed); }
   void on_close() override;
 
-  // Any thread but a reactor or the transport's.
+  // Any thread but a reactor. A front end whose queues do not run does not listen: it is told again when they start.
   void config_changed();
   // Moves queues away from reactors that have too many. One whose requests do not end soon stays, as do all of a
   // session that is busy: whatever it does ends with its queues on the reactors that have the fewest.
@@ -103,6 +103,7 @@ class Session final : public Connection {
   bool stop_within(Vring& vring, std::chrono::milliseconds time);
   // What is left to do once the queue has stopped.
   void put_away(Vring& vring);
+  bool any_running() const;
   unsigned load_of(const Vring& vring) const;
   // Stops the running queues, lets `change` happen, and starts them again.
   Status change_at_rest(const std::function<Status()>& change);
@@ -127,6 +128,8 @@ class Session final : public Connection {
   std::uint64_t features_ = 0;
   std::atomic<std::uint64_t> protocol_features_{0};
   std::vector<Vring> vrings_;
+  // The configuration space as the front end knows it; empty: it has not asked since it connected.
+  std::vector<std::byte> known_config_;
   std::shared_ptr<const virtio::GuestMemory> memory_;
   std::shared_ptr<virtio::DirtyLog> log_;
   std::shared_ptr<virtio::InflightRegion> inflight_;

@@ -1,5 +1,6 @@
 // The session's rings: what the front end says about them, and starting and stopping the queues that serve them.
 
+#include <algorithm>
 #include <future>
 
 #include "vhost/hop.h"
@@ -151,6 +152,7 @@ Status Session::start_if_ready(std::uint16_t index) {
     setup.log = log_;
     if (vring.addr.flags & VringAddr::kFlagLog) setup.device_log_addr = vring.addr.log_guest_addr;
   }
+  const bool first = !any_running();
   auto ring = virtio::Virtqueue::create(std::move(setup));
   if (!ring) return fail(std::move(ring.error()));
   QueuePoller& poller = placement_.enter(load_of(vring));
@@ -161,8 +163,15 @@ Status Session::start_if_ready(std::uint16_t index) {
     vring.queue.reset();
     vring.poller = nullptr;
     placement_.leave(poller, load_of(vring));
+    return started;
   }
-  return started;
+  // What changed while none ran, or before the front end came back to a service that was restarted.
+  if (first && known_config_ != device_.config()) config_changed();
+  return {};
+}
+
+bool Session::any_running() const {
+  return std::ranges::any_of(vrings_, [](const Vring& vring) { return vring.queue != nullptr; });
 }
 
 // A front end that hangs up and comes back names the same rings and the same in-flight region: what its old session has

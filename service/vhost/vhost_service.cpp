@@ -347,6 +347,9 @@ Result<std::string> VhostService::ensure_scsi_controller(const std::string& name
   }
   auto controller = std::make_unique<ScsiController>(name, *count, *impl_->placement, impl_->units, impl_->reservations);
   ScsiController* raw = controller.get();
+  // The process before this one may have ended before it told its guest of a change. Nobody knows, and a look at its
+  // disks for nothing does not harm a guest.
+  if (!impl_->listening) raw->came_back();
   auto endpoint = impl_->open(path, std::move(controller));
   if (!endpoint) return fail(std::move(endpoint.error()));
   std::lock_guard lock(impl_->maps);
@@ -379,6 +382,7 @@ Status VhostService::add_scsi_target(const std::string& name, ScsiTarget where, 
   bool added = false;
   POLLUX_TRY(scsi.controller->add(where, disk, added));
   if (!added) return {};
+  if (!impl_->listening) scsi.controller->capacity_changed(where);
   std::weak_ptr<Endpoint> weak = scsi.endpoint;
   scsi.resize[{where.target, where.lun}] =
       disk.bdev->on_resize([errands = &*impl_->errands, weak, where](std::uint64_t) {

@@ -239,7 +239,15 @@ std::uint32_t FrontEnd::get_vring_base(std::uint16_t index) {
 
 void FrontEnd::stop() {
   for (std::uint16_t i = 0; i < options_.queues; ++i) {
-    if (!only_ || *only_ == i) get_vring_base(i);
+    if (!only_ || *only_ == i) queues_[i].noted_base = get_vring_base(i);
+  }
+}
+
+void FrontEnd::resume() {
+  for (std::uint16_t i = 0; i < options_.queues; ++i) {
+    if (only_ && *only_ != i) continue;
+    start_queue(i);
+    kick(i);
   }
 }
 

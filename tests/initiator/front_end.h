@@ -78,6 +78,8 @@ class FrontEnd {
   void start(std::optional<std::uint16_t> only = std::nullopt);
   // GET_VRING_BASE for each; returns when the back end has finished what it had.
   void stop();
+  // Starts all queues again where stop() left them, on the same connection: a guest was paused and goes on.
+  void resume();
   // Drops the connection without a word.
   void disconnect();
   // Connects again, to the same or another process, and goes on with the rings where it took them to be when it lost

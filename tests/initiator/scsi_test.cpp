@@ -11,13 +11,13 @@
 #include <set>
 #include <vector>
 
+#include "initiator/scsi_events.h"
 #include "initiator/service_fixture.h"
 
 namespace pollux::initiator {
 namespace {
 
 constexpr std::uint16_t kControlQueue = 0;
-constexpr std::uint16_t kEventQueue = 1;
 constexpr std::uint64_t kHotplug = feature(1);
 constexpr std::uint64_t kChange = feature(2);
 
@@ -44,41 +44,6 @@ void settle(FrontEnd& front_end, std::uint8_t target) {
   }
   throw std::runtime_error("the target does not become ready");
 }
-
-// Lends event buffers and hands out what arrives in them.
-class Events {
- public:
-  explicit Events(FrontEnd& front_end, unsigned buffers = 8) : front_end_(front_end) {
-    for (unsigned i = 0; i < buffers; ++i) lend(front_end.ram().allocate(16));
-  }
-  struct Event {
-    std::uint32_t event;
-    std::uint8_t lun[8];
-    std::uint32_t reason;
-  };
-  std::optional<Event> next(int deadline_ms = 10000) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(deadline_ms);
-    while (true) {
-      if (auto done = front_end_.ring(kEventQueue).take()) {
-        auto* buffer = reinterpret_cast<std::byte*>(done->cookie);
-        Event event{};
-        std::memcpy(&event, buffer, sizeof(event));
-        lend(buffer);
-        return event;
-      }
-      if (std::chrono::steady_clock::now() > deadline) return std::nullopt;
-      if (front_end_.ring(kEventQueue).want_call()) front_end_.wait_call(kEventQueue, 50);
-    }
-  }
-
- private:
-  void lend(std::byte* buffer) {
-    const Segment segment{front_end_.ram().guest_addr(buffer), 16, true};
-    BOOST_REQUIRE(front_end_.ring(kEventQueue).add(std::span(&segment, 1), reinterpret_cast<std::uint64_t>(buffer)));
-    if (front_end_.ring(kEventQueue).show()) front_end_.kick(kEventQueue);
-  }
-  FrontEnd& front_end_;
-};
 
 BOOST_FIXTURE_TEST_SUITE(scsi, ServiceFixture)
 
@@ -162,7 +127,7 @@ BOOST_AUTO_TEST_CASE(disks_that_come_and_go_are_announced_and_the_others_go_on) 
   add("g", 0, ram());
   front_end.start();
   settle(front_end, 0);
-  Events events(front_end);
+  ScsiEvents events(front_end);
   std::atomic<bool> stop{false};
   LoadOptions load{.length_bytes = 8 << 20, .queue_depth = 8};
   const ScsiDisk steady(0, 0, 512);
@@ -227,7 +192,7 @@ BOOST_AUTO_TEST_CASE(events_beyond_the_lent_buffers_wait_and_none_is_lost_below_
   FrontEnd front_end(options_for(ServiceFixture::scsi("g")));
   front_end.start();
   for (std::uint16_t target = 0; target < 40; ++target) add("g", target, ram(1 << 20));
-  Events events(front_end, 4);
+  ScsiEvents events(front_end, 4);
   std::set<unsigned> seen;
   for (int i = 0; i < 40; ++i) {
     auto event = events.next();
@@ -246,7 +211,7 @@ BOOST_AUTO_TEST_CASE(more_events_than_the_bound_end_in_events_missed) {
     add("g", 9, ram(1 << 20));
     BOOST_REQUIRE(service().remove_scsi_target("g", {9, 0}).has_value());
   }
-  Events events(front_end, 4);
+  ScsiEvents events(front_end, 4);
   auto event = events.next();
   BOOST_REQUIRE(event);
   BOOST_TEST((event->event & 0x80000000) != 0u);

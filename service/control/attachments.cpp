@@ -75,7 +75,7 @@ Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
   if (placed_.contains(record.id)) return {};
   auto device = reactor::call(reactors_.main(), volumes_.open(record.volume), deadline.remaining_ms());
   if (!device) return fail(std::move(device.error()));
-  vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only};
+  vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only, record.client};
   if (record.transport == TransportKind::kScsi) {
     const auto path = vhost_.ensure_scsi_controller(record.client, record.queues);
     if (!path) return fail(path.error());

@@ -14,12 +14,12 @@
 #include "control/access_log.h"
 #include "control/attachments.h"
 #include "control/data_sockets.h"
+#include "control/disk_state_keeper.h"
 #include "control/dispatch.h"
 #include "control/handler.h"
 #include "control/metrics_source.h"
 #include "control/pool_checks.h"
 #include "control/pools.h"
-#include "control/reservation_keeper.h"
 #include "control/rpc_server.h"
 #include "control/state_store.h"
 #include "control/stop_limit.h"
@@ -171,9 +171,11 @@ Status Daemon::start_services() {
   vhost_options.default_queues = config_.vhost.default_queues;
   vhost_options.max_queues = config_.vhost.max_queues;
   vhost_options.hold_sockets = true;
-  auto boot_id = ReservationKeeper::host_boot_id();
+  auto boot_id = DiskStateKeeper::host_boot_id();
   if (!boot_id) return fail(std::move(boot_id.error()));
-  vhost_options.reservations = std::make_shared<ReservationKeeper>(*parts.store, std::move(*boot_id));
+  const auto keeper = std::make_shared<DiskStateKeeper>(*parts.store, std::move(*boot_id));
+  vhost_options.reservations = keeper;
+  vhost_options.settings = keeper;
   auto vhost = vhost::VhostService::start(*parts.reactors, std::move(vhost_options));
   if (!vhost) return fail(std::move(vhost.error()));
   parts.vhost = std::move(*vhost);

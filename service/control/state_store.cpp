@@ -20,7 +20,7 @@ using sqlite::Transaction;
 
 // "PLUX": tells our file from any other SQLite file.
 constexpr std::int64_t kApplicationId = 0x504C5558;
-constexpr std::int64_t kSchemaVersion = 3;
+constexpr std::int64_t kSchemaVersion = 4;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE pools (
@@ -55,6 +55,11 @@ CREATE TABLE grants (
 INSERT INTO grants SELECT volume_id, host, '00000000-0000-0000-0000-000000000000', read_only FROM authorisations;
 DROP TABLE authorisations;
 )sql";
+
+// What version 4 has beside version 3.
+constexpr const char* kSchemaOf4 =
+    "CREATE TABLE settings (volume_id TEXT NOT NULL, client TEXT NOT NULL, state TEXT NOT NULL, boot_id TEXT NOT NULL, "
+    "PRIMARY KEY (volume_id, client)) STRICT, WITHOUT ROWID;";
 
 constexpr const char* kAttachmentColumns =
     "attachment_id, volume_id, client, transport, asked_queues, asked_read_only, queues, read_only, host, authorised, "
@@ -144,6 +149,7 @@ Status StateStore::prepare() {
     POLLUX_TRY(database.run(kSchema));
     POLLUX_TRY(database.run(kSchemaOf2));
     POLLUX_TRY(database.run(kSchemaOf3));
+    POLLUX_TRY(database.run(kSchemaOf4));
     POLLUX_TRY(database.run(("PRAGMA application_id=" + std::to_string(kApplicationId)).c_str()));
     POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
     return transaction.commit();
@@ -160,7 +166,8 @@ Status StateStore::prepare() {
   Transaction transaction(database);
   POLLUX_TRY(transaction.begun());
   if (*version < 2) POLLUX_TRY(database.run(kSchemaOf2));
-  POLLUX_TRY(database.run(kSchemaOf3));
+  if (*version < 3) POLLUX_TRY(database.run(kSchemaOf3));
+  POLLUX_TRY(database.run(kSchemaOf4));
   POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
   return transaction.commit();
 }
@@ -346,7 +353,23 @@ Status StateStore::put_attachment(const AttachmentRecord& attachment,
 
 Status StateStore::drop_attachment(const Uuid& id) {
   const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM attachments WHERE attachment_id = ?").bind(1, id.to_string()).finish();
+  Transaction transaction(*database_);
+  POLLUX_TRY(transaction.begun());
+  POLLUX_TRY(Statement(*database_,
+                       "DELETE FROM settings WHERE (volume_id, client) IN "
+                       "(SELECT volume_id, client FROM attachments WHERE attachment_id = ?)")
+                 .bind(1, id.to_string())
+                 .finish());
+  POLLUX_TRY(Statement(*database_,
+                       "DELETE FROM settings WHERE client = '' AND "
+                       "volume_id = (SELECT volume_id FROM attachments WHERE attachment_id = ?1) AND NOT EXISTS "
+                       "(SELECT 1 FROM attachments other WHERE other.volume_id = settings.volume_id AND "
+                       "other.transport = ?2 AND other.attachment_id <> ?1)")
+                 .bind(1, id.to_string())
+                 .bind(2, static_cast<std::int64_t>(TransportKind::kScsi))
+                 .finish());
+  POLLUX_TRY(Statement(*database_, "DELETE FROM attachments WHERE attachment_id = ?").bind(1, id.to_string()).finish());
+  return transaction.commit();
 }
 
 Result<std::vector<AttachmentRecord>> StateStore::read_attachments(Statement& statement) {
@@ -432,6 +455,35 @@ Result<std::optional<ReservationRecord>> StateStore::reservation(const Uuid& vol
   statement.bind(1, volume.to_string());
   std::optional<ReservationRecord> found;
   if (statement.step()) found = ReservationRecord{volume, statement.text(0), statement.text(1)};
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Status StateStore::put_setting(const SettingRecord& setting) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_,
+                   "INSERT OR REPLACE INTO settings (volume_id, client, state, boot_id) VALUES (?, ?, ?, ?)")
+      .bind(1, setting.volume.to_string())
+      .bind(2, setting.client)
+      .bind(3, setting.state)
+      .bind(4, setting.boot_id)
+      .finish();
+}
+
+Status StateStore::drop_setting(const Uuid& volume, const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM settings WHERE volume_id = ? AND client = ?")
+      .bind(1, volume.to_string())
+      .bind(2, client)
+      .finish();
+}
+
+Result<std::optional<SettingRecord>> StateStore::setting(const Uuid& volume, const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  Statement statement(*database_, "SELECT state, boot_id FROM settings WHERE volume_id = ? AND client = ?");
+  statement.bind(1, volume.to_string()).bind(2, client);
+  std::optional<SettingRecord> found;
+  if (statement.step()) found = SettingRecord{volume, client, statement.text(0), statement.text(1)};
   POLLUX_TRY(statement.status());
   return found;
 }

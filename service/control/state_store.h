@@ -74,6 +74,18 @@ struct ReservationRecord {
   bool operator==(const ReservationRecord&) const = default;
 };
 
+// What guests have set on a volume's disk, as the disks word it.
+struct SettingRecord {
+  Uuid volume;
+  // Whose disk: an attachment's client; empty for what all clients that have the volume by SCSI share.
+  std::string client;
+  std::string state;
+  // As in ReservationRecord.
+  std::string boot_id;
+
+  bool operator==(const SettingRecord&) const = default;
+};
+
 class StateStore {
  public:
   // Makes the folder (0750) and the file when they are missing. kBusy: another service uses the folder. kUnsupported:
@@ -103,6 +115,7 @@ class StateStore {
 
   // With its controller when that is new, and remembers the target for this (client, volume), in one transaction.
   Status put_attachment(const AttachmentRecord& attachment, const std::optional<ControllerRecord>& controller);
+  // With what its client had set; and with what its clients shared when it is the volume's last by SCSI.
   Status drop_attachment(const Uuid& id);
   Result<std::optional<AttachmentRecord>> attachment(const Uuid& id);
   // In order of id.
@@ -116,6 +129,10 @@ class StateStore {
   Status put_reservation(const ReservationRecord& reservation);
   Status drop_reservation(const Uuid& volume);
   Result<std::optional<ReservationRecord>> reservation(const Uuid& volume);
+
+  Status put_setting(const SettingRecord& setting);
+  Status drop_setting(const Uuid& volume, const std::string& client);
+  Result<std::optional<SettingRecord>> setting(const Uuid& volume, const std::string& client);
 
  private:
   StateStore() = default;

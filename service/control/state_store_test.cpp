@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "control/reservation_keeper.h"
+#include "control/disk_state_keeper.h"
 
 using namespace pollux;
 using namespace pollux::control;
@@ -169,28 +169,100 @@ BOOST_AUTO_TEST_CASE(reservations_are_kept_replaced_and_forgotten) {
   BOOST_TEST(!store->reservation(record.volume).value());
 }
 
-BOOST_AUTO_TEST_CASE(a_folder_of_the_first_schema_is_taken_over) {
-  Folder folder;
-  open_store(folder.path).reset();
-  {
-    auto database = sqlite::Database::open(folder.path + "/state.db");
-    BOOST_REQUIRE(database);
-    must((*database)->run(R"sql(
-DROP TABLE reservations;
+BOOST_AUTO_TEST_CASE(folders_of_earlier_schemas_are_taken_over_with_what_they_hold) {
+  // Each undoes what the next version brought.
+  const std::string to_3 = "DROP TABLE settings;";
+  const std::string to_2 = to_3 + R"sql(
 DROP TABLE grants;
 CREATE TABLE authorisations (
   volume_id TEXT NOT NULL, host TEXT NOT NULL, read_only INTEGER NOT NULL, PRIMARY KEY (volume_id, host)
 ) STRICT, WITHOUT ROWID;
 INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'compute-1', 1);
-PRAGMA user_version=1;
-)sql"));
-  }
+)sql";
+  const std::string to_1 = to_2 + "DROP TABLE reservations;";
   const AuthorisationRecord kept{*Uuid::parse("00000000-0000-4000-8000-000000000001"), "compute-1", true, {}};
-  for (int round = 0; round < 2; ++round) {
-    const auto store = open_store(folder.path);
-    must(store->put_reservation({kept.volume, "x", ""}));
-    BOOST_TEST((store->authorisations({}).value() == std::vector<AuthorisationRecord>{kept}));
+  for (const auto& [version, earlier] : {std::pair{1, to_1}, std::pair{2, to_2}, std::pair{3, to_3}}) {
+    Folder folder;
+    const auto attached = scsi_attachment("guest", 3);
+    {
+      const auto store = open_store(folder.path);
+      must(store->put_attachment(attached, ControllerRecord{"guest", 4, "compute-1"}));
+      if (version == 3) must(store->put_authorisation(kept));
+    }
+    {
+      auto database = sqlite::Database::open(folder.path + "/state.db");
+      BOOST_REQUIRE(database);
+      must((*database)->run((earlier + "PRAGMA user_version=" + std::to_string(version)).c_str()));
+    }
+    for (int round = 0; round < 2; ++round) {
+      const auto store = open_store(folder.path);
+      BOOST_TEST((store->attachment(attached.id).value() == attached));
+      BOOST_TEST((store->authorisations({}).value() == std::vector<AuthorisationRecord>{kept}));
+      must(store->put_reservation({kept.volume, "x", ""}));
+      must(store->put_setting({kept.volume, "guest", "x", ""}));
+    }
   }
+}
+
+BOOST_AUTO_TEST_CASE(what_guests_have_set_ends_with_their_attachments) {
+  Folder folder;
+  auto store = open_store(folder.path);
+  auto first = scsi_attachment("first", 0);
+  auto second = scsi_attachment("second", 0);
+  auto blk = scsi_attachment("third", 0);
+  second.volume = blk.volume = first.volume;
+  blk.transport = TransportKind::kBlk;
+  for (const auto& record : {first, second, blk}) {
+    must(store->put_attachment(record, ControllerRecord{record.client, 4, "compute-1"}));
+  }
+  const Uuid other = Uuid::random();
+  for (const char* client : {"", "first", "second", "third"}) {
+    must(store->put_setting({first.volume, client, std::string("set by ") + client, ""}));
+    must(store->put_setting({other, client, "another volume's", ""}));
+  }
+  const auto set = [&](const char* client) { return store->setting(first.volume, client).value().has_value(); };
+  must(store->drop_attachment(first.id));
+  BOOST_TEST(!set("first"));
+  BOOST_TEST(set("second"));
+  // What they share stays with those that are left.
+  BOOST_TEST(set(""));
+  must(store->drop_attachment(second.id));
+  BOOST_TEST(!set("second"));
+  BOOST_TEST(!set(""));
+  store.reset();
+  store = open_store(folder.path);
+  const SettingRecord thirds{first.volume, "third", "set by third", ""};
+  BOOST_TEST((store->setting(first.volume, "third").value() == thirds));
+  must(store->drop_attachment(blk.id));
+  BOOST_TEST(!set("third"));
+  for (const char* client : {"", "first", "second", "third"}) {
+    BOOST_TEST(store->setting(other, client).value().has_value());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(settings_are_written_in_order_and_lapse_with_the_host_when_they_are_to) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const Uuid volume = Uuid::random();
+  std::string answers;
+  {
+    DiskStateKeeper keeper(*store, "boot 1");
+    const auto answered = [&](const char* name) {
+      return [&answers, name](const Status& status) { answers += status ? name : "failed"; };
+    };
+    keeper.save(volume, "", "a", true, answered("a"));
+    keeper.save(volume, "guest", "b", false, answered("b"));
+    keeper.save(volume, "", "c", true, answered("c"));
+    keeper.save(volume, "gone", "d", true, answered("d"));
+    keeper.save(volume, "gone", "", true, answered("e"));
+  }
+  BOOST_TEST(answers == "abcde");
+  BOOST_TEST(DiskStateKeeper(*store, "boot 1").load(volume, "guest").value() == "b");
+  DiskStateKeeper keeper(*store, "boot 2");
+  BOOST_TEST(keeper.load(volume, "").value() == "c");
+  BOOST_TEST(keeper.load(volume, "guest").value() == "");
+  BOOST_TEST(keeper.load(volume, "gone").value() == "");
+  BOOST_TEST(!store->setting(volume, "guest").value());
 }
 
 BOOST_AUTO_TEST_CASE(reservations_end_with_a_power_loss_unless_they_were_to_outlive_it) {
@@ -201,17 +273,17 @@ BOOST_AUTO_TEST_CASE(reservations_end_with_a_power_loss_unless_they_were_to_outl
   int answers = 0;
   const auto answered = [&answers](Status status) { answers += status.has_value(); };
   {
-    ReservationKeeper keeper(*store, "boot 1");
+    DiskStateKeeper keeper(*store, "boot 1");
     keeper.save(lasting, "a", true, answered);
     keeper.save(passing, "b", false, answered);
   }
   BOOST_TEST(answers == 2);
   {
-    ReservationKeeper keeper(*store, "boot 1");
+    DiskStateKeeper keeper(*store, "boot 1");
     BOOST_TEST(keeper.load(lasting).value() == "a");
     BOOST_TEST(keeper.load(passing).value() == "b");
   }
-  ReservationKeeper keeper(*store, "boot 2");
+  DiskStateKeeper keeper(*store, "boot 2");
   BOOST_TEST(keeper.load(lasting).value() == "a");
   BOOST_TEST(keeper.load(passing).value() == "");
   BOOST_TEST(!store->reservation(passing).value());

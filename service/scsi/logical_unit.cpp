@@ -10,6 +10,7 @@
 #include "scsi/mode_pages.h"
 #include "scsi/reservations.h"
 #include "scsi/scratch.h"
+#include "scsi/settings.h"
 
 namespace pollux::scsi {
 
@@ -39,6 +40,7 @@ Result<std::shared_ptr<LogicalUnit>> LogicalUnit::make(LogicalUnitOptions option
   }
   std::shared_ptr<LogicalUnit> unit(new LogicalUnit(std::move(options)));
   POLLUX_TRY(unit->reservations_->restore(saved));
+  POLLUX_TRY(unit->settings_->load());
   // The plain pointer holds: the token goes first when the unit does, and waits for a call under way. The size is read
   // after the call is in place, so that none is missed.
   unit->resize_token_ =
@@ -54,6 +56,7 @@ LogicalUnit::LogicalUnit(LogicalUnitOptions options)
       serial_(options_.uuid.to_string()),
       mode_pages_(std::make_unique<ModePages>()),
       reservations_(std::make_unique<Reservations>()),
+      settings_(std::make_unique<Settings>(*this)),
       exclusive_ranges_(std::make_unique<ExclusiveRanges>(*this)) {}
 
 LogicalUnit::~LogicalUnit() = default;
@@ -70,6 +73,8 @@ Result<std::shared_ptr<Nexus>> LogicalUnit::join(NexusOptions options) {
                 "commas, not \"" +
                     options.initiator + "\"");
   }
+  const auto reserved = settings_->load_reserved(options.initiator);
+  if (!reserved) return fail(reserved.error());
   std::lock_guard lock(mutex_);
   for (const Nexus* other : nexuses_) {
     if (other->options().initiator == options.initiator &&
@@ -83,6 +88,7 @@ Result<std::shared_ptr<Nexus>> LogicalUnit::join(NexusOptions options) {
   std::shared_ptr<Nexus> nexus(new Nexus(shared_from_this(), std::move(options)));
   nexuses_.push_back(nexus.get());
   if (announce) nexus->raise(UnitAttention::kPowerOn);
+  if (*reserved) reservations_->legacy_reserve(*nexus);
   update_gates();
   return nexus;
 }

@@ -35,6 +35,7 @@ class LunChannel;
 class ExclusiveRanges;
 class ModePages;
 class Reservations;
+class Settings;
 struct ChannelAnchor;
 
 // Keeps persistent reservations across restarts of the service, which guests must not notice; and across power losses
@@ -49,6 +50,19 @@ class ReservationStore {
   // Called on a reactor, must not block it. `done` once the state is durable or is not going to be; any thread, exactly
   // once. Saves of one logical unit take effect in the order of the calls. Empty state: forget.
   virtual void save(const Uuid& logical_unit, std::string state, Lasts lasts, std::function<void(Status)> done) = 0;
+};
+
+// Keeps what guests set on a logical unit, for as long as it is attached to them: see scsi/settings.h. `guest` is an
+// initiator, or empty for what all of them share.
+class SettingStore {
+ public:
+  using Lasts = ReservationStore::Lasts;
+  virtual ~SettingStore() = default;
+  // What was saved last and has not lapsed; empty when there is nothing. Never on a reactor.
+  virtual Result<std::string> load(const Uuid& logical_unit, const std::string& guest) = 0;
+  // Called on a reactor, must not block it. `done` as ReservationStore::save() has it, but never before this returns.
+  virtual void save(const Uuid& logical_unit, const std::string& guest, std::string state, Lasts lasts,
+                    std::function<void(Status)> done) = 0;
 };
 
 // SAM-5 5.14 and SPC-5 clause on unit attentions, most important first (the order in which they are reported).
@@ -75,6 +89,8 @@ struct LogicalUnitOptions {
   std::string revision = "1.0";
   // May be null: PERSISTENT RESERVE OUT then refuses APTPL, and registrations end with the service.
   std::shared_ptr<ReservationStore> reservations;
+  // May be null: what guests set then ends with the service.
+  std::shared_ptr<SettingStore> settings;
 };
 
 struct NexusOptions {
@@ -90,13 +106,14 @@ struct NexusOptions {
 
 class LogicalUnit : public std::enable_shared_from_this<LogicalUnit> {
  public:
-  // kInvalid: no device, or one whose block size is neither 512 nor 4096; errors of ReservationStore::load.
+  // kInvalid: no device, or one whose block size is neither 512 nor 4096; errors of the stores' load().
   static Result<std::shared_ptr<LogicalUnit>> make(LogicalUnitOptions options);
   ~LogicalUnit();
   LogicalUnit(const LogicalUnit&) = delete;
   LogicalUnit& operator=(const LogicalUnit&) = delete;
 
-  // Any thread but a reactor. kInvalid: a bad name; kExists: this initiator has a nexus through the same port already.
+  // Any thread but a reactor. kInvalid: a bad name; kExists: this initiator has a nexus through the same port already;
+  // errors of SettingStore::load.
   // Dropping the last reference to the Nexus ends it.
   Result<std::shared_ptr<Nexus>> join(NexusOptions options);
 
@@ -114,6 +131,7 @@ class LogicalUnit : public std::enable_shared_from_this<LogicalUnit> {
   // For the commands of this room.
   ModePages& mode_pages() { return *mode_pages_; }
   Reservations& reservations() { return *reservations_; }
+  Settings& settings() { return *settings_; }
   ExclusiveRanges& exclusive_ranges() { return *exclusive_ranges_; }
   std::mutex& mutex() { return mutex_; }
   // Under mutex(). The nexuses of now.
@@ -136,6 +154,7 @@ class LogicalUnit : public std::enable_shared_from_this<LogicalUnit> {
   std::vector<Nexus*> nexuses_;
   std::unique_ptr<ModePages> mode_pages_;
   std::unique_ptr<Reservations> reservations_;
+  std::unique_ptr<Settings> settings_;
   std::unique_ptr<ExclusiveRanges> exclusive_ranges_;
   bdev::Bdev::ResizeToken resize_token_;
 };

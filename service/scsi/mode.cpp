@@ -9,6 +9,7 @@
 #include "scsi/handlers.h"
 #include "scsi/mode_pages.h"
 #include "scsi/reply.h"
+#include "scsi/settings.h"
 
 namespace pollux::scsi {
 
@@ -34,6 +35,18 @@ std::size_t put_block_descriptor(const LogicalUnit& unit, bool long_lba, std::ui
   put_be32(at, static_cast<std::uint32_t>(std::min<std::uint64_t>(blocks, UINT32_MAX)));
   put_be32(at + 4, unit.block_bytes());
   return kShortDescriptorBytes;
+}
+
+// The parameters are durable, or could not be made so.
+void mode_parameters_kept(LunChannel& channel, Task& task, bool kept, bool to_medium, std::size_t list_bytes) {
+  if (!kept) return finish_with_sense(channel, task, sense::kInternalTargetFailure);
+  if (!to_medium) return finish_good(channel, task, list_bytes);
+  // A guest that has turned the cache off sends no SYNCHRONIZE CACHE any more: what the cache holds goes first.
+  task.work.io.op = bdev::IoOp::kFlush;
+  task.work.io.offset_bytes = 0;
+  task.work.io.length_bytes = 0;
+  task.work.io.iov_count = 0;
+  channel.to_device_and_finish(task, list_bytes);
 }
 
 }  // namespace
@@ -124,12 +137,23 @@ void mode_select(LunChannel& channel, Task& task) {
   ModePages::Change change;
   {
     std::lock_guard lock(unit.mutex());
+    const bool cached = unit.mode_pages().write_cache();
     change = unit.mode_pages().select(std::span(bytes).subspan(pages_at, length - pages_at));
     if (change.changed) {
       unit.update_gates();
       for (Nexus* nexus : unit.nexuses()) {
         if (nexus != &channel.nexus()) nexus->raise(UnitAttention::kModeParametersChanged);
       }
+    }
+    // Also without a change: this guest may ask for what another has asked for and not been answered yet.
+    if (!change.truncated && !change.refused && (change.changed || unit.settings().keeping_modes())) {
+      const bool to_medium = cached && !unit.mode_pages().write_cache();
+      unit.settings().keep_modes([&channel, &task, home = &channel.reactor(), to_medium, length](Status kept) {
+        home->post([&channel, &task, kept = kept.has_value(), to_medium, length] {
+          mode_parameters_kept(channel, task, kept, to_medium, length);
+        });
+      });
+      return;
     }
   }
   if (change.truncated) return finish_with_sense(channel, task, sense::kParameterListLength);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <sstream>
 
 namespace pollux::scsi {
 
@@ -25,13 +26,9 @@ struct PageSpec {
 constexpr PageSpec kPages[] = {
     {kReadWriteErrorRecovery, 12}, {kCaching, 20}, {kControl, 12}, {kInformationalExceptions, 12}};
 
-struct Values {
-  bool descriptor_sense;
-  bool software_write_protect;
-  bool write_cache;
-};
+constexpr char kStateHeader[] = "pollux-mode-pages-1";
 
-void encode(const PageSpec& page, const Values& values, std::uint8_t* out) {
+void encode(const PageSpec& page, const ModePages::Values& values, std::uint8_t* out) {
   std::memset(out, 0, page.length);
   out[0] = page.code;
   out[1] = page.length - 2;
@@ -72,16 +69,14 @@ std::optional<std::size_t> ModePages::sense(Control control, std::uint8_t page, 
                                             std::span<std::uint8_t> out) const {
   if (subpage != 0x00 && subpage != 0xff) return std::nullopt;
   if (page != kAllPages && find(page) == nullptr) return std::nullopt;
-  const Values values = control == Control::kDefault
-                            ? Values{false, false, true}
-                            : Values{descriptor_sense(), software_write_protect(), write_cache()};
+  const Values shown = control == Control::kDefault ? Values{} : values();
   std::size_t length = 0;
   for (const PageSpec& spec : kPages) {
     if (page != kAllPages && page != spec.code) continue;
     if (control == Control::kChangeable) {
       encode_changeable(spec, out.data() + length);
     } else {
-      encode(spec, values, out.data() + length);
+      encode(spec, shown, out.data() + length);
     }
     length += spec.length;
   }
@@ -89,7 +84,7 @@ std::optional<std::size_t> ModePages::sense(Control control, std::uint8_t page, 
 }
 
 ModePages::Change ModePages::select(std::span<const std::uint8_t> pages) {
-  Values values{descriptor_sense(), software_write_protect(), write_cache()};
+  Values selected = values();
   auto refuse = [](std::size_t byte, std::optional<std::uint8_t> bit = {}) {
     return Change{.refused = FieldPointer{false, static_cast<std::uint16_t>(byte), bit}};
   };
@@ -104,7 +99,7 @@ ModePages::Change ModePages::select(std::span<const std::uint8_t> pages) {
     if (pages.size() - at < spec->length) return Change{.truncated = true};
     std::array<std::uint8_t, 32> current{};
     std::array<std::uint8_t, 32> changeable{};
-    encode(*spec, values, current.data());
+    encode(*spec, selected, current.data());
     encode_changeable(*spec, changeable.data());
     for (std::size_t i = 2; i < spec->length; ++i) {
       const auto wrong = static_cast<std::uint8_t>((page[i] ^ current[i]) & ~changeable[i]);
@@ -114,27 +109,45 @@ ModePages::Change ModePages::select(std::span<const std::uint8_t> pages) {
       return refuse(at + i, bit);
     }
     if (spec->code == kCaching) {
-      values.write_cache = (page[2] & kWce) != 0;
+      selected.write_cache = (page[2] & kWce) != 0;
     } else if (spec->code == kControl) {
-      values.descriptor_sense = (page[2] & kDSense) != 0;
-      values.software_write_protect = (page[4] & kSwp) != 0;
+      selected.descriptor_sense = (page[2] & kDSense) != 0;
+      selected.software_write_protect = (page[4] & kSwp) != 0;
     }
     at += spec->length;
   }
-  const bool changed = values.descriptor_sense != descriptor_sense() ||
-                       values.software_write_protect != software_write_protect() || values.write_cache != write_cache();
-  descriptor_sense_.store(values.descriptor_sense, std::memory_order_relaxed);
-  software_write_protect_.store(values.software_write_protect, std::memory_order_relaxed);
-  write_cache_.store(values.write_cache, std::memory_order_relaxed);
+  const bool changed = selected != values();
+  set(selected);
   return Change{.changed = changed};
 }
 
-bool ModePages::reset() {
-  const bool changed = descriptor_sense() || software_write_protect() || !write_cache();
-  descriptor_sense_.store(false, std::memory_order_relaxed);
-  software_write_protect_.store(false, std::memory_order_relaxed);
-  write_cache_.store(true, std::memory_order_relaxed);
-  return changed;
+void ModePages::set(const Values& values) {
+  descriptor_sense_.store(values.descriptor_sense, std::memory_order_relaxed);
+  software_write_protect_.store(values.software_write_protect, std::memory_order_relaxed);
+  write_cache_.store(values.write_cache, std::memory_order_relaxed);
+}
+
+std::string ModePages::save() const {
+  const Values now = values();
+  if (now == Values{}) return {};
+  std::ostringstream out;
+  out << kStateHeader << " wce " << now.write_cache << " d_sense " << now.descriptor_sense << " swp "
+      << now.software_write_protect << '\n';
+  return std::move(out).str();
+}
+
+Status ModePages::restore(const std::string& state) {
+  if (state.empty()) return {};
+  std::istringstream in(state);
+  std::array<std::string, 4> words;
+  Values saved;
+  if (!(in >> words[0] >> words[1] >> saved.write_cache >> words[2] >> saved.descriptor_sense >> words[3] >>
+        saved.software_write_protect) ||
+      words != std::array<std::string, 4>{kStateHeader, "wce", "d_sense", "swp"}) {
+    return fail(ErrorCode::kCorrupt, "the saved mode parameters cannot be read");
+  }
+  set(saved);
+  return {};
 }
 
 }  // namespace pollux::scsi

@@ -13,6 +13,7 @@
 #include "scsi/handlers.h"
 #include "scsi/reply.h"
 #include "scsi/reservations.h"
+#include "scsi/settings.h"
 #include "scsi/task_management.h"
 #include "scsi/transport_id.h"
 
@@ -209,6 +210,16 @@ std::vector<std::shared_ptr<ChannelAnchor>> channels_of(const LogicalUnit& unit,
   return anchors;
 }
 
+// The reservation of RESERVE is durable, or could not be made so and ends.
+void reserved_unit(LunChannel& channel, Task& task, bool kept) {
+  if (kept) return finish_good(channel, task);
+  {
+    std::lock_guard lock(channel.unit().mutex());
+    if (channel.unit().reservations().legacy_drop(channel.nexus())) channel.unit().update_gates();
+  }
+  finish_with_sense(channel, task, sense::kInternalTargetFailure);
+}
+
 }  // namespace
 
 void persistent_reserve_in(LunChannel& channel, Task& task) {
@@ -298,13 +309,18 @@ void persistent_reserve_out(LunChannel& channel, Task& task) {
 
 void reserve_unit(LunChannel& channel, Task& task) {
   LogicalUnit& unit = channel.unit();
-  bool reserved = false;
   {
     std::lock_guard lock(unit.mutex());
-    reserved = unit.reservations().legacy_reserve(channel.nexus());
-    if (reserved) unit.update_gates();
+    if (unit.reservations().legacy_reserve(channel.nexus())) {
+      unit.update_gates();
+      unit.settings().keep_reserved(
+          channel.nexus().options().initiator, true, [&channel, &task, home = &channel.reactor()](Status kept) {
+            home->post([&channel, &task, kept = kept.has_value()] { reserved_unit(channel, task, kept); });
+          });
+      return;
+    }
   }
-  finish_with_status(channel, task, reserved ? ScsiStatus::kGood : ScsiStatus::kReservationConflict);
+  finish_with_status(channel, task, ScsiStatus::kReservationConflict);
 }
 
 void release_unit(LunChannel& channel, Task& task) {
@@ -312,8 +328,19 @@ void release_unit(LunChannel& channel, Task& task) {
   bool released = false;
   {
     std::lock_guard lock(unit.mutex());
+    const bool held = unit.reservations().legacy_holds(channel.nexus());
     released = unit.reservations().legacy_release(channel.nexus());
-    if (released) unit.update_gates();
+    if (held && released) {
+      unit.update_gates();
+      unit.settings().keep_reserved(
+          channel.nexus().options().initiator, false, [&channel, &task, home = &channel.reactor()](Status kept) {
+            home->post([&channel, &task, kept = kept.has_value()] {
+              if (kept) return finish_good(channel, task);
+              finish_with_sense(channel, task, sense::kInternalTargetFailure);
+            });
+          });
+      return;
+    }
   }
   finish_with_status(channel, task, released ? ScsiStatus::kGood : ScsiStatus::kReservationConflict);
 }

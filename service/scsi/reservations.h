@@ -105,7 +105,9 @@ class Reservations {
   bool legacy_release(const Nexus& nexus);
   // Also after resets and when the nexus ends. True when it held.
   bool legacy_drop(const Nexus& nexus);
-  void legacy_drop_all() { legacy_holder_ = nullptr; }
+  bool legacy_holds(const Nexus& nexus) const { return legacy_holder_ == &nexus; }
+  // Null: nobody.
+  const Nexus* legacy_holder() const { return legacy_holder_; }
 
   // ---- Access. ----
   // Whether this nexus has to ask allows() at all.

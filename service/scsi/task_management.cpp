@@ -11,6 +11,7 @@
 #include "scsi/lun_channel.h"
 #include "scsi/mode_pages.h"
 #include "scsi/reservations.h"
+#include "scsi/settings.h"
 #include "scsi/task_management.h"
 
 namespace pollux::scsi {
@@ -28,10 +29,48 @@ Anchors channels_of(const std::vector<Nexus*>& nexuses) {
   return anchors;
 }
 
-// What LOGICAL UNIT RESET does to the logical unit itself (SAM-5 6.3.3): persistent reservations stay.
-void reset_unit(LogicalUnit& unit) {
-  unit.mode_pages().reset();
-  unit.reservations().legacy_drop_all();
+// A function under way: it is answered on its own reactor when the tasks it ends are gone and what it changes of the
+// unit's settings is durable.
+struct Ending {
+  TaskManagement& request;
+  reactor::Reactor& home;
+  std::shared_ptr<Nexus> keep;
+  // One for the tasks.
+  std::atomic<std::size_t> left{1};
+  std::atomic<bool> kept{true};
+};
+
+void part_done(const std::shared_ptr<Ending>& ending) {
+  if (ending->left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  ending->home.post([ending] {
+    TaskManagement& request = ending->request;
+    request.response = ending->kept ? TaskFunctionResponse::kComplete : TaskFunctionResponse::kRejected;
+    request.complete(request);
+  });
+}
+
+// Another part of it, for the settings.
+std::function<void(Status)> another_part(const std::shared_ptr<Ending>& ending) {
+  ++ending->left;
+  return [ending](const Status& kept) {
+    if (!kept) ending->kept = false;
+    part_done(ending);
+  };
+}
+
+// Under the unit's mutex.
+void drop_reservation_of(LogicalUnit& unit, const Nexus& nexus, const std::shared_ptr<Ending>& ending) {
+  if (!unit.reservations().legacy_drop(nexus)) return;
+  unit.settings().keep_reserved(nexus.options().initiator, false, another_part(ending));
+}
+
+// Under the unit's mutex. What LOGICAL UNIT RESET does to the logical unit itself (SAM-5 6.3.3): persistent
+// reservations stay.
+void reset_unit(LogicalUnit& unit, const std::shared_ptr<Ending>& ending) {
+  const bool changed = unit.mode_pages().values() != ModePages::Values{};
+  unit.mode_pages().set({});
+  if (changed || unit.settings().keeping_modes()) unit.settings().keep_modes(another_part(ending));
+  if (const Nexus* holder = unit.reservations().legacy_holder()) drop_reservation_of(unit, *holder, ending);
   unit.update_gates();
   for (Nexus* nexus : unit.nexuses()) nexus->raise(UnitAttention::kBusDeviceReset);
 }
@@ -89,6 +128,7 @@ void abort_everywhere(const std::vector<std::shared_ptr<ChannelAnchor>>& anchors
 
 void Nexus::manage(TaskManagement& request) {
   reactor::Reactor& home = *reactor::Reactor::current();
+  const auto ending = std::make_shared<Ending>(request, home, shared_from_this());
   LunChannel::AbortSelection selection;
   Anchors anchors;
   {
@@ -107,7 +147,8 @@ void Nexus::manage(TaskManagement& request) {
       case TaskFunction::kNexusReset:
         selection.outcome = Outcome::kReset;
         anchors = channels_;
-        if (unit_->reservations().legacy_drop(*this)) unit_->update_gates();
+        drop_reservation_of(*unit_, *this, ending);
+        unit_->update_gates();
         raise(UnitAttention::kNexusLoss);
         break;
       case TaskFunction::kClearTaskSet:
@@ -120,7 +161,7 @@ void Nexus::manage(TaskManagement& request) {
       case TaskFunction::kLogicalUnitReset:
         selection.outcome = Outcome::kReset;
         anchors = channels_of(unit_->nexuses());
-        reset_unit(*unit_);
+        reset_unit(*unit_, ending);
         break;
       case TaskFunction::kClearAca:
         break;
@@ -136,10 +177,7 @@ void Nexus::manage(TaskManagement& request) {
       query(anchors, request, home, shared_from_this());
       return;
     default:
-      abort_everywhere(anchors, selection, home, [&request, keep = shared_from_this()] {
-        request.response = TaskFunctionResponse::kComplete;
-        request.complete(request);
-      });
+      abort_everywhere(anchors, selection, home, [ending] { part_done(ending); });
   }
 }
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -255,6 +256,92 @@ class TestStore : public ReservationStore {
   bool failing = false;
 };
 
+// The same for settings. Answers come from a thread of its own, in order, and not while the test holds them back.
+class TestSettings : public SettingStore {
+ public:
+  ~TestSettings() override {
+    {
+      std::lock_guard lock(mutex_);
+      ending_ = true;
+      holding_ = false;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  Result<std::string> load(const Uuid&, const std::string& guest) override {
+    std::lock_guard lock(mutex_);
+    return states_[guest];
+  }
+  void save(const Uuid&, const std::string& guest, std::string state, Lasts lasts,
+            std::function<void(Status)> done) override {
+    {
+      std::lock_guard lock(mutex_);
+      changes_.push_back({guest, std::move(state), lasts, std::move(done)});
+    }
+    changed_.notify_all();
+  }
+  void hold(bool holding) {
+    {
+      std::lock_guard lock(mutex_);
+      holding_ = holding;
+    }
+    changed_.notify_all();
+  }
+  void fail(bool failing) {
+    std::lock_guard lock(mutex_);
+    failing_ = failing;
+  }
+  std::size_t waiting() {
+    std::lock_guard lock(mutex_);
+    return changes_.size();
+  }
+  std::string state(const std::string& guest) {
+    std::lock_guard lock(mutex_);
+    return states_[guest];
+  }
+  Lasts lasts() {
+    std::lock_guard lock(mutex_);
+    return lasts_;
+  }
+
+ private:
+  struct Change {
+    std::string guest;
+    std::string state;
+    Lasts lasts;
+    std::function<void(Status)> done;
+  };
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [this] { return ending_ || (!holding_ && !changes_.empty()); });
+      if (changes_.empty()) return;
+      Change change = std::move(changes_.front());
+      changes_.erase(changes_.begin());
+      Status kept;
+      if (failing_) {
+        kept = pollux::fail(ErrorCode::kIoError, "told to fail");
+      } else {
+        states_[change.guest] = change.state;
+        lasts_ = change.lasts;
+      }
+      lock.unlock();
+      change.done(std::move(kept));
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::string, std::string> states_;
+  std::vector<Change> changes_;
+  Lasts lasts_ = Lasts::kUntilPowerLoss;
+  bool holding_ = false;
+  bool failing_ = false;
+  bool ending_ = false;
+  std::thread thread_{[this] { run(); }};
+};
+
 struct Answer {
   Outcome outcome = Outcome::kCompleted;
   ScsiStatus status = ScsiStatus::kGood;
@@ -347,6 +434,7 @@ class Pending {
 struct BenchOptions {
   TestBdev::Options bdev{};
   std::shared_ptr<ReservationStore> store;
+  std::shared_ptr<SettingStore> settings;
   // One nexus an entry; each has a channel on both reactors.
   std::vector<NexusOptions> guests = {{.initiator = "guest-a", .announce_power_on = false},
                                       {.initiator = "guest-b", .announce_power_on = false}};
@@ -357,7 +445,9 @@ class Bench {
   explicit Bench(BenchOptions options = {}) {
     reactors = reactor::ReactorGroup::start({{.id = 0}, {.id = 1}}).value();
     bdev = std::make_shared<TestBdev>(options.bdev);
-    unit = LogicalUnit::make({.bdev = bdev, .uuid = uuid, .reservations = options.store}).value();
+    unit = LogicalUnit::make(
+               {.bdev = bdev, .uuid = uuid, .reservations = options.store, .settings = options.settings})
+               .value();
     for (const NexusOptions& guest : options.guests) add_guest(guest);
   }
   ~Bench() {

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstddef>
 #include <cstring>
+#include <future>
+#include <sstream>
 
 #include "base/units.h"
 #include "vhost/blk_queue.h"
@@ -12,11 +14,19 @@
 
 namespace pollux::vhost {
 
-Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t queues, Placement& placement) {
+namespace {
+
+constexpr char kChoiceHeader[] = "pollux-blk-1";
+
+}  // namespace
+
+Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t queues, Placement& placement,
+                                                   std::shared_ptr<SettingStore> settings) {
   const std::uint32_t block = disk.bdev->block_bytes();
   if (block < kSectorBytes || !std::has_single_bit(block))
     return fail(ErrorCode::kInvalid, disk.bdev->name() + " has an impossible block size");
-  std::unique_ptr<BlkDevice> device(new BlkDevice(std::move(disk), queues));
+  std::unique_ptr<BlkDevice> device(new BlkDevice(std::move(disk), queues, std::move(settings)));
+  POLLUX_TRY(device->load_choice());
   BlkShared& shared = device->shared_;
   shared.bdev = device->disk_.bdev;
   shared.read_only = device->disk_.read_only || shared.bdev->read_only();
@@ -67,11 +77,64 @@ std::vector<std::byte> BlkDevice::config() const {
   return bytes;
 }
 
-bool BlkDevice::write_config(std::uint32_t offset, std::span<const std::byte> bytes) {
+void BlkDevice::negotiated(std::uint64_t features) {
+  if ((features & bit(kBlkConfigWce)) == 0) return;
+  std::lock_guard lock(mutex_);
+  flush_negotiated_ = (features & bit(kBlkFlush)) != 0;
+  const bool chosen = choice_ && choice_->flush == flush_negotiated_;
+  shared_.writeback.store(chosen ? choice_->writeback : flush_negotiated_, std::memory_order_relaxed);
+}
+
+Status BlkDevice::write_config(std::uint32_t offset, std::span<const std::byte> bytes) {
   if (offset != offsetof(BlkConfig, writeback) || bytes.size() != 1 || std::to_integer<unsigned>(bytes[0]) > 1)
-    return false;
-  shared_.writeback.store(bytes[0] != std::byte{0}, std::memory_order_relaxed);
-  return true;
+    return fail(ErrorCode::kInvalid, "a configuration field that is not writable");
+  std::lock_guard lock(mutex_);
+  return choose({.writeback = bytes[0] != std::byte{0}, .flush = flush_negotiated_});
+}
+
+Status BlkDevice::choose(const CacheChoice& choice) {
+  const bool before = shared_.writeback.load(std::memory_order_relaxed);
+  // Writethrough holds from before it is recorded, writeback from after: whatever a crash leaves recorded, the guest
+  // has got that or the safer of the two.
+  if (!choice.writeback) shared_.writeback.store(false, std::memory_order_relaxed);
+  auto kept = choice_ == choice ? Status{} : keep_choice(choice);
+  // A guest that has turned the cache off flushes no more: what the cache holds goes first.
+  if (kept && before && !choice.writeback) kept = channels_->flush();
+  shared_.writeback.store(kept ? choice.writeback : before, std::memory_order_relaxed);
+  return kept;
+}
+
+Status BlkDevice::keep_choice(const CacheChoice& choice) {
+  if (settings_) {
+    std::ostringstream state;
+    state << kChoiceHeader << " writeback " << choice.writeback << " flush " << choice.flush << '\n';
+    auto kept = std::make_shared<std::promise<Status>>();
+    auto done = kept->get_future();
+    settings_->save(disk_.uuid, disk_.guest, std::move(state).str(), true,
+                    [kept](Status status) { kept->set_value(std::move(status)); });
+    POLLUX_TRY(done.get());
+  }
+  choice_ = choice;
+  return {};
+}
+
+Status BlkDevice::load_choice() {
+  if (!settings_) return {};
+  const auto saved = settings_->load(disk_.uuid, disk_.guest);
+  if (!saved) return fail(saved.error());
+  if (saved->empty()) return {};
+  std::istringstream in(*saved);
+  std::string header;
+  std::string words[2];
+  CacheChoice choice{};
+  if (!(in >> header >> words[0] >> choice.writeback >> words[1] >> choice.flush) || header != kChoiceHeader ||
+      words[0] != "writeback" || words[1] != "flush") {
+    return fail(ErrorCode::kCorrupt, "the saved cache mode of " + disk_.bdev->name() + " cannot be read");
+  }
+  choice_ = choice;
+  flush_negotiated_ = choice.flush;
+  shared_.writeback.store(choice.writeback, std::memory_order_relaxed);
+  return {};
 }
 
 std::unique_ptr<VhostQueue> BlkDevice::make_queue(std::uint16_t /*index*/, std::unique_ptr<virtio::Virtqueue> ring,

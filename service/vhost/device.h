@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "base/result.h"
 #include "reactor/reactor.h"
 #include "vhost/vhost_queue.h"
 
@@ -26,8 +27,11 @@ class Device {
   virtual std::vector<std::byte> config() const = 0;
   // Whether QEMU asks the back end for it; of some devices it makes the space itself.
   virtual bool config_is_for_qemu() const { return true; }
-  // What a guest writes there. False: the field is not writable.
-  virtual bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) = 0;
+  // The features that a front end and its guest settled on. While no queue of theirs runs.
+  virtual void negotiated(std::uint64_t /*features*/) {}
+  // What a guest writes there. What is to outlive the service is durable when this returns; may block until then.
+  // kInvalid: the field is not writable; other errors: it stays as it was.
+  virtual Status write_config(std::uint32_t offset, std::span<const std::byte> bytes) = 0;
   // A queue of this device for a session, about to be started on the reactor. `features` are those negotiated.
   virtual std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring,
                                                  QueueFds fds, std::uint64_t features, reactor::Reactor& reactor) = 0;

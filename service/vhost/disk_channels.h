@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bdev/bdev.h"
+#include "reactor/task.h"
 #include "vhost/hop.h"
 #include "vhost/queue_poller.h"
 
@@ -28,6 +29,14 @@ class DiskChannels {
   }
   DiskChannels(const DiskChannels&) = delete;
   DiskChannels& operator=(const DiskChannels&) = delete;
+
+  // On a control thread; returns when what was written before is durable, or with the device's error.
+  Status flush() const {
+    const auto flush_on = [](bdev::Channel& channel) -> reactor::Task<Status> {
+      co_return bdev::to_status(co_await bdev::flush(channel), "flush");
+    };
+    return reactor::call(*entries_.front().reactor, flush_on(*entries_.front().channel));
+  }
 
   bdev::Channel& on(const reactor::Reactor& reactor) const {
     for (const Entry& entry : entries_) {

@@ -24,11 +24,11 @@ constexpr std::uint32_t kMaxSectors = 0xffff;
 }  // namespace
 
 ScsiController::ScsiController(std::string name, std::uint16_t request_queues, Placement& placement,
-                               scsi::LogicalUnits& units, std::shared_ptr<scsi::ReservationStore> reservations)
+                               scsi::LogicalUnits& units, ScsiStores stores)
     : name_(std::move(name)),
       request_queues_(request_queues),
       logical_units_(units),
-      reservations_(std::move(reservations)) {
+      stores_(std::move(stores)) {
   for (std::size_t i = 0; i < placement.size(); ++i) {
     lanes_.push_back(std::make_unique<ScsiLane>());
     lanes_.back()->reactor = &placement.at(i).reactor();
@@ -70,7 +70,10 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) 
       if (key.first == where.target) siblings.push_back(unit.nexus);
     }
   }
-  auto unit = logical_units_.get({.bdev = disk.bdev, .uuid = disk.uuid, .reservations = reservations_});
+  auto unit = logical_units_.get({.bdev = disk.bdev,
+                                   .uuid = disk.uuid,
+                                   .reservations = stores_.reservations,
+                                   .settings = stores_.settings});
   if (!unit) return fail(std::move(unit.error()));
   // A volume that a guest has twice is reached through two ports.
   // To a guest that is running, a new disk has just been switched on. One that comes back after a restart of the
@@ -204,14 +207,15 @@ std::vector<std::byte> ScsiController::config() const {
   return bytes;
 }
 
-bool ScsiController::write_config(std::uint32_t offset, std::span<const std::byte> bytes) {
+Status ScsiController::write_config(std::uint32_t offset, std::span<const std::byte> bytes) {
   // Drivers write the two sizes that they want; we have the defaults and no others.
   std::uint32_t value = 0;
-  if (bytes.size() != sizeof(value)) return false;
-  std::memcpy(&value, bytes.data(), sizeof(value));
-  if (offset == offsetof(ScsiConfig, sense_size)) return value == kScsiSenseBytes;
-  if (offset == offsetof(ScsiConfig, cdb_size)) return value == kScsiCdbBytes;
-  return false;
+  if (bytes.size() == sizeof(value)) {
+    std::memcpy(&value, bytes.data(), sizeof(value));
+    if (offset == offsetof(ScsiConfig, sense_size) && value == kScsiSenseBytes) return {};
+    if (offset == offsetof(ScsiConfig, cdb_size) && value == kScsiCdbBytes) return {};
+  }
+  return fail(ErrorCode::kInvalid, "a configuration field that is not writable");
 }
 
 std::unique_ptr<VhostQueue> ScsiController::make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring,

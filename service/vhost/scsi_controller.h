@@ -25,6 +25,12 @@
 
 namespace pollux::vhost {
 
+// Where the logical units' state is kept. Each may be null.
+struct ScsiStores {
+  std::shared_ptr<scsi::ReservationStore> reservations;
+  std::shared_ptr<scsi::SettingStore> settings;
+};
+
 struct ScsiLane {
   reactor::Reactor* reactor = nullptr;
   std::array<std::unique_ptr<scsi::TargetChannel>, 256> targets;
@@ -36,7 +42,7 @@ class ScsiController final : public Device {
  public:
   // `name` is the guest's: it names the initiator to persistent reservations.
   ScsiController(std::string name, std::uint16_t request_queues, Placement& placement, scsi::LogicalUnits& units,
-                 std::shared_ptr<scsi::ReservationStore> reservations);
+                 ScsiStores stores);
   ~ScsiController() override;
 
   // On control threads, one at a time.
@@ -56,7 +62,7 @@ class ScsiController final : public Device {
   bool carries_requests(std::uint16_t index) const override { return index >= kScsiFirstRequestQueue; }
   std::vector<std::byte> config() const override;
   bool config_is_for_qemu() const override { return false; }
-  bool write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;
+  Status write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;
   std::unique_ptr<VhostQueue> make_queue(std::uint16_t index, std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds,
                                          std::uint64_t features, reactor::Reactor& reactor) override;
 
@@ -74,8 +80,7 @@ class ScsiController final : public Device {
   const std::string name_;
   const std::uint16_t request_queues_;
   scsi::LogicalUnits& logical_units_;
-  // May be null.
-  const std::shared_ptr<scsi::ReservationStore> reservations_;
+  const ScsiStores stores_;
   std::vector<std::unique_ptr<ScsiLane>> lanes_;
   ScsiEventInboxes inboxes_;
   mutable std::mutex mutex_;

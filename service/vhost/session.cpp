@@ -176,6 +176,7 @@ Result<Verdict> Session::set_features(Message& message) {
       for (Vring& vring : vrings_) vring.enabled = true;
     }
     features_ = features;
+    device_.negotiated(features);
     return {};
   }));
   return Verdict::kDone;
@@ -224,11 +225,19 @@ Result<Verdict> Session::set_config(Message& message) {
   const auto header = config_header(message);
   if (!header) return fail(header.error());
   const std::span<const std::byte> bytes(message.payload.data() + sizeof(*header), header->size);
-  if (!device_.write_config(header->offset, bytes))
-    return fail(ErrorCode::kInvalid, "a configuration field that is not writable");
-  if (range_fits(header->offset, header->size, known_config_.size()))
-    std::ranges::copy(bytes, known_config_.begin() + header->offset);
-  return Verdict::kDone;
+  auto written = device_.write_config(header->offset, bytes);
+  if (written) {
+    if (range_fits(header->offset, header->size, known_config_.size()))
+      std::ranges::copy(bytes, known_config_.begin() + header->offset);
+    return Verdict::kDone;
+  }
+  if (written.error().code == ErrorCode::kInvalid || !(message.flags & kFlagNeedReply)) {
+    return fail(std::move(written.error()));
+  }
+  // The guest then reads the field as it was.
+  blame("a configuration field could not be changed: " + written.error().message);
+  message.write(std::uint64_t{1});
+  return Verdict::kReply;
 }
 
 void Session::on_close() {

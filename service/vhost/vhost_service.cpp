@@ -100,6 +100,21 @@ class KeptReservations final : public scsi::ReservationStore {
   std::shared_ptr<vhost::ReservationStore> store_;
 };
 
+class KeptSettings final : public scsi::SettingStore {
+ public:
+  explicit KeptSettings(std::shared_ptr<vhost::SettingStore> store) : store_(std::move(store)) {}
+  Result<std::string> load(const Uuid& logical_unit, const std::string& guest) override {
+    return store_->load(logical_unit, guest);
+  }
+  void save(const Uuid& logical_unit, const std::string& guest, std::string state, Lasts lasts,
+            std::function<void(Status)> done) override {
+    store_->save(logical_unit, guest, std::move(state), lasts == Lasts::kOverPowerLoss, std::move(done));
+  }
+
+ private:
+  std::shared_ptr<vhost::SettingStore> store_;
+};
+
 Status check_name(const std::string& name) {
   const auto allowed = [](unsigned char c) { return std::isalnum(c) || c == '-'; };
   if (name.empty() || name.size() > 64 || !std::all_of(name.begin(), name.end(), allowed)) {
@@ -117,7 +132,8 @@ bool same_disk(const DiskSpec& a, const DiskSpec& b) {
 struct VhostService::Impl {
   Impl(std::unique_ptr<Placement> placed, Options opts)
       : options(std::move(opts)), placement(std::move(placed)), listening(!options.hold_sockets) {
-    if (options.reservations) reservations = std::make_shared<KeptReservations>(options.reservations);
+    if (options.reservations) stores.reservations = std::make_shared<KeptReservations>(options.reservations);
+    if (options.settings) stores.settings = std::make_shared<KeptSettings>(options.settings);
     placement->on_uneven([this] {
       if (!rebalancing.exchange(true)) errands->post([this] { rebalance(); }, kRebalanceAfter);
     });
@@ -154,8 +170,7 @@ struct VhostService::Impl {
   const Options options;
   std::optional<gid_t> group;
   const std::unique_ptr<Placement> placement;
-  // May be null.
-  std::shared_ptr<scsi::ReservationStore> reservations;
+  ScsiStores stores;
   scsi::LogicalUnits units;
   std::atomic<bool> rebalancing{false};
   // Ends before what its errands use, and after the sessions that post them.
@@ -301,7 +316,7 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
     if (same_disk(found->second.disk, disk) && found->second.queues == *count) return path;
     return fail(ErrorCode::kExists, "blk " + name + " is there with another volume, queues or access");
   }
-  auto device = BlkDevice::make(disk, *count, *impl_->placement);
+  auto device = BlkDevice::make(disk, *count, *impl_->placement, impl_->options.settings);
   if (!device) return fail(std::move(device.error()));
   auto endpoint = impl_->open(path, std::move(*device));
   if (!endpoint) return fail(std::move(endpoint.error()));
@@ -345,7 +360,7 @@ Result<std::string> VhostService::ensure_scsi_controller(const std::string& name
     return fail(ErrorCode::kExists,
                 "scsi controller " + name + " is there with " + std::to_string(found->second.queues) + " queues");
   }
-  auto controller = std::make_unique<ScsiController>(name, *count, *impl_->placement, impl_->units, impl_->reservations);
+  auto controller = std::make_unique<ScsiController>(name, *count, *impl_->placement, impl_->units, impl_->stores);
   ScsiController* raw = controller.get();
   // The process before this one may have ended before it told its guest of a change. Nobody knows, and a look at its
   // disks for nothing does not harm a guest.

@@ -17,6 +17,7 @@
 #include "bdev/bdev.h"
 #include "reactor/reactor.h"
 #include "vhost/reservation_store.h"
+#include "vhost/setting_store.h"
 
 namespace pollux::vhost {
 
@@ -29,6 +30,8 @@ struct Options {
   std::uint32_t max_queues = 16;
   // Null: SCSI disks then refuse reservations that are to last (APTPL), and others end with the service.
   std::shared_ptr<ReservationStore> reservations;
+  // Null: what guests set on disks ends with the service.
+  std::shared_ptr<SettingStore> settings;
   // How long a removal waits for requests that the block device has.
   std::chrono::milliseconds drain_patience{20'000};
   // Sockets open at listen(), not as their devices are made.
@@ -41,6 +44,8 @@ struct DiskSpec {
   // virtio-blk GET_ID: its first 20 characters. SCSI VPD 0x80 and 0x83: the whole.
   Uuid uuid;
   bool read_only = false;
+  // virtio-blk: whose settings these are, beside the volume's id. A scsi controller's name says it.
+  std::string guest = {};
 };
 
 struct ScsiTarget {

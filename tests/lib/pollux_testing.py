@@ -187,8 +187,10 @@ abandoned_after_s = {abandoned_after_s}
         finally:
             transport.close()
 
-    def create_pool(self) -> PoolInfo:
-        bdev = BdevSpec(BdevKind.URING, str(self.folder / "pool.img"), self._pool_mb * MIB)
+    def create_pool(self, device: str = "", folder: Path | None = None) -> PoolInfo:
+        """The pool, on a block device or else in a file of `folder`, by default its own."""
+        file = (str((folder or self.folder) / "pool.img"), self._pool_mb * MIB)
+        bdev = BdevSpec(BdevKind.URING, *((device, 0) if device else file))
         with self.calls() as service:
             return service.pool_create(_context(), PoolSpec(_new_id(), POOL, bdev))
 

@@ -56,13 +56,16 @@ std::string Attachments::blk_name(const Uuid& volume, const std::string& client)
   return name;
 }
 
-Result<std::unique_lock<std::timed_mutex>> Attachments::turn(Deadline deadline) {
-  std::unique_lock lock(changes_, deadline.at());
-  if (!lock.owns_lock()) {
-    return fail(ErrorCode::kRetry,
-                "other changes to attachments took longer than this call may wait: repeat the request");
-  }
-  return lock;
+Result<Turns::Turn> Attachments::attachment_turn(const Uuid& id, Deadline deadline) {
+  return turns_.take("attachment " + id.to_string(), deadline);
+}
+
+Result<Turns::Turn> Attachments::volume_turn(const Uuid& id, Deadline deadline) {
+  return turns_.take("volume " + id.to_string(), deadline);
+}
+
+Result<Turns::Turn> Attachments::client_turn(const std::string& client, Deadline deadline) {
+  return turns_.take("client " + client, deadline);
 }
 
 std::string Attachments::socket_path(const AttachmentRecord& record) const {
@@ -72,7 +75,10 @@ std::string Attachments::socket_path(const AttachmentRecord& record) const {
 }
 
 Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
-  if (placed_.contains(record.id)) return {};
+  {
+    const std::lock_guard lock(placed_mutex_);
+    if (placed_.contains(record.id)) return {};
+  }
   auto device = reactor::call(reactors_.main(), volumes_.open(record.volume), deadline.remaining_ms());
   if (!device) return fail(std::move(device.error()));
   vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only, record.client};
@@ -85,18 +91,24 @@ Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
     const auto path = vhost_.create_blk(blk_name(record.volume, record.client), record.queues, std::move(disk));
     if (!path) return fail(path.error());
   }
+  const std::lock_guard lock(placed_mutex_);
   placed_.insert(record.id);
   if (!record.read_only) writing_[record.id] = options_.writers->returning_guest(record.volume);
   return {};
 }
 
 Status Attachments::unplace(const AttachmentRecord& record) {
+  // Before it is: a blk disk whose removal does not end in time is no longer there to be used.
+  {
+    const std::lock_guard lock(placed_mutex_);
+    placed_.erase(record.id);
+  }
   if (record.transport == TransportKind::kScsi) {
     POLLUX_TRY(vhost_.remove_scsi_target(record.client, {record.target, kLun}));
   } else {
     POLLUX_TRY(vhost_.remove_blk(blk_name(record.volume, record.client)));
   }
-  placed_.erase(record.id);
+  const std::lock_guard lock(placed_mutex_);
   writing_.erase(record.id);
   return {};
 }
@@ -129,8 +141,6 @@ Status Attachments::restore_one(const AttachmentRecord& record, bool all_pools_o
 }
 
 Status Attachments::restore(bool all_pools_open) {
-  const auto lock = turn(Deadline::after_ms(kRestoreDeadlineMs));
-  if (!lock) return fail(lock.error());
   const auto controllers = store_.controllers();
   if (!controllers) return fail(controllers.error());
   for (const auto& controller : *controllers) {
@@ -223,8 +233,10 @@ Result<AttachmentRecord> Attachments::plan(const Caller& caller, const AttachReq
 }
 
 Result<Attachment> Attachments::attach(const Caller& caller, const AttachRequest& request, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto attachment = attachment_turn(request.id, deadline);
+  if (!attachment) return fail(attachment.error());
+  const auto volume = volume_turn(request.volume, deadline);
+  if (!volume) return fail(volume.error());
   const auto known = store_.attachment(request.id);
   if (!known) return fail(known.error());
   if (*known) {
@@ -235,6 +247,8 @@ Result<Attachment> Attachments::attach(const Caller& caller, const AttachRequest
     POLLUX_TRY(place(**known, deadline));
     return describe(**known, vhost_.sessions());
   }
+  auto client = client_turn(request.client, deadline);
+  if (!client) return fail(client.error());
   bool new_controller = false;
   const auto record = plan(caller, request, new_controller, deadline);
   if (!record) return fail(record.error());
@@ -250,6 +264,8 @@ Result<Attachment> Attachments::attach(const Caller& caller, const AttachRequest
   step("attach.planned");
   POLLUX_TRY(store_.put_attachment(*record, controller));
   step("attach.recorded");
+  // The record keeps the controller and the target. A new controller may have to go again.
+  if (!new_controller) client->end();
   if (const auto placed = place(*record, deadline); !placed) {
     // A socket that could not be placed is no attachment. When even this fails, a restart or a repeated request settles
     // it.
@@ -265,13 +281,19 @@ Result<Attachment> Attachments::attach(const Caller& caller, const AttachRequest
 }
 
 Status Attachments::detach(const Caller& caller, const Uuid& id, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto attachment = attachment_turn(id, deadline);
+  if (!attachment) return fail(attachment.error());
   const auto record = store_.attachment(id);
   if (!record) return fail(record.error());
   if (!*record) return {};
   POLLUX_TRY(check_owner(caller, (*record)->host, label(**record)));
-  return drop(**record);
+  const auto volume = volume_turn((*record)->volume, deadline);
+  if (!volume) return fail(volume.error());
+  // A host that lost its right has lost its attachments meanwhile.
+  const auto still = store_.attachment(id);
+  if (!still) return fail(still.error());
+  if (!*still) return {};
+  return drop(**still);
 }
 
 Attachment Attachments::describe(const AttachmentRecord& record,
@@ -309,8 +331,8 @@ Result<std::uint32_t> Attachments::count(const Uuid& volume) {
 
 Result<std::string> Attachments::ensure_controller(const Caller& caller, const std::string& client,
                                                    std::uint32_t queues, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto turn = client_turn(client, deadline);
+  if (!turn) return fail(turn.error());
   if (queues > options_.max_queues) {
     return fail(ErrorCode::kInvalid, "queues: " + std::to_string(queues) + " are more than vhost.max_queues (" +
                                          std::to_string(options_.max_queues) + ")");
@@ -339,8 +361,8 @@ Result<std::string> Attachments::ensure_controller(const Caller& caller, const s
 }
 
 Status Attachments::delete_controller(const Caller& caller, const std::string& client, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto turn = client_turn(client, deadline);
+  if (!turn) return fail(turn.error());
   const auto known = store_.controller(client);
   if (!known) return fail(known.error());
   if (!*known) return {};
@@ -359,8 +381,8 @@ Status Attachments::delete_controller(const Caller& caller, const std::string& c
 }
 
 Status Attachments::authorise(const AuthorisationRecord& authorisation, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto turn = volume_turn(authorisation.volume, deadline);
+  if (!turn) return fail(turn.error());
   const auto volume =
       reactor::call(reactors_.main(), volumes_.describe_volume(authorisation.volume), deadline.remaining_ms());
   if (!volume) return fail(volume.error());
@@ -369,8 +391,8 @@ Status Attachments::authorise(const AuthorisationRecord& authorisation, Deadline
 
 Status Attachments::unauthorise(const Uuid& volume, const std::string& host, const std::optional<Uuid>& grant,
                                 Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto turn = volume_turn(volume, deadline);
+  if (!turn) return fail(turn.error());
   // First the right, then what was done with it: a crash in between leaves attachments that restore() drops.
   POLLUX_TRY(store_.drop_authorisations(volume, host, grant));
   step("unauthorise.forgotten");
@@ -381,15 +403,19 @@ Status Attachments::unauthorise(const Uuid& volume, const std::string& host, con
   }
   const auto records = store_.attachments();
   if (!records) return fail(records.error());
+  // One that does not end keeps none of the others.
+  Status all;
   for (const auto& record : *records) {
-    if (record.volume == volume && (host.empty() || record.host == host)) POLLUX_TRY(drop(record));
+    if (record.volume != volume || (!host.empty() && record.host != host)) continue;
+    auto dropped = drop(record);
+    if (!dropped && all) all = std::move(dropped);
   }
-  return {};
+  return all;
 }
 
 Status Attachments::delete_volume(const Uuid& volume, const std::function<Status()>& remove, Deadline deadline) {
-  const auto lock = turn(deadline);
-  if (!lock) return fail(lock.error());
+  const auto turn = volume_turn(volume, deadline);
+  if (!turn) return fail(turn.error());
   const auto records = store_.attachments();
   if (!records) return fail(records.error());
   for (const auto& record : *records) {

@@ -6,8 +6,10 @@
 // A crash in between leaves either nothing or a record, and restore() turns each record into a socket again; the
 // caller, who has had no answer, repeats the request and gets the one it would have had.
 //
-// Any control thread, never a reactor. Changes are serialised; whoever waits for its turn longer than its deadline gets
-// kRetry.
+// Any control thread, never a reactor. Changes that concern the same attachment or volume happen one after the other;
+// so do those that decide about a client's controller and targets. A call that waits for its turn longer than its
+// deadline gets kRetry. Others go on: a detach that waits for a device keeps only those waiting who want the same
+// volume. Turns are taken in this order: attachment, volume, client.
 
 #include <cstdint>
 #include <functional>
@@ -24,6 +26,7 @@
 #include "control/deadline.h"
 #include "control/roles.h"
 #include "control/state_store.h"
+#include "control/turns.h"
 #include "control/volume_writers.h"
 #include "reactor/reactor.h"
 #include "vhost/vhost_service.h"
@@ -71,7 +74,8 @@ class Attachments {
   // by a different request, or this client has the volume under another id. kBusy: it would write what a data socket
   // writes that does not share it.
   Result<Attachment> attach(const Caller& caller, const AttachRequest& request, Deadline deadline);
-  // The role compute may detach what its own host attached. What is not there is detached.
+  // The role compute may detach what its own host attached. What is not there is detached. kBusy: the device has
+  // requests that do not end; a scsi disk goes on, the socket of a blk disk is closed; repeat the request.
   Status detach(const Caller& caller, const Uuid& id, Deadline deadline);
   // No volume or empty client: any.
   Result<std::vector<Attachment>> list(const std::optional<Uuid>& volume, const std::string& client);
@@ -94,10 +98,13 @@ class Attachments {
   static std::string blk_name(const Uuid& volume, const std::string& client);
 
  private:
-  Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
+  Result<Turns::Turn> attachment_turn(const Uuid& id, Deadline deadline);
+  Result<Turns::Turn> volume_turn(const Uuid& id, Deadline deadline);
+  Result<Turns::Turn> client_turn(const std::string& client, Deadline deadline);
   void step(const char* name) const {
     if (options_.on_step) options_.on_step(name);
   }
+  // In the volume's and the client's turn.
   Result<AttachmentRecord> plan(const Caller& caller, const AttachRequest& request, bool& new_controller,
                                 Deadline deadline);
   Result<std::uint16_t> choose_target(const AttachRequest& request, const std::vector<AttachmentRecord>& existing);
@@ -114,9 +121,10 @@ class Attachments {
   volume::VolumeService& volumes_;
   vhost::VhostService& vhost_;
   const Options options_;
-  std::timed_mutex changes_;
-  std::set<Uuid> placed_;                         // under changes_
-  std::map<Uuid, VolumeWriters::Claim> writing_;  // of those placed to be written; under changes_
+  Turns turns_;
+  std::mutex placed_mutex_;
+  std::set<Uuid> placed_;                         // under placed_mutex_
+  std::map<Uuid, VolumeWriters::Claim> writing_;  // of those placed to be written; under placed_mutex_
 };
 
 }  // namespace pollux::control

@@ -181,8 +181,12 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   Result<std::unique_ptr<LunChannel>> open_channel(reactor::Reactor& reactor);
 
   // On any reactor; answers there. Reaches the tasks of all channels: those that have not begun end at once, those that
-  // the device has already are awaited. Channels must not be closed while one is under way.
+  // the device has already are awaited.
   void manage(TaskManagement& request);
+  // Any thread. Functions under way, which keep the nexus and its unit.
+  std::uint32_t managing() const { return managing_.load(std::memory_order_acquire); }
+  // For this room: the function has ended.
+  void managed(TaskManagement& request, TaskFunctionResponse response);
 
   // Any thread. The nexus's next command (but INQUIRY, REPORT LUNS, REQUEST SENSE) ends with it.
   void raise(UnitAttention attention);
@@ -215,6 +219,7 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   NexusOptions options_;
   std::atomic<std::uint32_t> gate_{0};
   std::atomic<std::uint32_t> attentions_{0};
+  std::atomic<std::uint32_t> managing_{0};
   CopyResults copy_results_;
   std::vector<std::shared_ptr<ChannelAnchor>> channels_;  // under the unit's mutex
 };

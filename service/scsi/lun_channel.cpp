@@ -123,6 +123,7 @@ bool LunChannel::may_start(const Task& task) const {
     return false;
   }
   if (ordered_ == 0) return true;
+  if (leaving_) return false;
   if (task.attribute == TaskAttribute::kHeadOfQueue) return true;
   // SAM-5 8.9.3: ORDERED waits for what came before; what came after waits for it.
   for (const Task* other = task.work.next; other != nullptr; other = other->work.next) {
@@ -156,6 +157,28 @@ void LunChannel::run_waiting() {
     task = first_waiting_;
   }
   running_waiting_ = false;
+}
+
+void LunChannel::begin_leaving() {
+  leaving_ = true;
+  ++ordered_;
+}
+
+void LunChannel::stay() {
+  leaving_ = false;
+  --ordered_;
+  run_waiting();
+}
+
+void LunChannel::end_waiting() {
+  Task* task = std::exchange(first_waiting_, nullptr);
+  last_waiting_ = nullptr;
+  while (task != nullptr) {
+    Task* next = task->work.queue_next;
+    task->outcome = Outcome::kRemoved;
+    complete(*task);
+    task = next;
+  }
 }
 
 void LunChannel::unlink(Task& task) {

@@ -50,6 +50,16 @@ class LunChannel {
   bool idle() const { return in_flight_ == 0; }
   std::uint32_t in_flight() const { return in_flight_; }
 
+  // ---- Removal, on the reactor. Until it is decided nothing is refused: see begin_leaving(). ----
+  // Tasks that have not begun wait from here on.
+  void begin_leaving();
+  // No task has begun and not ended.
+  bool drained() const { return started_ == 0; }
+  // It stays after all: they begin.
+  void stay();
+  // It goes: when drained, and out of its target. They end with Outcome::kRemoved.
+  void end_waiting();
+
   Nexus& nexus() const { return *nexus_; }
   LogicalUnit& unit() const { return *unit_; }
   reactor::Reactor& reactor() const { return reactor_; }
@@ -120,8 +130,10 @@ class LunChannel {
   // Those that have passed the checks and wait for their turn, oldest first.
   Task* first_waiting_ = nullptr;
   Task* last_waiting_ = nullptr;
-  // ORDERED tasks in flight, begun or not.
+  // ORDERED tasks in flight, begun or not; and one more while leaving_, so that may_start() asks for that only where it
+  // has to ask for more anyway.
   std::uint32_t ordered_ = 0;
+  bool leaving_ = false;
   bool running_waiting_ = false;
   HeldRange held_;
   std::vector<Waiter> waiters_;

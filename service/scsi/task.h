@@ -44,6 +44,7 @@ enum class Outcome : std::uint8_t {
   kOverrun,
   kAborted,  // by ABORT TASK, ABORT TASK SET or CLEAR TASK SET; status is TASK ABORTED
   kReset,    // by a reset of the logical unit or the loss of the nexus; status is TASK ABORTED
+  kRemoved,  // the logical unit went before the task began; nothing was done
 };
 
 inline constexpr std::size_t kMaxCdbBytes = 32;

@@ -43,9 +43,8 @@ struct Ending {
 void part_done(const std::shared_ptr<Ending>& ending) {
   if (ending->left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   ending->home.post([ending] {
-    TaskManagement& request = ending->request;
-    request.response = ending->kept ? TaskFunctionResponse::kComplete : TaskFunctionResponse::kRejected;
-    request.complete(request);
+    ending->keep->managed(ending->request,
+                          ending->kept ? TaskFunctionResponse::kComplete : TaskFunctionResponse::kRejected);
   });
 }
 
@@ -86,8 +85,7 @@ void query(const Anchors& anchors, TaskManagement& request, reactor::Reactor& ho
   auto answer = [round, &request, &home, keep] {
     if (round->left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     home.post([round, &request, keep] {
-      request.response = round->found ? TaskFunctionResponse::kSucceeded : TaskFunctionResponse::kComplete;
-      request.complete(request);
+      keep->managed(request, round->found ? TaskFunctionResponse::kSucceeded : TaskFunctionResponse::kComplete);
     });
   };
   const bool any = request.function == TaskFunction::kQueryTaskSet;
@@ -126,7 +124,14 @@ void abort_everywhere(const std::vector<std::shared_ptr<ChannelAnchor>>& anchors
   gone();
 }
 
+void Nexus::managed(TaskManagement& request, TaskFunctionResponse response) {
+  request.response = response;
+  managing_.fetch_sub(1, std::memory_order_acq_rel);
+  request.complete(request);
+}
+
 void Nexus::manage(TaskManagement& request) {
+  managing_.fetch_add(1, std::memory_order_acq_rel);
   reactor::Reactor& home = *reactor::Reactor::current();
   const auto ending = std::make_shared<Ending>(request, home, shared_from_this());
   LunChannel::AbortSelection selection;
@@ -169,8 +174,7 @@ void Nexus::manage(TaskManagement& request) {
   }
   switch (request.function) {
     case TaskFunction::kClearAca:
-      request.response = TaskFunctionResponse::kRejected;
-      request.complete(request);
+      managed(request, TaskFunctionResponse::kRejected);
       return;
     case TaskFunction::kQueryTask:
     case TaskFunction::kQueryTaskSet:

@@ -85,13 +85,11 @@ void ScsiControlQueue::manage(Request& request, const ScsiTmfRequest& tmf) {
   request.function = *function;
   request.tag = tmf.id;
   request.response = scsi::TaskFunctionResponse::kComplete;
-  ++lane_.managing;
   channel->nexus().manage(request);
 }
 
 void ScsiControlQueue::on_complete(scsi::TaskManagement& management) {
   auto& request = static_cast<Request&>(management);
-  --request.queue->lane_.managing;
   ScsiResponseCode code = ScsiResponseCode::kOk;
   switch (request.response) {
     case scsi::TaskFunctionResponse::kComplete:

@@ -17,6 +17,8 @@ namespace {
 
 // How often a removal looks whether requests in flight have ended.
 constexpr auto kDrainInterval = std::chrono::microseconds(500);
+// Of a removal that has nothing to wait for.
+constexpr std::chrono::milliseconds kNoHurry = std::chrono::hours(1);
 
 constexpr std::uint32_t kCommandsPerLun = 128;
 constexpr std::uint32_t kMaxSectors = 0xffff;
@@ -37,11 +39,10 @@ ScsiController::ScsiController(std::string name, std::uint16_t request_queues, P
 
 ScsiController::~ScsiController() {
   // Sessions are closed by now, so nothing is in flight.
-  while (!units_.empty()) {
-    const auto [target, lun] = units_.begin()->first;
-    static_cast<void>(take_out({target, lun}, std::chrono::milliseconds::max()));
-    units_.erase(units_.begin());
+  for (auto& [key, unit] : units_) {
+    static_cast<void>(take_out({key.first, key.second}, *unit.nexus, kNoHurry));
   }
+  units_.clear();
   for (auto& lane : lanes_) {
     run_on(*lane->reactor, [&] {
       for (auto& target : lane->targets) target.reset();
@@ -56,13 +57,14 @@ ScsiLane& ScsiController::lane_of(const reactor::Reactor& reactor) {
   std::abort();  // every reactor of the placement has one
 }
 
-Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) {
+Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::ResizeToken resize) {
   const std::string place =
       "target " + std::to_string(where.target) + " lun " + std::to_string(where.lun) + " of scsi controller " + name_;
   std::vector<std::shared_ptr<scsi::Nexus>> siblings;
   {
     std::lock_guard lock(mutex_);
     if (auto found = units_.find({where.target, where.lun}); found != units_.end()) {
+      if (found->second.leaving) return fail(ErrorCode::kBusy, place + " is being removed");
       if (found->second.disk.uuid == disk.uuid && found->second.disk.read_only == disk.read_only) return {};
       return fail(ErrorCode::kExists, place + " holds another volume");
     }
@@ -94,76 +96,101 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bool& added) 
     });
     if (!opened) {
       // No request can have reached it for long.
-      static_cast<void>(take_out(where, std::chrono::milliseconds::max()));
+      static_cast<void>(take_out(where, **nexus, kNoHurry));
       return opened;
     }
   }
   {
     std::lock_guard lock(mutex_);
-    units_[{where.target, where.lun}] = {disk, std::move(*unit), std::move(*nexus)};
+    units_[{where.target, where.lun}] = {disk, std::move(*unit), std::move(*nexus), std::move(resize)};
   }
-  added = true;
   for (const auto& sibling : siblings) sibling->raise(scsi::UnitAttention::kReportedLunsChanged);
   inboxes_.raise({ScsiEvent::kTransportReset, encode_lun(static_cast<std::uint8_t>(where.target), where.lun),
                   ScsiEvent::kReasonRescan});
   return {};
 }
 
-Status ScsiController::take_out(ScsiTarget where, std::chrono::milliseconds patience) {
-  // First nobody gets to it any more, then what has got to it ends, then it goes.
-  std::vector<std::unique_ptr<scsi::LunChannel>> leaving;
+template <typename Fn>
+bool ScsiController::on_lanes(ScsiTarget where, Fn fn) {
+  bool all = true;
   for (auto& lane : lanes_) {
-    leaving.push_back(run_on(*lane->reactor, [&]() -> std::unique_ptr<scsi::LunChannel> {
-      auto& target = lane->targets[where.target];
-      if (!target) return nullptr;
-      auto channel = target->remove(where.lun);
-      if (target->empty()) target.reset();
-      return channel;
-    }));
+    all = run_on(*lane->reactor, [&] {
+            auto& target = lane->targets[where.target];
+            return fn(*lane, target ? target->find(where.lun) : nullptr);
+          }) &&
+          all;
   }
-  const auto quiet = [&] {
-    for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      const bool idle = run_on(*lanes_[i]->reactor, [&] {
-        if (leaving[i]) leaving[i]->expedite();
-        return lanes_[i]->managing == 0 && (!leaving[i] || leaving[i]->idle());
-      });
-      if (!idle) return false;
-    }
+  return all;
+}
+
+Status ScsiController::take_out(ScsiTarget where, const scsi::Nexus& nexus, std::chrono::milliseconds patience) {
+  // First nothing new begins, then what has begun ends, then it goes. Until that is certain no command is refused: the
+  // guest may have to go on with the disk.
+  on_lanes(where, [](ScsiLane& /*lane*/, scsi::LunChannel* channel) {
+    if (channel) channel->begin_leaving();
     return true;
+  });
+  const auto drained = [&] {
+    return on_lanes(where,
+                    [](ScsiLane& /*lane*/, scsi::LunChannel* channel) {
+                      if (channel) channel->expedite();
+                      return !channel || channel->drained();
+                    }) &&
+           nexus.managing() == 0;
   };
   const auto begin = std::chrono::steady_clock::now();
-  bool ended = quiet();
-  while (!ended && std::chrono::steady_clock::now() - begin < patience) {
+  while (!drained()) {
+    if (std::chrono::steady_clock::now() - begin >= patience) {
+      on_lanes(where, [](ScsiLane& /*lane*/, scsi::LunChannel* channel) {
+        if (channel) channel->stay();
+        return true;
+      });
+      return fail(ErrorCode::kBusy, "target " + std::to_string(where.target) + " of scsi controller " + name_ +
+                                        " stays: the device has requests that do not end");
+    }
     std::this_thread::sleep_for(kDrainInterval);
-    ended = quiet();
   }
-  for (std::size_t i = 0; i < lanes_.size(); ++i) {
-    run_on(*lanes_[i]->reactor, [&] {
-      if (ended || !leaving[i]) return leaving[i].reset();
-      auto& target = lanes_[i]->targets[where.target];
-      if (!target) target = std::make_unique<scsi::TargetChannel>();
-      target->add(where.lun, std::move(leaving[i]));
-    });
+  on_lanes(where, [&](ScsiLane& lane, scsi::LunChannel* found) {
+    if (!found) return true;
+    auto& target = lane.targets[where.target];
+    const auto channel = target->remove(where.lun);
+    if (target->empty()) target.reset();
+    channel->end_waiting();
+    return true;
+  });
+  // A task management function may have come in between. It finds nothing to wait for here, but it keeps the disk.
+  while (nexus.managing() != 0 && std::chrono::steady_clock::now() - begin < patience) {
+    std::this_thread::sleep_for(kDrainInterval);
   }
-  if (ended) return {};
-  return fail(ErrorCode::kBusy, "target " + std::to_string(where.target) + " of scsi controller " + name_ +
-                                    " stays: the device has requests that do not end");
+  return {};
 }
 
 Status ScsiController::remove(ScsiTarget where, std::chrono::milliseconds patience) {
+  const Key key{where.target, where.lun};
+  std::shared_ptr<scsi::Nexus> nexus;
   {
     std::lock_guard lock(mutex_);
-    if (!units_.contains({where.target, where.lun})) return {};
+    const auto found = units_.find(key);
+    if (found == units_.end()) return {};
+    if (std::exchange(found->second.leaving, true)) {
+      return fail(ErrorCode::kBusy,
+                  "target " + std::to_string(where.target) + " of scsi controller " + name_ + " is being removed");
+    }
+    nexus = found->second.nexus;
   }
-  POLLUX_TRY(take_out(where, patience));
+  const auto taken_out = take_out(where, *nexus, patience);
+  nexus.reset();
   Unit gone;
   std::vector<std::shared_ptr<scsi::Nexus>> siblings;
   {
     std::lock_guard lock(mutex_);
-    auto node = units_.extract(Key{where.target, where.lun});
-    gone = std::move(node.mapped());
-    for (const auto& [key, unit] : units_) {
-      if (key.first == where.target) siblings.push_back(unit.nexus);
+    if (!taken_out) {
+      units_.at(key).leaving = false;
+      return taken_out;
+    }
+    gone = std::move(units_.extract(key).mapped());
+    for (const auto& [other, unit] : units_) {
+      if (other.first == where.target) siblings.push_back(unit.nexus);
     }
   }
   for (const auto& sibling : siblings) sibling->raise(scsi::UnitAttention::kReportedLunsChanged);

@@ -34,8 +34,6 @@ struct ScsiStores {
 struct ScsiLane {
   reactor::Reactor* reactor = nullptr;
   std::array<std::unique_ptr<scsi::TargetChannel>, 256> targets;
-  // Task management functions that have not been answered.
-  std::uint32_t managing = 0;
 };
 
 class ScsiController final : public Device {
@@ -45,12 +43,13 @@ class ScsiController final : public Device {
                  ScsiStores stores);
   ~ScsiController() override;
 
-  // On control threads, one at a time.
-  // kExists when something else is there; `added` stays false when the very disk is. Errors of LogicalUnit and its
-  // channels.
-  Status add(ScsiTarget where, const DiskSpec& disk, bool& added);
-  // Returns when no request of it is left. Nothing to do when it is not there. kBusy: requests do not end in that time,
-  // and the target goes on.
+  // On control threads; additions one at a time.
+  // Nothing to do when the very disk is there; kExists when something else is; kBusy while that is being removed.
+  // Errors of LogicalUnit and its channels. `resize` is kept as long as the disk is.
+  Status add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::ResizeToken resize);
+  // Returns when no request of it is left. Nothing to do when it is not there. The guest's commands to it wait until it
+  // is decided. kBusy: requests do not end in that time, and the target goes on as if nothing had been; or another call
+  // removes it. Waits for nothing but this disk, and other disks come and go meanwhile.
   Status remove(ScsiTarget where, std::chrono::milliseconds patience);
   void capacity_changed(ScsiTarget where);
   // It was there before this process: its guest may have been told less than happened.
@@ -71,11 +70,16 @@ class ScsiController final : public Device {
     DiskSpec disk;
     std::shared_ptr<scsi::LogicalUnit> unit;
     std::shared_ptr<scsi::Nexus> nexus;
+    bdev::Bdev::ResizeToken resize;
+    bool leaving = false;
   };
   using Key = std::pair<std::uint16_t, std::uint16_t>;
 
   ScsiLane& lane_of(const reactor::Reactor& reactor);
-  Status take_out(ScsiTarget where, std::chrono::milliseconds patience);
+  Status take_out(ScsiTarget where, const scsi::Nexus& nexus, std::chrono::milliseconds patience);
+  // Runs fn(lane, channel of that disk or null) on every lane's reactor; whether all said yes.
+  template <typename Fn>
+  bool on_lanes(ScsiTarget where, Fn fn);
 
   const std::string name_;
   const std::uint16_t request_queues_;

@@ -31,6 +31,8 @@ ScsiResponseCode to_code(scsi::Outcome outcome) {
       return ScsiResponseCode::kAborted;
     case scsi::Outcome::kReset:
       return ScsiResponseCode::kReset;
+    case scsi::Outcome::kRemoved:
+      return ScsiResponseCode::kBadTarget;
   }
   return ScsiResponseCode::kFailure;
 }

@@ -152,8 +152,9 @@ struct VhostService::Impl {
   struct Scsi {
     std::uint16_t queues;
     std::shared_ptr<Endpoint> endpoint;
-    ScsiController* controller;  // the endpoint's device
-    std::map<std::pair<std::uint16_t, std::uint16_t>, bdev::Bdev::ResizeToken> resize;
+    bool leaving = false;
+
+    ScsiController& controller() const { return static_cast<ScsiController&>(endpoint->device()); }
   };
 
   Result<std::uint16_t> check_queues(std::uint32_t queues) const;
@@ -177,7 +178,8 @@ struct VhostService::Impl {
   std::optional<Errands> errands{std::in_place};
   std::unique_ptr<Transport> transport;
 
-  // Serialises the calls that change things.
+  // Serialises the calls that change things. Never held while a removal waits for a device: what is being removed says
+  // so itself, and calls about anything else go on.
   std::mutex changes;
   bool listening;
   // Guards the maps, for the others.
@@ -192,14 +194,17 @@ VhostService::Impl::~Impl() {
     if (blk.closed.valid()) blk.closed.wait();
     close(*blk.endpoint);
   }
-  for (auto& [name, scsi] : scsis) {
-    scsi.resize.clear();
-    close(*scsi.endpoint);
-  }
+  for (auto& [name, scsi] : scsis) close(*scsi.endpoint);
   {
     // An errand may be about to open a socket.
     std::lock_guard changing(changes);
     transport.reset();
+  }
+  // With the disks go those that post errands when they grow.
+  {
+    std::map<std::string, Scsi> ending;
+    std::lock_guard lock(maps);
+    ending.swap(scsis);
   }
   errands.reset();
 }
@@ -332,19 +337,29 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
 }
 
 Status VhostService::remove_blk(const std::string& name) {
-  std::lock_guard changing(impl_->changes);
-  auto found = impl_->blks.find(name);
-  if (found == impl_->blks.end()) return {};
-  Impl::Blk& blk = found->second;
-  blk.resize.reset();
-  if (!blk.closed.valid()) {
-    blk.closed = std::async(std::launch::async, [this, endpoint = blk.endpoint] { impl_->close(*endpoint); }).share();
+  std::shared_ptr<Endpoint> endpoint;
+  std::shared_future<void> closed;
+  {
+    std::lock_guard changing(impl_->changes);
+    const auto found = impl_->blks.find(name);
+    if (found == impl_->blks.end()) return {};
+    Impl::Blk& blk = found->second;
+    endpoint = blk.endpoint;
+    blk.resize.reset();
+    if (!blk.closed.valid()) {
+      blk.closed = std::async(std::launch::async, [this, endpoint] { impl_->close(*endpoint); }).share();
+    }
+    closed = blk.closed;
   }
-  if (blk.closed.wait_for(impl_->options.drain_patience) != std::future_status::ready) {
+  if (closed.wait_for(impl_->options.drain_patience) != std::future_status::ready) {
     return fail(ErrorCode::kBusy, "blk " + name + " is being removed: the device has requests that do not end");
   }
+  decltype(impl_->blks)::node_type gone;
+  std::lock_guard changing(impl_->changes);
   std::lock_guard lock(impl_->maps);
-  impl_->blks.erase(found);
+  // Another call may have waited for the same, and a new one be there already.
+  const auto found = impl_->blks.find(name);
+  if (found != impl_->blks.end() && found->second.endpoint == endpoint) gone = impl_->blks.extract(found);
   return {};
 }
 
@@ -355,32 +370,39 @@ Result<std::string> VhostService::ensure_scsi_controller(const std::string& name
   std::lock_guard changing(impl_->changes);
   const std::string path = impl_->path("scsi", name);
   if (auto found = impl_->scsis.find(name); found != impl_->scsis.end()) {
+    if (found->second.leaving) return fail(ErrorCode::kBusy, "scsi controller " + name + " is being removed");
     // Asked for without a number of queues, it is the same whatever it has.
     if (queues == 0 || found->second.queues == *count) return path;
     return fail(ErrorCode::kExists,
                 "scsi controller " + name + " is there with " + std::to_string(found->second.queues) + " queues");
   }
   auto controller = std::make_unique<ScsiController>(name, *count, *impl_->placement, impl_->units, impl_->stores);
-  ScsiController* raw = controller.get();
   // The process before this one may have ended before it told its guest of a change. Nobody knows, and a look at its
   // disks for nothing does not harm a guest.
-  if (!impl_->listening) raw->came_back();
+  if (!impl_->listening) controller->came_back();
   auto endpoint = impl_->open(path, std::move(controller));
   if (!endpoint) return fail(std::move(endpoint.error()));
   std::lock_guard lock(impl_->maps);
-  impl_->scsis.emplace(name, Impl::Scsi{*count, std::move(*endpoint), raw, {}});
+  impl_->scsis.emplace(name, Impl::Scsi{*count, std::move(*endpoint)});
   return path;
 }
 
 Status VhostService::remove_scsi_controller(const std::string& name) {
+  std::shared_ptr<Endpoint> endpoint;
+  {
+    std::lock_guard changing(impl_->changes);
+    const auto found = impl_->scsis.find(name);
+    if (found == impl_->scsis.end()) return {};
+    if (!found->second.controller().empty())
+      return fail(ErrorCode::kBusy, "scsi controller " + name + " still has targets: remove them first");
+    if (std::exchange(found->second.leaving, true))
+      return fail(ErrorCode::kBusy, "scsi controller " + name + " is being removed");
+    endpoint = found->second.endpoint;
+  }
+  impl_->close(*endpoint);
   std::lock_guard changing(impl_->changes);
-  auto found = impl_->scsis.find(name);
-  if (found == impl_->scsis.end()) return {};
-  if (!found->second.controller->empty())
-    return fail(ErrorCode::kBusy, "scsi controller " + name + " still has targets: remove them first");
-  impl_->close(*found->second.endpoint);
   std::lock_guard lock(impl_->maps);
-  impl_->scsis.erase(found);
+  impl_->scsis.erase(name);
   return {};
 }
 
@@ -394,27 +416,27 @@ Status VhostService::add_scsi_target(const std::string& name, ScsiTarget where, 
   auto found = impl_->scsis.find(name);
   if (found == impl_->scsis.end()) return fail(ErrorCode::kNotFound, "scsi controller " + name + " does not exist");
   Impl::Scsi& scsi = found->second;
-  bool added = false;
-  POLLUX_TRY(scsi.controller->add(where, disk, added));
-  if (!added) return {};
-  if (!impl_->listening) scsi.controller->capacity_changed(where);
+  if (scsi.leaving) return fail(ErrorCode::kBusy, "scsi controller " + name + " is being removed");
   std::weak_ptr<Endpoint> weak = scsi.endpoint;
-  scsi.resize[{where.target, where.lun}] =
-      disk.bdev->on_resize([errands = &*impl_->errands, weak, where](std::uint64_t) {
-        errands->post([weak, where] {
-          if (auto endpoint = weak.lock()) static_cast<ScsiController&>(endpoint->device()).capacity_changed(where);
-        });
-      });
+  auto resize = disk.bdev->on_resize([errands = &*impl_->errands, weak, where](std::uint64_t) {
+    errands->post([weak, where] {
+      if (auto endpoint = weak.lock()) static_cast<ScsiController&>(endpoint->device()).capacity_changed(where);
+    });
+  });
+  POLLUX_TRY(scsi.controller().add(where, disk, std::move(resize)));
+  if (!impl_->listening) scsi.controller().capacity_changed(where);
   return {};
 }
 
 Status VhostService::remove_scsi_target(const std::string& name, ScsiTarget where) {
-  std::lock_guard changing(impl_->changes);
-  auto found = impl_->scsis.find(name);
-  if (found == impl_->scsis.end()) return {};
-  POLLUX_TRY(found->second.controller->remove(where, impl_->options.drain_patience));
-  found->second.resize.erase({where.target, where.lun});
-  return {};
+  std::shared_ptr<Endpoint> endpoint;
+  {
+    std::lock_guard changing(impl_->changes);
+    const auto found = impl_->scsis.find(name);
+    if (found == impl_->scsis.end()) return {};
+    endpoint = found->second.endpoint;
+  }
+  return static_cast<ScsiController&>(endpoint->device()).remove(where, impl_->options.drain_patience);
 }
 
 std::vector<SessionInfo> VhostService::sessions() const {

@@ -1,9 +1,9 @@
 #pragma once
 // The vhost-user front ends' side of Pollux: sockets, controllers, targets.
 //
-// Calls come from control threads (never from a reactor), may block until reactors have let go of what is removed, and
-// are serialised inside. Idempotent: asking for what is there already succeeds when it is the same, and is kExists when
-// it differs.
+// Calls come from control threads (never from a reactor), at once if need be. Removals may block until reactors have
+// let go of what is removed, and keep no other call waiting meanwhile; about what is being removed those are kBusy.
+// Idempotent: asking for what is there already succeeds when it is the same, and is kExists when it differs.
 
 #include <chrono>
 #include <cstdint>
@@ -80,8 +80,8 @@ class VhostService {
   Status remove_scsi_controller(const std::string& name);
   // Puts the disk on the given target, and tells a connected guest (virtio-scsi hotplug event, VIRTIO 1.2 5.6.6.3).
   Status add_scsi_target(const std::string& name, ScsiTarget where, DiskSpec disk);
-  // Tells the guest, waits for requests in flight, lets go of the disk. Removing what is not there succeeds. kBusy:
-  // requests do not end within drain_patience; the target stays.
+  // Waits for requests in flight, lets go of the disk, tells the guest. Removing what is not there succeeds. kBusy:
+  // requests do not end within drain_patience; the target stays, and the guest's commands that came meanwhile begin.
   Status remove_scsi_target(const std::string& name, ScsiTarget where);
 
   // A virtio-blk device with a socket of its own, <socket_dir>/blk-<name>.sock.

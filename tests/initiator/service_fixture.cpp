@@ -19,7 +19,7 @@ T must(Result<T> result) {
 
 }  // namespace
 
-ServiceFixture::ServiceFixture(unsigned reactors) {
+ServiceFixture::ServiceFixture(unsigned reactors, std::chrono::milliseconds drain_patience) {
   // Hostile front ends are reported as they should be, and would drown the test's own output.
   must(log::init("error", ""));
   char name[] = "/tmp/pollux-initiator-XXXXXX";
@@ -28,7 +28,7 @@ ServiceFixture::ServiceFixture(unsigned reactors) {
   std::vector<reactor::Reactor::Options> each(reactors);
   for (unsigned i = 0; i < reactors; ++i) each[i].id = i;
   reactors_ = must(reactor::ReactorGroup::start(each));
-  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_, .drain_patience = kDrainPatience}));
+  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_, .drain_patience = drain_patience}));
 }
 
 ServiceFixture::~ServiceFixture() {

@@ -17,7 +17,7 @@ class ServiceFixture {
   // How long removals wait for requests that do not end.
   static constexpr std::chrono::milliseconds kDrainPatience{500};
 
-  explicit ServiceFixture(unsigned reactors = 2);
+  explicit ServiceFixture(unsigned reactors = 2, std::chrono::milliseconds drain_patience = kDrainPatience);
   ~ServiceFixture();
 
   vhost::VhostService& service() { return *service_; }

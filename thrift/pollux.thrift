@@ -17,7 +17,7 @@ namespace cpp pollux.rpc
 namespace py pollux.rpc
 
 /** Version of this contract; raised when a field or call is added. */
-const i32 API_VERSION = 3
+const i32 API_VERSION = 4
 
 enum ErrorCode {
   /** A parameter is malformed or out of range; the message names it. */
@@ -236,6 +236,12 @@ struct VolumeStats {
 
 enum Transport { SCSI = 1, BLK = 2 }
 
+/**
+ * By which names a guest finds a SCSI disk under /dev/disk/by-id. POLLUX: scsi-3<16 digits> and wwn-0x<16 digits>, folded
+ * from the volume's UUID. QEMU: scsi-0QEMU_QEMU_HARDDISK_<UUID>, as a disk of QEMU's own that has the UUID as its serial.
+ */
+enum ScsiNames { POLLUX = 1, QEMU = 2 }
+
 struct AttachSpec {
   1: required string attachment_id,
   2: required string volume_id,
@@ -245,6 +251,8 @@ struct AttachSpec {
   /** Request queues; 0 means the service's default. */
   5: optional i32 queues,
   6: optional bool read_only,
+  /** SCSI alone. Absent: POLLUX. */
+  7: optional ScsiNames scsi_names,
 }
 
 struct AttachmentInfo {
@@ -265,6 +273,8 @@ struct AttachmentInfo {
   /** A front end is connected. */
   12: required bool connected,
   13: required string host_id,
+  /** SCSI. */
+  14: optional ScsiNames scsi_names,
 }
 
 /**

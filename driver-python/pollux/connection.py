@@ -18,6 +18,9 @@ PROTOCOL = 'pollux'
 VERSION = 1
 SCSI, BLK = 'scsi', 'blk'
 TRANSPORTS = (SCSI, BLK)
+#: By which names a guest knows a scsi disk.
+OWN_NAMES, QEMU_NAMES = 'pollux', 'qemu'
+SCSI_NAMES = (OWN_NAMES, QEMU_NAMES)
 
 #: Names attachments. Never to be changed: a guest that runs was given its attachment by it.
 _NAMESPACE = uuid.UUID('5c0f5f4e-6a7b-5b5a-8a51-3a1d6f0c9b7e')
@@ -38,6 +41,7 @@ class Connection:
     queues: int = 0
     #: The guest runs: an attachment that it has is not exchanged for another.
     in_use: bool = False
+    scsi_names: str = OWN_NAMES
 
     @property
     def attachment_id(self) -> str:
@@ -51,6 +55,8 @@ class Connection:
             'transport': self.transport,
             'pollux_serial': self.serial,
             'home': self.home,
+            # Hosts with an earlier package do not know it, and give the names that they always gave.
+            **({'scsi_names': self.scsi_names} if self.scsi_names != OWN_NAMES else {}),
         }
 
 
@@ -80,7 +86,11 @@ def parse(data: Mapping[str, Any], *, client_id: str = '', queues: int = 0) -> C
         volume_id = str(uuid.UUID(str(data.get('volume_id'))))
     except ValueError as error:
         raise errors.Invalid(f"volume_id '{data.get('volume_id')}' is not a UUID") from error
+    scsi_names = data.get('scsi_names', OWN_NAMES)
+    if scsi_names not in SCSI_NAMES:
+        raise errors.Invalid(f"scsi_names is '{scsi_names}', and must be one of {', '.join(SCSI_NAMES)}")
     return Connection(volume_id=volume_id, transport=transport, serial=str(data.get('pollux_serial', '')),
                       home=str(data.get('home', '')), read_only=data.get('access_mode') == 'ro',
                       client_id=client_id or str(data.get('client_id', '')),
-                      queues=queues or int(data.get('queues', 0)), in_use=bool(data.get('in_use')))
+                      queues=queues or int(data.get('queues', 0)), in_use=bool(data.get('in_use')),
+                      scsi_names=scsi_names)

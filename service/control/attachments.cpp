@@ -33,7 +33,8 @@ std::string label(const AttachmentRecord& record) {
 // Same id and the same parameters: the same request.
 bool same_request(const AttachmentRecord& record, const AttachRequest& request) {
   return record.volume == request.volume && record.client == request.client && record.transport == request.transport &&
-         record.asked_queues == request.queues && record.asked_read_only == request.read_only;
+         record.asked_queues == request.queues && record.asked_read_only == request.read_only &&
+         record.scsi_names == request.scsi_names;
 }
 
 Status check_owner(const Caller& caller, const std::string& owner, const std::string& what) {
@@ -81,7 +82,7 @@ Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
   }
   auto device = reactor::call(reactors_.main(), volumes_.open(record.volume), deadline.remaining_ms());
   if (!device) return fail(std::move(device.error()));
-  vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only, record.client};
+  vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only, record.client, record.scsi_names};
   if (record.transport == TransportKind::kScsi) {
     const auto path = vhost_.ensure_scsi_controller(record.client, record.queues);
     if (!path) return fail(path.error());
@@ -190,6 +191,7 @@ Result<AttachmentRecord> Attachments::plan(const Caller& caller, const AttachReq
   record.asked_queues = request.queues;
   record.asked_read_only = request.read_only;
   record.read_only = request.read_only;
+  record.scsi_names = request.scsi_names;
   record.host = caller.host;
   if (caller.role == Role::kCompute) {
     const auto authorisation = store_.authorisation(request.volume, caller.host);

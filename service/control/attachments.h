@@ -41,6 +41,7 @@ struct AttachRequest {
   TransportKind transport = TransportKind::kScsi;
   std::uint32_t queues = 0;  // 0: the default, or what the client's controller has
   bool read_only = false;
+  ScsiNames scsi_names = ScsiNames::kPollux;
 };
 
 struct Attachment {

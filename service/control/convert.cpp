@@ -260,12 +260,19 @@ Result<AttachRequest> from_rpc(const rpc::AttachSpec& spec) {
     request.queues = *queues;
   }
   request.read_only = spec.__isset.read_only && spec.read_only;
+  if (spec.__isset.scsi_names) {
+    if (spec.scsi_names != rpc::ScsiNames::POLLUX && spec.scsi_names != rpc::ScsiNames::QEMU) {
+      return invalid("scsi_names", "expected POLLUX or QEMU");
+    }
+    request.scsi_names = spec.scsi_names == rpc::ScsiNames::QEMU ? ScsiNames::kQemu : ScsiNames::kPollux;
+  }
   switch (spec.transport) {
     case rpc::Transport::SCSI:
       request.transport = TransportKind::kScsi;
       return request;
     case rpc::Transport::BLK:
       request.transport = TransportKind::kBlk;
+      if (request.scsi_names != ScsiNames::kPollux) return invalid("scsi_names", "a BLK disk has none");
       return request;
   }
   return invalid("transport", "expected SCSI or BLK");
@@ -419,6 +426,7 @@ rpc::AttachmentInfo to_rpc(const Attachment& attachment, const std::string& host
     info.__set_controller(record.client);
     info.__set_target(record.target);
     info.__set_lun(0);
+    info.__set_scsi_names(record.scsi_names == ScsiNames::kQemu ? rpc::ScsiNames::QEMU : rpc::ScsiNames::POLLUX);
   }
   info.serial = attachment.serial;
   info.connected = attachment.connected;

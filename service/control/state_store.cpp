@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <system_error>
 #include <utility>
 
@@ -20,7 +22,7 @@ using sqlite::Transaction;
 
 // "PLUX": tells our file from any other SQLite file.
 constexpr std::int64_t kApplicationId = 0x504C5558;
-constexpr std::int64_t kSchemaVersion = 4;
+constexpr std::int64_t kSchemaVersion = 5;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE pools (
@@ -61,9 +63,16 @@ constexpr const char* kSchemaOf4 =
     "CREATE TABLE settings (volume_id TEXT NOT NULL, client TEXT NOT NULL, state TEXT NOT NULL, boot_id TEXT NOT NULL, "
     "PRIMARY KEY (volume_id, client)) STRICT, WITHOUT ROWID;";
 
+// What version 5 has beside version 4.
+constexpr const char* kSchemaOf5 = "ALTER TABLE attachments ADD COLUMN scsi_names INTEGER NOT NULL DEFAULT 1;";
+
+// From version 1 on, one version each.
+constexpr const char* kUpgrades[] = {kSchemaOf2, kSchemaOf3, kSchemaOf4, kSchemaOf5};
+static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
+
 constexpr const char* kAttachmentColumns =
     "attachment_id, volume_id, client, transport, asked_queues, asked_read_only, queues, read_only, host, authorised, "
-    "target";
+    "target, scsi_names";
 
 Result<std::int64_t> pragma(sqlite::Database& database, const char* sql) {
   Statement statement(database, sql);
@@ -147,9 +156,7 @@ Status StateStore::prepare() {
     Transaction transaction(database);
     POLLUX_TRY(transaction.begun());
     POLLUX_TRY(database.run(kSchema));
-    POLLUX_TRY(database.run(kSchemaOf2));
-    POLLUX_TRY(database.run(kSchemaOf3));
-    POLLUX_TRY(database.run(kSchemaOf4));
+    for (const char* upgrade : kUpgrades) POLLUX_TRY(database.run(upgrade));
     POLLUX_TRY(database.run(("PRAGMA application_id=" + std::to_string(kApplicationId)).c_str()));
     POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
     return transaction.commit();
@@ -165,9 +172,9 @@ Status StateStore::prepare() {
   if (*version == kSchemaVersion) return {};
   Transaction transaction(database);
   POLLUX_TRY(transaction.begun());
-  if (*version < 2) POLLUX_TRY(database.run(kSchemaOf2));
-  if (*version < 3) POLLUX_TRY(database.run(kSchemaOf3));
-  POLLUX_TRY(database.run(kSchemaOf4));
+  for (std::int64_t from = std::max<std::int64_t>(*version, 1); from < kSchemaVersion; ++from) {
+    POLLUX_TRY(database.run(kUpgrades[from - 1]));
+  }
   POLLUX_TRY(database.run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
   return transaction.commit();
 }
@@ -330,7 +337,7 @@ Status StateStore::put_attachment(const AttachmentRecord& attachment,
                    .finish());
   }
   const std::string sql =
-      "INSERT INTO attachments (" + std::string(kAttachmentColumns) + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+      "INSERT INTO attachments (" + std::string(kAttachmentColumns) + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
   Statement insert(*database_, sql.c_str());
   insert.bind(1, attachment.id.to_string())
       .bind(2, attachment.volume.to_string())
@@ -341,7 +348,8 @@ Status StateStore::put_attachment(const AttachmentRecord& attachment,
       .bind(7, std::int64_t{attachment.queues})
       .bind(8, std::int64_t{attachment.read_only})
       .bind(9, attachment.host)
-      .bind(10, std::int64_t{attachment.authorised});
+      .bind(10, std::int64_t{attachment.authorised})
+      .bind(12, static_cast<std::int64_t>(attachment.scsi_names));
   if (scsi) {
     insert.bind(11, std::int64_t{attachment.target});
   } else {
@@ -391,6 +399,7 @@ Result<std::vector<AttachmentRecord>> StateStore::read_attachments(Statement& st
     record.host = statement.text(8);
     record.authorised = statement.integer(9) != 0;
     record.target = static_cast<std::uint16_t>(statement.integer(10));
+    record.scsi_names = static_cast<ScsiNames>(statement.integer(11));
     found.push_back(std::move(record));
   }
   POLLUX_TRY(statement.status());

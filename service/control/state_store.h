@@ -16,10 +16,12 @@
 #include "base/uuid.h"
 #include "bdev/spec.h"
 #include "control/sqlite.h"
+#include "vhost/scsi_names.h"
 
 namespace pollux::control {
 
 enum class TransportKind : std::uint8_t { kScsi = 1, kBlk = 2 };
+using vhost::ScsiNames;
 
 struct PoolRecord {
   Uuid id;
@@ -60,6 +62,7 @@ struct AttachmentRecord {
   std::string host;          // CN of who attached
   bool authorised = false;   // by the role compute, under an authorisation: falls with it
   std::uint16_t target = 0;  // scsi
+  ScsiNames scsi_names = ScsiNames::kPollux;
 
   bool operator==(const AttachmentRecord&) const = default;
 };

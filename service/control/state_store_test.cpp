@@ -171,7 +171,8 @@ BOOST_AUTO_TEST_CASE(reservations_are_kept_replaced_and_forgotten) {
 
 BOOST_AUTO_TEST_CASE(folders_of_earlier_schemas_are_taken_over_with_what_they_hold) {
   // Each undoes what the next version brought.
-  const std::string to_3 = "DROP TABLE settings;";
+  const std::string to_4 = "ALTER TABLE attachments DROP COLUMN scsi_names;";
+  const std::string to_3 = to_4 + "DROP TABLE settings;";
   const std::string to_2 = to_3 + R"sql(
 DROP TABLE grants;
 CREATE TABLE authorisations (
@@ -181,13 +182,14 @@ INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'comp
 )sql";
   const std::string to_1 = to_2 + "DROP TABLE reservations;";
   const AuthorisationRecord kept{*Uuid::parse("00000000-0000-4000-8000-000000000001"), "compute-1", true, {}};
-  for (const auto& [version, earlier] : {std::pair{1, to_1}, std::pair{2, to_2}, std::pair{3, to_3}}) {
+  for (const auto& [version, earlier] : {std::pair{1, to_1}, std::pair{2, to_2}, std::pair{3, to_3},
+                                          std::pair{4, to_4}}) {
     Folder folder;
     const auto attached = scsi_attachment("guest", 3);
     {
       const auto store = open_store(folder.path);
       must(store->put_attachment(attached, ControllerRecord{"guest", 4, "compute-1"}));
-      if (version == 3) must(store->put_authorisation(kept));
+      if (version >= 3) must(store->put_authorisation(kept));
     }
     {
       auto database = sqlite::Database::open(folder.path + "/state.db");

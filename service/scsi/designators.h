@@ -11,6 +11,7 @@
 namespace pollux::scsi {
 
 enum DesignatorType : std::uint8_t {
+  kVendorSpecificDesignator = 0,
   kT10VendorDesignator = 1,
   kNaaDesignator = 3,
   kRelativeTargetPortDesignator = 4,

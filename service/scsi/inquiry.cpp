@@ -72,12 +72,19 @@ void add_designator(Page& page, const Designator& designator) {
 // SPC-5 7.7.6. One UUID, in the forms that initiators look for.
 void add_device_identification(Page& page, const LogicalUnit& unit, const Nexus& nexus) {
   const Uuid& uuid = unit.options().uuid;
-  add_designator(page, {.type = kNaaDesignator, .bytes = naa_designator(uuid)});
-  // The vendor, then what is unique within it.
-  std::array<std::uint8_t, 8 + 36> vendor;
-  put_text(vendor.data(), 8, unit.options().vendor);
-  put_text(vendor.data() + 8, 36, uuid.to_string());
-  add_designator(page, {.code_set = 2, .type = kT10VendorDesignator, .bytes = vendor});
+  if (nexus.options().names == Names::kQemu) {
+    // What else there is would be preferred, and the guest's names be other ones.
+    std::array<std::uint8_t, 36> serial;
+    put_text(serial.data(), serial.size(), unit.serial());
+    add_designator(page, {.code_set = 2, .type = kVendorSpecificDesignator, .bytes = serial});
+  } else {
+    add_designator(page, {.type = kNaaDesignator, .bytes = naa_designator(uuid)});
+    // The vendor, then what is unique within it.
+    std::array<std::uint8_t, 8 + 36> vendor;
+    put_text(vendor.data(), 8, unit.options().vendor);
+    put_text(vendor.data() + 8, 36, unit.serial());
+    add_designator(page, {.code_set = 2, .type = kT10VendorDesignator, .bytes = vendor});
+  }
   add_designator(page, {.type = kUuidDesignator, .bytes = uuid_designator(uuid)});
   std::array<std::uint8_t, 4> port{};
   put_be16(port.data() + 2, nexus.options().relative_target_port);
@@ -179,7 +186,12 @@ void inquiry(LunChannel& channel, Task& task) {
   if (!vital_product_data) {
     if (code != 0) return finish_invalid_cdb(channel, task, 2);
     std::array<std::uint8_t, kStandardInquiryBytes> bytes;
-    standard_inquiry(unit.options(), bytes);
+    if (channel.nexus().options().names == Names::kQemu) {
+      standard_inquiry(
+          LogicalUnitOptions{.vendor = "QEMU", .product = "QEMU HARDDISK", .revision = unit.options().revision}, bytes);
+    } else {
+      standard_inquiry(unit.options(), bytes);
+    }
     return finish_with_data(channel, task, bytes, allocation_length);
   }
   Page page(code);

@@ -99,6 +99,28 @@ BOOST_AUTO_TEST_CASE(identification_carries_the_uuid_in_every_form) {
   BOOST_TEST((types == std::set<int>{1, 3, 4, 10}));
 }
 
+BOOST_AUTO_TEST_CASE(a_guest_that_wants_the_names_of_qemus_disks_gets_those_alone) {
+  Bench bench({.guests = {{.initiator = "guest-a", .announce_power_on = false, .names = Names::kQemu},
+                          {.initiator = "guest-b", .announce_power_on = false}}});
+  const auto standard = [&](std::size_t guest) {
+    return bench.run({.cdb = inquiry_cdb(255), .data_in_bytes = 255}, {guest, 0}).data;
+  };
+  BOOST_TEST(text(standard(0), 8, 24) == "QEMU    QEMU HARDDISK   ");
+  // To another guest of the same volume it is what it was.
+  BOOST_TEST(text(standard(1), 8, 24) == "POLLUX  VOLUME          ");
+  BOOST_TEST(text(page(bench, 0x80), 4, 36) == "00112233-4455-6677-8899-aabbccddeeff");
+  const Bytes data = page(bench, 0x83);
+  std::set<int> types;
+  for (std::size_t at = 4; at < data.size(); at += 4 + data[at + 3]) {
+    const int type = data[at + 1] & 0x0f;
+    types.insert(type);
+    if (type != 0) continue;
+    BOOST_TEST((data[at] & 0x0f) == 2);
+    BOOST_TEST(text(data, at + 4, data[at + 3]) == "00112233-4455-6677-8899-aabbccddeeff");
+  }
+  BOOST_TEST((types == std::set<int>{0, 4, 10}));
+}
+
 BOOST_AUTO_TEST_CASE(block_limits_are_the_limits_that_are_enforced) {
   Bench bench({.bdev = {.optimal_io_bytes = 4096}});
   const Bytes data = page(bench, 0xb0);

@@ -93,6 +93,10 @@ struct LogicalUnitOptions {
   std::shared_ptr<SettingStore> settings;
 };
 
+// How a nexus is told the unit's names, which is what guests make their own names of: as those of this project, or as a
+// disk of QEMU's has them whose serial number is the UUID.
+enum class Names : std::uint8_t { kOwn, kQemu };
+
 struct NexusOptions {
   // Names the guest; the same name is the same initiator to persistent reservations, also after a restart. Printable
   // ASCII without spaces or commas, 1 to 160 characters.
@@ -102,6 +106,7 @@ struct NexusOptions {
   bool read_only = false;
   // False when the guest goes on where it was, after a restart of the service: it then gets no 29h/00h.
   bool announce_power_on = true;
+  Names names = Names::kOwn;
 };
 
 class LogicalUnit : public std::enable_shared_from_this<LogicalUnit> {

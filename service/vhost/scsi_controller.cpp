@@ -65,7 +65,10 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::R
     std::lock_guard lock(mutex_);
     if (auto found = units_.find({where.target, where.lun}); found != units_.end()) {
       if (found->second.leaving) return fail(ErrorCode::kBusy, place + " is being removed");
-      if (found->second.disk.uuid == disk.uuid && found->second.disk.read_only == disk.read_only) return {};
+      if (found->second.disk.uuid == disk.uuid && found->second.disk.read_only == disk.read_only &&
+          found->second.disk.scsi_names == disk.scsi_names) {
+        return {};
+      }
       return fail(ErrorCode::kExists, place + " holds another volume");
     }
     for (const auto& [key, unit] : units_) {
@@ -83,7 +86,8 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::R
   auto nexus = (*unit)->join({.initiator = name_,
                               .relative_target_port = static_cast<std::uint16_t>(where.target + 1),
                               .read_only = disk.read_only,
-                              .announce_power_on = inboxes_.any()});
+                              .announce_power_on = inboxes_.any(),
+                              .names = disk.scsi_names == ScsiNames::kQemu ? scsi::Names::kQemu : scsi::Names::kOwn});
   if (!nexus) return fail(std::move(nexus.error()));
   for (auto& lane : lanes_) {
     Status opened = run_on(*lane->reactor, [&]() -> Status {

@@ -17,6 +17,7 @@
 #include "bdev/bdev.h"
 #include "reactor/reactor.h"
 #include "vhost/reservation_store.h"
+#include "vhost/scsi_names.h"
 #include "vhost/setting_store.h"
 
 namespace pollux::vhost {
@@ -46,6 +47,7 @@ struct DiskSpec {
   bool read_only = false;
   // virtio-blk: whose settings these are, beside the volume's id. A scsi controller's name says it.
   std::string guest = {};
+  ScsiNames scsi_names = ScsiNames::kPollux;
 };
 
 struct ScsiTarget {

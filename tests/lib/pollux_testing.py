@@ -229,10 +229,17 @@ abandoned_after_s = {abandoned_after_s}
             service.volume_delete(_context(), volume_id)
 
     def attach(
-        self, volume_id: str, transport: str, *, client: str = "", queues: int = 2, read_only: bool = False
+        self,
+        volume_id: str,
+        transport: str,
+        *,
+        client: str = "",
+        queues: int = 2,
+        read_only: bool = False,
+        names: int | None = None,
     ) -> AttachmentInfo:
         """Attach for the guest `client`; by default for a guest that has no other volume."""
-        spec = AttachSpec(_new_id(), volume_id, client or _new_id(), _TRANSPORTS[transport], queues, read_only)
+        spec = AttachSpec(_new_id(), volume_id, client or _new_id(), _TRANSPORTS[transport], queues, read_only, names)
         with self.calls() as service:
             return service.attach(_context(), spec)
 

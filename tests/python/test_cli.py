@@ -63,7 +63,11 @@ def test_a_volume_from_creation_to_deletion(ctl: Callable[..., Any], service: Se
     busy = polluxctl("volume", "delete", name, environment=service.environment())
     assert busy.returncode == 4
     assert made["volume_id"] in busy.stderr
+    assert attached["scsi_names"] is None
     ctl("detach", attached["attachment_id"], plain=True)
+    named = ctl("attach", f"{POOL}/{name}", "--client", new_id(), "--scsi-names", "qemu")
+    assert named["scsi_names"] == "qemu"
+    ctl("detach", named["attachment_id"], plain=True)
     assert not Path(attached["socket_path"]).exists()
 
     opened = ctl("data", "open", name)

@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 #: Key of the connector's properties: the name under which the service knows this host.
 HOST_PROPERTY = 'pollux_host'
 _TRANSPORTS = {connection.SCSI: types.Transport.SCSI, connection.BLK: types.Transport.BLK}
+# Names that are the default are not asked for: services from before there were others take the request too.
+_SCSI_NAMES = {connection.OWN_NAMES: None, connection.QEMU_NAMES: types.ScsiNames.QEMU}
 
 
 class PolluxConnector(base.BaseLinuxConnector):
@@ -139,11 +141,11 @@ class PolluxConnector(base.BaseLinuxConnector):
                                 client_id=wanted.client_id, transport=_TRANSPORTS[wanted.transport],
                                 # A guest's controller has its number of queues for all volumes.
                                 queues=0 if wanted.transport == connection.SCSI else wanted.queues,
-                                read_only=wanted.read_only)
+                                read_only=wanted.read_only, scsi_names=_SCSI_NAMES[wanted.scsi_names])
         try:
             attached = client.attach(spec)
         except errors.Exists:
-            # From before the guest was resized, or the number of queues or the type's transport changed.
+            # From before the guest was resized, or the number of queues or the type's transport or names changed.
             earlier = client.attachment_list(wanted.volume_id, wanted.client_id)
             if wanted.in_use or any(one.connected for one in earlier):
                 # Nova writes the configuration of a rescue while the guest runs: that keeps what it has.

@@ -7,8 +7,8 @@
     pollux_key = /etc/pollux/certs/cinder-key.pem
 
 Every pool of the service is a pool of the back end. A volume has the same UUID here and there, so every call may be
-repeated. Extra specs of a type: `pollux:transport` (scsi, the default, or blk) and `pollux:provisioning` (thin, the
-default, or thick).
+repeated. Extra specs of a type: `pollux:transport` (scsi, the default, or blk), `pollux:scsi_names` (pollux, the
+default, or qemu) and `pollux:provisioning` (thin, the default, or thick).
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ class PolluxDriver(driver.VolumeDriver):
         """Inside, a volume is made; it gets its limits at the end, and is deleted again if anything fails."""
         types.refuse_encryption(volume)
         types.transport(types.extra_specs(volume))
+        types.scsi_names(types.extra_specs(volume))
         with contextlib.ExitStack() as undo:
             yield undo
             undo.callback(self._undo_delete, volume.name_id)
@@ -254,7 +255,8 @@ class PolluxDriver(driver.VolumeDriver):
     @mapped
     def initialize_connection(self, volume: Any, connector: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         types.refuse_encryption(volume)
-        transport = types.transport(types.extra_specs(volume))
+        specs = types.extra_specs(volume)
+        transport, scsi_names = types.transport(specs), types.scsi_names(specs)
         home = self.client.describe().host_id
         self._limit(volume, types.kind(volume), volume.size)
         grant = str(uuid.uuid4())
@@ -263,7 +265,8 @@ class PolluxDriver(driver.VolumeDriver):
         # The one thing of an attachment that Cinder gives to both calls is this dictionary.
         connector.setdefault(GRANTS_PROPERTY, {})[volume.name_id] = grant
         made = connection.Connection(volume_id=volume.name_id, transport=transport, home=home,
-                                     serial=connection.serial_of(volume.name_id, transport))
+                                     serial=connection.serial_of(volume.name_id, transport),
+                                     scsi_names=scsi_names if transport == connection.SCSI else connection.OWN_NAMES)
         return {'driver_volume_type': connection.PROTOCOL, 'data': {**made.as_data(), 'discard': True}}
 
     @mapped
@@ -314,9 +317,10 @@ class PolluxDriver(driver.VolumeDriver):
 
     @mapped
     def retype(self, context: Any, volume: Any, new_type: Any, diff: dict[str, Any], host: dict[str, Any]) -> Any:
-        """Transport and QoS change in place; the transport counts from the next attachment on."""
+        """Transport, names and QoS change in place; the first two count from the next attachment on."""
         specs = new_type.extra_specs or {}
         types.transport(specs)
+        types.scsi_names(specs)
         if diff.get('encryption') or types.provisioning(specs) != types.provisioning(types.extra_specs(volume)):
             return False, None
         if host['host'] != volume.host and not self._move(volume, host):

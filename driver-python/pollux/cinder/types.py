@@ -13,7 +13,7 @@ from pollux import connection, errors
 from pollux.rpc import ttypes as rpc
 
 LOG = logging.getLogger(__name__)
-TRANSPORT, PROVISIONING = 'pollux:transport', 'pollux:provisioning'
+TRANSPORT, PROVISIONING, SCSI_NAMES = 'pollux:transport', 'pollux:provisioning', 'pollux:scsi_names'
 _PROVISIONING = {'thin': rpc.Provisioning.THIN, 'thick': rpc.Provisioning.THICK}
 #: Keys of a QoS specification, as Nova calls them too, whoever is to consume it: see `limits`.
 _LIMITS = {
@@ -36,6 +36,14 @@ def transport(specs: Mapping[str, str]) -> str:
     if value not in connection.TRANSPORTS:
         raise errors.Invalid(f"extra spec {TRANSPORT} is '{value}', and must be one of "
                              f"{', '.join(connection.TRANSPORTS)}")
+    return value
+
+
+def scsi_names(specs: Mapping[str, str]) -> str:
+    value = str(specs.get(SCSI_NAMES, connection.OWN_NAMES)).lower()
+    if value not in connection.SCSI_NAMES:
+        raise errors.Invalid(f"extra spec {SCSI_NAMES} is '{value}', and must be one of "
+                             f"{', '.join(connection.SCSI_NAMES)}")
     return value
 
 

@@ -10,6 +10,7 @@ from pollux.cli import base
 from pollux.rpc import ttypes as types
 
 _TRANSPORTS = {'scsi': types.Transport.SCSI, 'blk': types.Transport.BLK}
+_SCSI_NAMES = {'pollux': None, 'qemu': types.ScsiNames.QEMU}
 
 
 class Attach(base.ShowOne):
@@ -21,6 +22,8 @@ class Attach(base.ShowOne):
         parser.add_argument('--client', type=base.uuid_text, required=True, metavar='UUID',
                             help='The guest. Scsi volumes of one guest share a controller.')
         parser.add_argument('--transport', choices=sorted(_TRANSPORTS), default='scsi', help='Default: scsi.')
+        parser.add_argument('--scsi-names', choices=sorted(_SCSI_NAMES), default='pollux',
+                            help="What the guest's /dev/disk/by-id names are made of. Default: pollux.")
         parser.add_argument('--queues', type=int, default=0, help="Request queues. Default: the service's.")
         parser.add_argument('--read-only', action='store_true')
         parser.add_argument('--id', type=base.uuid_text, metavar='UUID', help='Of the attachment. Default: a new one.')
@@ -30,7 +33,8 @@ class Attach(base.ShowOne):
         return base.fields(self.client.attach(types.AttachSpec(
             attachment_id=parsed_args.id or base.new_id(), volume_id=base.volume_id(self.client, parsed_args.volume),
             client_id=parsed_args.client, transport=_TRANSPORTS[parsed_args.transport], queues=parsed_args.queues,
-            read_only=parsed_args.read_only)), transport=types.Transport)
+            read_only=parsed_args.read_only, scsi_names=_SCSI_NAMES[parsed_args.scsi_names])),
+            transport=types.Transport, scsi_names=types.ScsiNames)
 
 
 class Detach(base.Command):

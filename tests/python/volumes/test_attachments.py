@@ -154,3 +154,20 @@ def test_a_type_that_changes_the_transport_alone_changes_in_place(driver: Any, c
     thick = objects.VolumeType(id=new_id(), extra_specs={"pollux:provisioning": "thick"}, qos_specs_id=None)
     assert driver.retype(context, volume, thick, {"encryption": None}, {"host": volume.host}) == (False, None)
     assert driver.retype(context, volume, other, {}, {"host": "h@other#elsewhere"}) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("transport", "asked", "told"), [("scsi", "QEMU", "qemu"), ("scsi", "", None), ("blk", "qemu", None)]
+)
+def test_a_type_says_by_which_names_guests_find_the_disk(
+    driver: Any, context: Any, transport: str, asked: str, told: str | None
+) -> None:
+    specs = {"pollux:transport": transport, **({"pollux:scsi_names": asked} if asked else {})}
+    made = a_volume(context, specs=specs)
+    driver.create_volume(made)
+    data = driver.initialize_connection(made, dict(CONNECTOR))["data"]
+    # What is the default is not said: hosts with an earlier package read the connection as they always did.
+    assert data.get("scsi_names") == told
+    assert connection.parse(data).scsi_names == (told or "pollux")
+    driver.terminate_connection(made, dict(CONNECTOR))
+    driver.delete_volume(made)

@@ -69,7 +69,7 @@ def test_encrypted_volumes_are_refused(driver: Any, context: Any, images: Images
         service.client().volume_describe(made.id)
 
 
-@pytest.mark.parametrize("spec", ["pollux:transport", "pollux:provisioning"])
+@pytest.mark.parametrize("spec", ["pollux:transport", "pollux:provisioning", "pollux:scsi_names"])
 def test_an_extra_spec_with_an_unknown_value_is_refused(driver: Any, context: Any, spec: str) -> None:
     with pytest.raises(exception.InvalidInput, match=f"{spec} is 'fast'"):
         driver.create_volume(a_volume(context, specs={spec: "fast"}))

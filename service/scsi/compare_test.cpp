@@ -38,6 +38,19 @@ BOOST_AUTO_TEST_CASE(compare_and_write_writes_only_what_compares) {
   }
 }
 
+// docs/scsi-conformance.md: what a guest may be told whose command was done by a process that died before it could say so.
+BOOST_AUTO_TEST_CASE(compare_and_write_that_is_handed_in_again_claims_nothing_that_it_did_not_find) {
+  Bench bench;
+  const Bytes open(512, 0);
+  const Bytes taken(512, 1);
+  Request request = compare_and_write(3, open, taken);
+  request.arrival = {.number = 7, .again = true};
+  check_good(bench.run(request), 1024);
+  // Whether it was this guest or another one that wrote the same cannot be told.
+  check_sense(bench.run(request), sense::kMiscompareDuringVerify);
+  BOOST_TEST((bench.bdev->peek(3 * 512, 512) == taken));
+}
+
 BOOST_AUTO_TEST_CASE(compare_and_write_checks_its_fields) {
   Bench bench;
   check_good(bench.run(compare_and_write(0, {}, {})), 0);

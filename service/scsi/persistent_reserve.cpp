@@ -263,25 +263,31 @@ void persistent_reserve_out(LunChannel& channel, Task& task) {
   OutParameters parameters;
   if (!parse_parameters(channel, task, action, parameters)) return;
 
+  const NexusName initiator = name_of(channel.nexus());
+  const CommandArrival arrival = task.arrival != nullptr ? task.arrival(task) : CommandArrival{};
   Reservations::Effects effects;
   std::vector<std::shared_ptr<ChannelAnchor>> to_abort;
   bool saving = false;
   {
     std::lock_guard lock(unit.mutex());
     Reservations& reservations = unit.reservations();
-    if (action == kRegisterAndMove &&
+    if (arrival.again && reservations.was_done(initiator, arrival.number)) {
+      // The process that did it died before it could say so. Done twice, most actions would fail: the keys have changed.
+    } else if (action == kRegisterAndMove &&
         std::none_of(unit.nexuses().begin(), unit.nexuses().end(), [&](const Nexus* nexus) {
           return nexus->options().relative_target_port == parameters.move_to.relative_target_port;
         })) {
       effects.verdict = Reservations::Verdict::kInvalidTransportId;
     } else {
       const bool was_kept = !reservations.registrants().empty();
-      effects = apply(reservations, name_of(channel.nexus()), action, type, parameters);
+      effects = apply(reservations, initiator, action, type, parameters);
       if (effects.verdict == Reservations::Verdict::kDone) {
+        if (arrival.number != 0) reservations.note_done(initiator, arrival.number);
         unit.update_gates();
         tell(unit, effects);
         if (action == kPreemptAndAbort) to_abort = channels_of(unit, effects.preempted);
-        saving = unit.options().reservations != nullptr && (was_kept || !reservations.registrants().empty());
+        saving = unit.options().reservations != nullptr &&
+                 (was_kept || !reservations.registrants().empty() || arrival.number != 0);
       }
     }
     if (saving) {

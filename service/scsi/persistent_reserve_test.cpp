@@ -242,6 +242,68 @@ BOOST_AUTO_TEST_CASE(reservations_outlive_the_guest_and_the_process_and_with_apt
   BOOST_TEST((LogicalUnit::make({.bdev = bdev, .reservations = store}).error().code == ErrorCode::kCorrupt));
 }
 
+// What becomes of a command whose answer died with the process: done before, it is not done again; else it is.
+BOOST_AUTO_TEST_CASE(a_command_that_is_handed_in_again_is_done_once) {
+  struct Step {
+    Out command;
+    std::uint64_t generation;  // after it
+  };
+  // Done twice, each but RESERVE would fail: the keys are others, or gone.
+  const Step steps[] = {{{kRegister, 0, 1}, 2}, {{kRegister, 1, 2}, 3}, {{kReserve, 2, 0, 1}, 3},
+                        {{kPreempt, 2, 7, 1}, 4}, {{kClear, 2}, 5}};
+  auto store = std::make_shared<TestStore>();
+  {
+    Bench bench({.store = store});
+    check_good(bench.run(out({kRegister, 0, 7}), {1, 0}), 24);  // the one to be preempted
+  }
+  std::uint64_t arrival = 100;
+  for (const Step& step : steps) {
+    Request request = out(step.command);
+    request.arrival = {.number = ++arrival, .again = false};
+    {
+      // The process did not get to it: its successor does it.
+      Bench bench({.store = store});
+      request.arrival.again = true;
+      check_good(bench.run(request), 24);
+    }
+    {
+      // The process did it, and died before it could say so.
+      Bench bench({.store = store});
+      check_good(bench.run(request), 24);
+      BOOST_TEST(get_be32(bench.run(in(0)).data.data()) == step.generation);
+      // Nobody else is taken for it, nor any other command of the same guest.
+      check_status(bench.run(request, {1, 0}), ScsiStatus::kReservationConflict);
+    }
+  }
+  // CLEAR has left nothing but what was done.
+  Bench bench({.store = store});
+  BOOST_TEST(bench.run(in(0)).data[7] == 0);
+}
+
+BOOST_AUTO_TEST_CASE(what_was_done_is_remembered_for_the_last_few_commands_of_each_guest) {
+  auto store = std::make_shared<TestStore>();
+  const auto ignore = [](std::uint64_t key, std::uint64_t arrival, bool again = false) {
+    Request request = out({kIgnore, 0, key});
+    request.arrival = {.number = arrival, .again = again};
+    return request;
+  };
+  {
+    Bench bench({.store = store});
+    check_good(bench.run(ignore(1, 1), {1, 0}), 24);
+    for (std::uint64_t i = 1; i <= 3 * Reservations::kMaxDone; ++i) check_good(bench.run(ignore(i, i)), 24);
+  }
+  Bench bench({.store = store});
+  const auto key = [&] { return get_be64(bench.run(in(0)).data.data() + 16); };
+  constexpr std::uint64_t kLast = 3 * Reservations::kMaxDone;
+  check_good(bench.run(ignore(99, kLast - Reservations::kMaxDone + 1, true)), 24);
+  BOOST_TEST(key() == kLast);
+  check_good(bench.run(ignore(99, kLast - Reservations::kMaxDone, true)), 24);
+  BOOST_TEST(key() == 99U);
+  // The other guest's is its own.
+  check_good(bench.run(ignore(98, 1, true), {1, 0}), 24);
+  BOOST_TEST(get_be64(bench.run(in(0)).data.data() + 8) == 1U);
+}
+
 BOOST_AUTO_TEST_CASE(reserve_and_release_of_old) {
   Bench bench;
   for (auto [reserve, release] :

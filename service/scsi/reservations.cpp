@@ -9,7 +9,11 @@ namespace pollux::scsi {
 
 namespace {
 
-constexpr char kStateHeader[] = "pollux-reservations-2";
+constexpr char kStateHeader[] = "pollux-reservations-3";
+// Without what was done.
+constexpr char kEarlierStateHeader[] = "pollux-reservations-2";
+// Of all nexuses: each has its own last few, and those that were forgotten are not handed in again any more.
+constexpr std::size_t kMaxDoneOfAll = Reservations::kMaxRegistrants * Reservations::kMaxDone;
 
 }  // namespace
 
@@ -235,15 +239,32 @@ bool Reservations::allows(const Nexus& nexus, const Command& command, const std:
   return harmless;
 }
 
+void Reservations::note_done(const NexusName& nexus, std::uint64_t arrival) {
+  const auto of_nexus = [&](const Done& done) { return done.nexus == nexus; };
+  if (static_cast<std::size_t>(std::count_if(done_.begin(), done_.end(), of_nexus)) >= kMaxDone) {
+    done_.erase(std::find_if(done_.begin(), done_.end(), of_nexus));
+  } else if (done_.size() >= kMaxDoneOfAll) {
+    done_.erase(done_.begin());
+  }
+  done_.push_back({nexus, arrival});
+}
+
+bool Reservations::was_done(const NexusName& nexus, std::uint64_t arrival) const {
+  return std::find(done_.begin(), done_.end(), Done{nexus, arrival}) != done_.end();
+}
+
 std::string Reservations::save() const {
-  if (registrants_.empty()) return {};
+  if (registrants_.empty() && done_.empty()) return {};
   std::ostringstream out;
   out << kStateHeader << ' ' << generation_ << ' ' << (aptpl_ ? 1 : 0) << ' '
-      << (held_ ? static_cast<int>(held_->type) : 0) << ' ' << registrants_.size() << '\n';
+      << (held_ ? static_cast<int>(held_->type) : 0) << ' ' << registrants_.size() << ' ' << done_.size() << '\n';
   for (const Registrant& registrant : registrants_) {
     const bool holder = held_ && held_->holder && *held_->holder == registrant.nexus;
     out << registrant.nexus.initiator << ' ' << registrant.nexus.relative_target_port << ' ' << registrant.key << ' '
         << (holder ? 1 : 0) << '\n';
+  }
+  for (const Done& done : done_) {
+    out << done.nexus.initiator << ' ' << done.nexus.relative_target_port << ' ' << done.arrival << '\n';
   }
   return std::move(out).str();
 }
@@ -257,10 +278,15 @@ Status Reservations::restore(const std::string& state) {
   unsigned aptpl = 0;
   unsigned type = 0;
   std::size_t count = 0;
-  if (!(in >> header >> generation >> aptpl >> type >> count) || header != kStateHeader || aptpl > 1 || count == 0 ||
-      count > kMaxRegistrants || type > 8 || (type != 0 && !reservation_type(static_cast<std::uint8_t>(type)))) {
+  std::size_t done_count = 0;
+  if (!(in >> header >> generation >> aptpl >> type >> count) || aptpl > 1 || count > kMaxRegistrants || type > 8 ||
+      (type != 0 && !reservation_type(static_cast<std::uint8_t>(type)))) {
     return corrupt();
   }
+  if (header != kEarlierStateHeader && (header != kStateHeader || !(in >> done_count) || done_count > kMaxDoneOfAll)) {
+    return corrupt();
+  }
+  if (count == 0 && done_count == 0) return corrupt();
   std::vector<Registrant> registrants;
   std::optional<NexusName> holder;
   for (std::size_t i = 0; i < count; ++i) {
@@ -273,6 +299,10 @@ Status Reservations::restore(const std::string& state) {
     if (holds != 0) holder = registrant.nexus;
     registrants.push_back(std::move(registrant));
   }
+  std::vector<Done> done(done_count);
+  for (Done& one : done) {
+    if (!(in >> one.nexus.initiator >> one.nexus.relative_target_port >> one.arrival)) return corrupt();
+  }
   if (type == 0) {
     if (holder) return corrupt();
     held_.reset();
@@ -282,6 +312,7 @@ Status Reservations::restore(const std::string& state) {
     held_ = Held{known, holder};
   }
   registrants_ = std::move(registrants);
+  done_ = std::move(done);
   generation_ = generation;
   aptpl_ = aptpl != 0;
   return {};

@@ -114,6 +114,12 @@ class Reservations {
   bool restricts(const Nexus& nexus) const;
   bool allows(const Nexus& nexus, const Command& command, const std::uint8_t* cdb) const;
 
+  // ---- Commands that are handed in again after the process died (CommandArrival). ----
+  // The nexus's last few that were done, kept with what they did: a command is durable with its effect or not at all.
+  static constexpr std::size_t kMaxDone = 8;
+  void note_done(const NexusName& nexus, std::uint64_t arrival);
+  bool was_done(const NexusName& nexus, std::uint64_t arrival) const;
+
   // ---- Persistence: text, so that an operator can read it. Empty when there is nothing to keep. ----
   std::string save() const;
   // kCorrupt when it is not what save() wrote.
@@ -130,7 +136,15 @@ class Reservations {
   static bool all_registrants(ReservationType type);
   static bool write_exclusive(ReservationType type);
 
+  struct Done {
+    NexusName nexus;
+    std::uint64_t arrival = 0;
+
+    bool operator==(const Done&) const = default;
+  };
+
   std::vector<Registrant> registrants_;
+  std::vector<Done> done_;  // oldest first
   std::optional<Held> held_;
   std::uint32_t generation_ = 0;
   bool aptpl_ = false;

@@ -50,6 +50,14 @@ enum class Outcome : std::uint8_t {
 inline constexpr std::size_t kMaxCdbBytes = 32;
 inline constexpr std::size_t kMaxSenseBytes = 32;
 
+// Which command this is, for transports that hand commands in again whose answers a process has taken into its grave.
+struct CommandArrival {
+  // The nexus has had no other command with it; 0: the transport hands nothing in again.
+  std::uint64_t number = 0;
+  // It is handed in again: a process that died may have done it.
+  bool again = false;
+};
+
 struct Task {
   // ---- Set by the front end before each submit(). ----
   std::array<std::uint8_t, kMaxCdbBytes> cdb{};
@@ -67,6 +75,8 @@ struct Task {
   std::uint64_t data_out_bytes = 0;
   std::uint64_t data_in_bytes = 0;
   void (*complete)(Task&) = nullptr;
+  // Asked while the task is in flight, by the few commands that must not be done twice. Null: never handed in again.
+  CommandArrival (*arrival)(const Task&) = nullptr;
 
   // ---- The answer. ----
   Outcome outcome = Outcome::kCompleted;

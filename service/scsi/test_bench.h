@@ -373,6 +373,7 @@ struct Request {
   std::uint64_t tag = 0;
   std::uint8_t cdb_length = 0;  // 0: of cdb
   std::size_t piece_bytes = 1000;
+  CommandArrival arrival = {};
 };
 
 // One command in flight.
@@ -392,6 +393,7 @@ class Pending {
     task_.data_in_count = static_cast<std::uint32_t>(in_.size());
     task_.data_in_bytes = data_in_.size();
     task_.owner = this;
+    task_.arrival = [](const Task& task) { return static_cast<const OwnedTask&>(task).owner->request_.arrival; };
     task_.complete = [](Task& task) { static_cast<OwnedTask&>(task).owner->done_.set(); };
   }
   Pending(const Pending&) = delete;

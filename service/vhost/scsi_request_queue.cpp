@@ -42,6 +42,16 @@ ScsiResponseCode to_code(scsi::Outcome outcome) {
 ScsiRequestQueue::ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
     : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
   number(*this, requests_, on_complete);
+  for (Request& request : requests_) request.arrival = arrival_of;
+}
+
+scsi::CommandArrival ScsiRequestQueue::arrival_of(const scsi::Task& task) {
+  const auto& request = static_cast<const Request&>(task);
+  const virtio::Arrival arrival = request.queue->ring().arrival(request.id);
+  // A guest's queues count for themselves.
+  constexpr std::uint64_t kQueues = 1U << 7;
+  if (arrival.number == 0) return {};
+  return {arrival.number * kQueues + request.queue->ring().index() % kQueues, arrival.again};
 }
 
 void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {

@@ -36,6 +36,7 @@ class ScsiRequestQueue final : public VhostQueue {
   void answer(Request& request, ScsiResponse& response, std::uint32_t data_written);
   void refuse(Request& request, ScsiResponseCode code);
   static void on_complete(scsi::Task& task);
+  static scsi::CommandArrival arrival_of(const scsi::Task& task);
 
   ScsiLane& lane_;
   memory::Vector<Request> requests_;

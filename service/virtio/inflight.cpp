@@ -2,10 +2,22 @@
 
 #include <algorithm>
 #include <bit>
+#include <ctime>
 
 #include "base/units.h"
 
 namespace pollux::virtio {
+
+namespace {
+
+// Above every number that has been given on this host: no ring takes a request a nanosecond.
+std::uint64_t next_arrival() {
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+}  // namespace
 
 std::uint64_t InflightRegion::queue_bytes(std::uint16_t queue_size, bool packed) {
   const std::uint64_t bytes =
@@ -19,6 +31,7 @@ void InflightSplit::attach(std::byte* memory, std::uint16_t size) {
   descs_ = reinterpret_cast<InflightSplitDesc*>(memory + sizeof(InflightSplitHeader));
   size_ = size;
   staged_.reserve(size);
+  counter_ = first_arrival_ = next_arrival();
 }
 
 void InflightSplit::begin_anew(std::uint16_t used_idx) {
@@ -60,7 +73,8 @@ InflightSplit::Recovered InflightSplit::recover(std::uint16_t used_idx, std::uin
   Recovered result{.known = true, .heads = {}};
   for (const auto& [counter, pending_head] : pending) {
     result.heads.push_back(pending_head);
-    counter_ = counter + 1;
+    // Those of a host from which the guest has come may be higher.
+    counter_ = first_arrival_ = std::max(counter_, counter + 1);
   }
   return result;
 }
@@ -87,6 +101,7 @@ void InflightPacked::attach(std::byte* memory, std::uint16_t size) {
   staged_.reserve(size);
   head_of_.assign(size, kNone);
   next_of_.assign(size, kNone);
+  counter_ = first_arrival_ = next_arrival();
 }
 
 InflightPacked::Recovered InflightPacked::recover(const PackedDesc* ring, std::uint16_t used_idx, bool used_wrap) {
@@ -152,7 +167,7 @@ InflightPacked::Recovered InflightPacked::recover(const PackedDesc* ring, std::u
     for (std::size_t i = 0; i + 1 < chain.size(); ++i) next_of_[chain[i]] = chain[i + 1];
     next_of_[chain.back()] = kNone;
     entries += num;
-    counter_ = counter + 1;
+    counter_ = first_arrival_ = std::max(counter_, counter + 1);
     result.heads.push_back(head);
   }
   result.entries = static_cast<std::uint16_t>(entries);

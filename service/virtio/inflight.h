@@ -116,6 +116,12 @@ class InflightSplit {
   // guest's memory has them.
   Recovered recover(std::uint16_t used_idx, std::uint16_t avail_idx);
 
+  // When the request arrived that is in flight with this head: a number that no other request has, of this ring or of
+  // one before it on this host.
+  std::uint64_t arrival(std::uint16_t head) const { return load_once(&descs_[head].counter); }
+  // Those with a lower one were taken by a process that died.
+  std::uint64_t first_arrival() const { return first_arrival_; }
+
   void take(std::uint16_t head) {
     store_counter(head);
     store_release(&descs_[head].inflight, std::uint8_t{1});
@@ -142,7 +148,8 @@ class InflightSplit {
   InflightSplitDesc* descs_ = nullptr;
   std::uint16_t size_ = 0;
   std::uint16_t last_head_ = 0;
-  std::uint64_t counter_ = 1;
+  std::uint64_t counter_ = 0;
+  std::uint64_t first_arrival_ = 0;
   // Reserved for a full ring at attach().
   std::vector<std::uint16_t> staged_;
 };
@@ -175,6 +182,11 @@ class InflightPacked {
   void begin();
   bool note(const PackedDesc& desc);
   void take(std::uint16_t id, std::uint16_t entries);
+  // As InflightSplit's, of the request with this id.
+  std::uint64_t arrival(std::uint16_t id) const {
+    return head_of_[id] < size_ ? load_once(&descs_[head_of_[id]].counter) : 0;
+  }
+  std::uint64_t first_arrival() const { return first_arrival_; }
   // A replayed request keeps its entry.
   void retake(std::uint16_t id, std::uint16_t head) { head_of_[id] = head; }
   // Answering: stage() each, prepare() before the batch is shown, commit() after.
@@ -191,7 +203,8 @@ class InflightPacked {
   // As of the last batch that was prepared, and committed.
   std::uint16_t used_idx_ = 0, old_used_idx_ = 0;
   bool used_wrap_ = true, old_used_wrap_ = true;
-  std::uint64_t counter_ = 1;
+  std::uint64_t counter_ = 0;
+  std::uint64_t first_arrival_ = 0;
   // Ours alone, so that what a front end writes into the region cannot lead us astray: the free entries, the entries of
   // the request being taken, each id's first entry, and each entry's successor within its request.
   std::vector<std::uint16_t> free_;

@@ -177,6 +177,40 @@ BOOST_AUTO_TEST_CASE(packed_entries_are_used_again_for_ever) {
   }
   BOOST_TEST(packed().recover(ring, 0, true).heads.empty());
 }
+BOOST_AUTO_TEST_CASE(split_each_request_has_a_number_of_its_own_over_deaths) {
+  InflightSplit first = split();
+  first.recover(0, 0);
+  first.take(1);
+  const std::uint64_t one = first.arrival(1);
+  BOOST_TEST(one >= first.first_arrival());
+  InflightSplit second = split();
+  BOOST_TEST((second.recover(0, 1).heads == Heads{1}));
+  BOOST_TEST(second.arrival(1) == one);
+  BOOST_TEST(second.first_arrival() > one);
+  second.take(2);
+  BOOST_TEST(second.arrival(2) >= second.first_arrival());
+  // Also when nothing was in flight to count on from.
+  InflightSplit third = split();
+  third.recover(2, 2);
+  third.take(4);
+  BOOST_TEST(third.arrival(4) > second.arrival(2));
+}
+BOOST_AUTO_TEST_CASE(packed_each_request_has_a_number_of_its_own_over_deaths) {
+  PackedDesc ring[kSize] = {};
+  InflightPacked first = packed();
+  first.recover(ring, 0, true);
+  take_packed(first, 1, 2);
+  const std::uint64_t one = first.arrival(1);
+  BOOST_TEST(one >= first.first_arrival());
+  InflightPacked second = packed();
+  const auto recovered = second.recover(ring, 0, true);
+  BOOST_REQUIRE_EQUAL(recovered.heads.size(), 1U);
+  second.retake(1, recovered.heads[0]);
+  BOOST_TEST(second.arrival(1) == one);
+  BOOST_TEST(second.first_arrival() > one);
+  take_packed(second, 2, 1);
+  BOOST_TEST(second.arrival(2) >= second.first_arrival());
+}
 BOOST_AUTO_TEST_CASE(nonsense_in_the_region_yields_valid_heads_or_none) {
   PackedDesc ring[kSize] = {};
   split().recover(0, 0);

@@ -34,6 +34,11 @@ class PackedQueue final : public Virtqueue {
   void disable_kicks() override;
   bool enable_kicks() override;
   std::uint32_t base() const override;
+  Arrival arrival(std::uint16_t id) const override {
+    if (!inflight_.active()) return {};
+    const std::uint64_t number = inflight_.arrival(id);
+    return {number, number < inflight_.first_arrival()};
+  }
 
  private:
   explicit PackedQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}

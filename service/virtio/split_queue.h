@@ -19,6 +19,11 @@ class SplitQueue final : public Virtqueue {
   void disable_kicks() override;
   bool enable_kicks() override;
   std::uint32_t base() const override { return next_avail_; }
+  Arrival arrival(std::uint16_t id) const override {
+    if (!inflight_.active()) return {};
+    const std::uint64_t number = inflight_.arrival(id);
+    return {number, number < inflight_.first_arrival()};
+  }
 
  private:
   explicit SplitQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}

@@ -60,6 +60,14 @@ struct Chain {
 };
 
 // Where to look whether a queue may have something new without asking the queue.
+// A request as an in-flight region knows it.
+struct Arrival {
+  // No other request of the queue has it, before or after; 0: there is no region.
+  std::uint64_t number = 0;
+  // A process that died had taken it, and may have done it.
+  bool again = false;
+};
+
 struct Glance {
   // In the guest's memory; as long as the queue lives.
   const std::uint16_t* word = nullptr;
@@ -96,12 +104,15 @@ class Virtqueue {
   // As vhost-user GET_VRING_BASE wants it; meaningful when nothing is in flight or to be replayed.
   virtual std::uint32_t base() const = 0;
 
+  // Of a request between pop() and push().
+  virtual Arrival arrival(std::uint16_t id) const = 0;
   // Requests of an earlier process are still to come out of pop(): they are in flight as much as those that have.
   bool replaying() const { return replayed_ < replay_.size() && !broken(); }
   bool broken() const { return broken_ != nullptr; }
   // Why; a static text.
   const char* broken_reason() const { return broken_; }
   std::uint16_t size() const { return setup_.size; }
+  std::uint16_t index() const { return setup_.index; }
   bool logging() const { return setup_.log != nullptr; }
   const GuestMemory& memory() const { return *setup_.memory; }
   // Marks what the device wrote. Call before publish(), only when logging().

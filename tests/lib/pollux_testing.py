@@ -32,6 +32,7 @@ from pollux.rpc.ttypes import (
     BdevKind,
     BdevSpec,
     DataSocketSpec,
+    PolluxError,
     PoolInfo,
     PoolSpec,
     Provisioning,
@@ -252,6 +253,16 @@ abandoned_after_s = {abandoned_after_s}
     def detach(self, attachment_id: str) -> None:
         with self.calls() as service:
             service.detach(_context(), attachment_id)
+
+    def try_detach(self, attachment_id: str) -> PolluxError | None:
+        """Detach; with what the service refuses it."""
+        with self.calls() as service:
+            # Caught here: an error of Thrift's cannot pass a context manager, which would change it.
+            try:
+                service.detach(_context(), attachment_id)
+            except PolluxError as refusal:
+                return refusal
+        return None
 
     @contextmanager
     def image_of(self, volume_id: str, *, read_only: bool = True) -> Iterator[str]:

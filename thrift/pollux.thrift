@@ -190,6 +190,11 @@ struct VolumeSpec {
   2: required string name,
   3: required i64 size_bytes,
   4: required Provisioning provisioning,
+  /**
+   * The logical block size that guests see: 512 or 4096, whatever the pool's device has. Absent or 0: 512, and for a
+   * clone that of its source, which it cannot change.
+   */
+  5: optional i32 block_bytes,
 }
 
 struct VolumeInfo {
@@ -207,6 +212,8 @@ struct VolumeInfo {
   9: required i64 created_at_ms,
   10: required i32 attachments,
   11: optional QosLimits qos,
+  /** The logical block size that guests see. */
+  12: optional i32 block_bytes,
 }
 
 struct VolumePage {

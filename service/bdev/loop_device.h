@@ -1,6 +1,6 @@
 #pragma once
-// LoopDevice, for tests: a block device of the kernel's, with blocks of any size, out of a file that goes with it. Needs
-// root.
+// LoopDevice, for tests: a block device of the kernel's, with blocks of any size, out of a file that goes with it.
+// Needs root.
 
 #include <fcntl.h>
 #include <linux/loop.h>

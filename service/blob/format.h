@@ -158,6 +158,9 @@ inline constexpr std::uint8_t kVolumeSnapshot = 1;
 inline constexpr std::uint8_t kVolumeThick = 2;
 inline constexpr std::uint8_t kVolumeDeleting = 4;
 inline constexpr std::uint32_t kRoots = 160;
+constexpr bool valid_block_shift(std::uint8_t shift) {
+  return shift == 0 || shift == 9 || shift == 12;
+}
 
 struct Qos {
   std::uint64_t limits[6];  // read, write, total IOPS; read, write, total bytes/s; 0: none
@@ -167,7 +170,10 @@ struct VolumeRecord {
   std::uint8_t live;  // 0: this record is free and the rest of it is zero
   std::uint8_t flags;
   std::uint8_t name_bytes;
-  std::uint8_t reserved0[5];
+  // Of its logical blocks, as a power of two: 9 or 12. 0, in records from before there was a choice: those of the
+  // pool's device.
+  std::uint8_t block_shift;
+  std::uint8_t reserved0[4];
   Uuid id;
   Uuid parent_id;
   std::uint64_t size_bytes;
@@ -250,7 +256,8 @@ struct VolumeCreateRecord {
   std::int64_t created_ms;
   std::uint8_t flags;
   std::uint8_t name_bytes;
-  std::uint8_t reserved[6];
+  std::uint8_t block_shift;  // as in VolumeRecord
+  std::uint8_t reserved[5];
   char name[256];
 };
 static_assert(sizeof(VolumeCreateRecord) == 304);

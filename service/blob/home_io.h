@@ -2,7 +2,10 @@
 // HomeIo: a piece of guest I/O, within one cluster, that the data path could not do alone: the map has to change, or
 // has to be read from the device first. It travels to the home reactor as a message and is worked on by the Writer.
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "bdev/bdev.h"
 #include "blob/map.h"
@@ -32,6 +35,17 @@ class HomeIo : public reactor::Message {
   // Called on the home reactor, once.
   void (*done)(HomeIo&) = nullptr;
 
+  // Copies what is to be written.
+  void gather(std::byte* to) const {
+    std::size_t left = length;
+    for (const iovec* from = iov; left > 0; ++from) {
+      const std::size_t now = std::min(left, from->iov_len);
+      std::memcpy(to, from->iov_base, now);
+      to += now;
+      left -= now;
+    }
+  }
+
  private:
   friend class Writer;
   friend class HomeIoList;
@@ -52,6 +66,8 @@ class HomeIo : public reactor::Message {
 class HomeIoList {
  public:
   bool empty() const { return head_ == nullptr; }
+  // nullptr: empty.
+  const HomeIo* front() const { return head_; }
   void push(HomeIo& io) {
     io.link_ = nullptr;
     (tail_ == nullptr ? head_ : tail_->link_) = &io;

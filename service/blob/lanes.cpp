@@ -44,7 +44,11 @@ void Lanes::answered() {
 }
 
 reactor::Task<void> Lanes::grace() {
+  const std::uint64_t before = rounds_;
   auto guard = co_await round_.lock();
+  // Somebody else's round, which began after this call.
+  if (rounds_ != before) co_return;
+  ++rounds_;
   // A lane that is made from here on finds the maps as they are now: the list's mutex orders it after us.
   const auto lanes = all();
   if (lanes.empty()) co_return;

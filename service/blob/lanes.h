@@ -37,6 +37,7 @@ class Lane {
   // All on the lane's reactor.
   bdev::Channel& device() { return *device_; }
   reactor::Reactor& reactor() { return reactor_; }
+  Lanes& lanes() { return lanes_; }
   // Around every I/O: begin() before the map is looked at, end() with begin()'s answer when its last access is over.
   unsigned begin() {
     ++in_flight_[epoch_];
@@ -72,7 +73,7 @@ class Lanes {
 
   // The lane of this reactor, on it; made at first use. Errors are the device's.
   Result<Lane*> open(reactor::Reactor& reactor);
-  // Home reactor. Rounds run one after the other.
+  // Home reactor. Rounds run one after the other, and all who wait for one to begin share it.
   reactor::Task<void> grace();
   // Home reactor, with no I/O in flight: ends all lanes, each on its own reactor.
   reactor::Task<void> close();
@@ -91,6 +92,7 @@ class Lanes {
   std::vector<std::unique_ptr<Lane>> lanes_;
 
   reactor::AsyncMutex round_;
+  std::uint64_t rounds_ = 0;  // begun so far
   std::atomic<std::uint32_t> missing_{0};
   struct Answered : reactor::Message {
     Lanes* lanes = nullptr;

@@ -16,8 +16,10 @@ using bdev::IoOp;
 using bdev::IoRequest;
 using bdev::IoStatus;
 
-SimDisk::SimDisk(std::uint64_t size_bytes) : durable_(size_bytes) {}
-SimDisk::SimDisk(std::vector<std::byte> image) : durable_(std::move(image)) {}
+SimDisk::SimDisk(std::uint64_t size_bytes, std::uint32_t block_bytes)
+    : block_bytes_(block_bytes), durable_(size_bytes) {}
+SimDisk::SimDisk(std::vector<std::byte> image, std::uint32_t block_bytes)
+    : block_bytes_(block_bytes), durable_(std::move(image)) {}
 
 void SimDisk::cut_power_at_write(std::uint64_t nth) {
   std::lock_guard lock(mutex_);
@@ -69,7 +71,7 @@ std::vector<std::byte> SimDisk::image_after_power_cut(std::uint64_t seed) const 
     std::uint64_t pick = random() % (versions.size() + 1);
     if (mood == 0 && random() % 16 != 0) pick = 0;
     if (mood == 1 && random() % 16 != 0) pick = versions.size();
-    if (pick != 0) std::memcpy(image.data() + sector * kSectorBytes, versions[pick - 1].bytes.data(), kSectorBytes);
+    if (pick != 0) std::memcpy(image.data() + sector * block_bytes_, versions[pick - 1].bytes.data(), block_bytes_);
   }
   return image;
 }
@@ -86,7 +88,7 @@ std::vector<std::byte> SimDisk::image_after_kill(std::uint64_t seed) const {
     std::size_t kept = versions.size();
     // The write that the cut came with is the last one.
     if (off_ && versions.back().write == writes_ && random() % 2 == 0) --kept;
-    if (kept != 0) std::memcpy(image.data() + sector * kSectorBytes, versions[kept - 1].bytes.data(), kSectorBytes);
+    if (kept != 0) std::memcpy(image.data() + sector * block_bytes_, versions[kept - 1].bytes.data(), block_bytes_);
   }
   return image;
 }
@@ -95,7 +97,7 @@ std::vector<std::byte> SimDisk::image() const {
   std::lock_guard lock(mutex_);
   std::vector<std::byte> image = durable_;
   for (const auto& [sector, versions] : cached_) {
-    std::memcpy(image.data() + sector * kSectorBytes, versions.back().bytes.data(), kSectorBytes);
+    std::memcpy(image.data() + sector * block_bytes_, versions.back().bytes.data(), block_bytes_);
   }
   return image;
 }
@@ -107,10 +109,10 @@ void SimDisk::rot(std::uint64_t byte, unsigned bit) {
 
 void SimDisk::keep(std::uint64_t sector, const std::byte* bytes, bool durable) {
   if (durable) {
-    std::memcpy(durable_.data() + sector * kSectorBytes, bytes, kSectorBytes);
+    std::memcpy(durable_.data() + sector * block_bytes_, bytes, block_bytes_);
     cached_.erase(sector);
   } else {
-    cached_[sector].push_back({writes_, std::vector<std::byte>(bytes, bytes + kSectorBytes)});
+    cached_[sector].push_back({writes_, std::vector<std::byte>(bytes, bytes + block_bytes_)});
   }
 }
 
@@ -125,8 +127,8 @@ void SimDisk::write_sectors(const IoRequest& request) {
     }
     assert(at == request.length_bytes);
   }
-  for (std::uint64_t done = 0; done < request.length_bytes; done += kSectorBytes) {
-    keep((request.offset_bytes + done) / kSectorBytes, bytes.data() + done, durable);
+  for (std::uint64_t done = 0; done < request.length_bytes; done += block_bytes_) {
+    keep((request.offset_bytes + done) / block_bytes_, bytes.data() + done, durable);
   }
 }
 
@@ -136,7 +138,7 @@ void SimDisk::flush(std::uint64_t writes_before) {
     std::size_t covered = 0;
     while (covered < versions.size() && versions[covered].write <= writes_before) ++covered;
     if (covered != 0) {
-      std::memcpy(durable_.data() + at->first * kSectorBytes, versions[covered - 1].bytes.data(), kSectorBytes);
+      std::memcpy(durable_.data() + at->first * block_bytes_, versions[covered - 1].bytes.data(), block_bytes_);
       versions.erase(versions.begin(), versions.begin() + static_cast<std::ptrdiff_t>(covered));
     }
     at = versions.empty() ? cached_.erase(at) : std::next(at);
@@ -152,8 +154,8 @@ IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
     flush(writes_before);
     return IoStatus::kOk;
   }
-  if (!is_aligned<std::uint64_t>(request.offset_bytes, kSectorBytes) ||
-      !is_aligned<std::uint64_t>(request.length_bytes, kSectorBytes) ||
+  if (!is_aligned<std::uint64_t>(request.offset_bytes, block_bytes_) ||
+      !is_aligned<std::uint64_t>(request.length_bytes, block_bytes_) ||
       !range_fits(request.offset_bytes, request.length_bytes, durable_.size())) {
     return IoStatus::kInvalid;
   }
@@ -162,9 +164,9 @@ IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
     std::uint64_t at = request.offset_bytes;
     std::vector<std::byte> bytes(request.length_bytes);
     std::memcpy(bytes.data(), durable_.data() + at, bytes.size());
-    for (std::uint64_t done = 0; done < bytes.size(); done += kSectorBytes) {
-      if (auto found = cached_.find((at + done) / kSectorBytes); found != cached_.end()) {
-        std::memcpy(bytes.data() + done, found->second.back().bytes.data(), kSectorBytes);
+    for (std::uint64_t done = 0; done < bytes.size(); done += block_bytes_) {
+      if (auto found = cached_.find((at + done) / block_bytes_); found != cached_.end()) {
+        std::memcpy(bytes.data() + done, found->second.back().bytes.data(), block_bytes_);
       }
     }
     std::size_t from = 0;
@@ -229,7 +231,7 @@ class SimBdev : public bdev::Bdev {
   SimBdev(std::shared_ptr<SimDisk> disk, std::uint64_t seed) : disk_(std::move(disk)), seed_(seed) {}
   const std::string& name() const override { return name_; }
   std::uint64_t size_bytes() const override { return disk_->size_bytes(); }
-  std::uint32_t block_bytes() const override { return kSectorBytes; }
+  std::uint32_t block_bytes() const override { return disk_->block_bytes(); }
   bool supports_unmap() const override { return true; }
   Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
     return std::make_unique<SimChannel>(disk_, reactor, seed_ + channels_++);

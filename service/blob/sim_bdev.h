@@ -2,7 +2,7 @@
 // SimDisk: a device for tests that fails the way devices may, and no worse.
 //
 // The fault contract:
-//  - Sectors of 512 bytes are written whole or not at all; nothing else is atomic.
+//  - Sectors, which are of the size of its blocks, are written whole or not at all; nothing else is atomic.
 //  - A write is in a volatile cache until a flush that began after the write completed, or its own FUA, has completed.
 //  - Requests take effect and complete in any order, drawn from the seed.
 //  - A power cut keeps, of each sector, what was durable or any one version written since, drawn from the seed
@@ -19,17 +19,19 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/units.h"
 #include "bdev/bdev.h"
 
 namespace pollux::blob {
 
 class SimDisk {
  public:
-  explicit SimDisk(std::uint64_t size_bytes);
+  explicit SimDisk(std::uint64_t size_bytes, std::uint32_t block_bytes = kSectorBytes);
   // A disk with these contents, all durable.
-  explicit SimDisk(std::vector<std::byte> image);
+  explicit SimDisk(std::vector<std::byte> image, std::uint32_t block_bytes = kSectorBytes);
 
   std::uint64_t size_bytes() const { return durable_.size(); }
+  std::uint32_t block_bytes() const { return block_bytes_; }
 
   // The power goes off at the nth write from now (0: the next one). After that every operation fails.
   void cut_power_at_write(std::uint64_t nth);
@@ -66,6 +68,7 @@ class SimDisk {
   void write_sectors(const bdev::IoRequest& request);
   void keep(std::uint64_t sector, const std::byte* bytes, bool durable);
 
+  const std::uint32_t block_bytes_;
   mutable std::mutex mutex_;
   std::vector<std::byte> durable_;
   // Sectors written since they were last durable: every version, oldest first.

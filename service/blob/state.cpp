@@ -103,8 +103,8 @@ Result<Volume*> State::new_volume(VolumeNo number) {
 
 Status State::check_create(const VolumeCreateRecord& create) const {
   if (create.name_bytes == 0 || create.size_bytes == 0 || clusters_of(create.size_bytes) > kMaxVolumeClusters ||
-      create.id.is_nil()) {
-    return corrupt("volume with an impossible name, id or size");
+      create.id.is_nil() || !valid_block_shift(create.block_shift)) {
+    return corrupt("volume with an impossible name, id, size or block size");
   }
   if (find(create.id) != nullptr) return corrupt("two volumes with id " + create.id.to_string());
   if (find_name(std::string(create.name, create.name_bytes)) != nullptr) return corrupt("two volumes with one name");
@@ -117,6 +117,7 @@ void State::fill_volume(Volume& volume, const VolumeCreateRecord& create) {
   volume.size_bytes = create.size_bytes;
   volume.created_ms = create.created_ms;
   volume.flags = create.flags & (kVolumeSnapshot | kVolumeThick);
+  volume.block_shift = create.block_shift;
   volume.leaves.assign(leaves_of(create.size_bytes), 0);
   if (volume.indexed()) volume.index_pages.assign(div_ceil<std::size_t>(volume.leaves.size(), kWordsPerPage), 0);
   index_names(volume);
@@ -293,6 +294,7 @@ Status State::load_volume(VolumeNo number, const VolumeRecord& record) {
   const bool is_deleting = record.flags & kVolumeDeleting;
   if (record.size_bytes == 0 || clusters > kMaxVolumeClusters) return corrupt(where() + "impossible size");
   if (record.id.is_nil() || (record.name_bytes == 0 && !is_deleting)) return corrupt(where() + "no id or name");
+  if (!valid_block_shift(record.block_shift)) return corrupt(where() + "impossible block size");
   if (volumes_.contains(number)) return corrupt(where() + "found twice");
   auto volume = std::make_unique<Volume>();
   volume->number = number;
@@ -302,6 +304,7 @@ Status State::load_volume(VolumeNo number, const VolumeRecord& record) {
   volume->size_bytes = record.size_bytes;
   volume->created_ms = record.created_ms;
   volume->flags = record.flags;
+  volume->block_shift = record.block_shift;
   volume->qos = record.qos;
   volume->mapped = record.mapped;
   volume->charged = record.charged;
@@ -375,6 +378,7 @@ Status State::load_index(Volume& volume, std::size_t chunk, const PageNo* page_n
 void State::serialize_volume(const Volume& volume, VolumeRecord& record) const {
   record.live = 1;
   record.flags = volume.flags;
+  record.block_shift = volume.block_shift;
   record.name_bytes = static_cast<std::uint8_t>(volume.name.size());
   record.id = volume.id;
   record.parent_id = volume.parent_id;

@@ -1,6 +1,7 @@
 #include "blob/store.h"
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <cstring>
 #include <iterator>
@@ -27,6 +28,8 @@ VolumeCreateRecord make_create(const CreateOptions& options, VolumeNo number) {
   record.created_ms = options.created_ms;
   record.flags =
       static_cast<std::uint8_t>((options.thick ? kVolumeThick : 0) | (options.snapshot ? kVolumeSnapshot : 0));
+  record.block_shift =
+      options.block_bytes == 0 ? 0 : static_cast<std::uint8_t>(std::countr_zero(options.block_bytes));
   record.name_bytes = static_cast<std::uint8_t>(options.name.size());
   std::memcpy(record.name, options.name.data(), options.name.size());
   return record;
@@ -72,6 +75,10 @@ Status Store::check_create(const CreateOptions& options) const {
   }
   if (options.size_bytes == 0 || options.size_bytes % kPageBytes != 0) {
     return fail(ErrorCode::kInvalid, "the size must be a multiple of 4096 bytes and not 0");
+  }
+  if (options.block_bytes != 0 && options.block_bytes != 512 && options.block_bytes != 4096) {
+    return fail(ErrorCode::kInvalid,
+                "a volume has blocks of 512 or 4096 bytes, not " + std::to_string(options.block_bytes));
   }
   if (options.size_bytes / state_->geometry.cluster_bytes >= kMaxVolumeClusters) {
     return fail(ErrorCode::kInvalid, "the largest volume of this pool has " +
@@ -140,6 +147,7 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
     if (!found) co_return fail(std::move(found.error()));
     Volume& source = **found;
     if (options.size_bytes == 0) options.size_bytes = source.size_bytes;
+    options.block_bytes = source.block_shift == 0 ? 0 : 1U << source.block_shift;
     POLLUX_CO_TRY(check_create(options));
     if (options.size_bytes < source.size_bytes) {
       co_return fail(ErrorCode::kInvalid, "a clone cannot be smaller than its source, which has " +

@@ -43,6 +43,8 @@ struct CreateOptions {
   bool thick = false;
   bool snapshot = false;
   std::int64_t created_ms = 0;
+  // Of its logical blocks: 512 or 4096. 0: those of the pool's device; in a fork always those of its source.
+  std::uint32_t block_bytes = 0;
 };
 
 struct Usage {

@@ -2,6 +2,7 @@
 // A volume (or snapshot, which is a read-only one) in memory: its record, its leaves, and what is going on with it.
 // Home reactor only, but for `view`.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -21,6 +22,7 @@ struct Volume {
   std::uint64_t size_bytes = 0;
   std::int64_t created_ms = 0;
   std::uint8_t flags = 0;
+  std::uint8_t block_shift = 0;
   Qos qos{};
   std::uint32_t mapped = 0;
   std::uint32_t charged = 0;
@@ -38,6 +40,10 @@ struct Volume {
   // A job or a structural change is at work on it; delete and its like answer kBusy.
   bool pinned = false;
 
+  // Of its logical blocks, on a device with blocks of so many.
+  std::uint32_t block_bytes(std::uint32_t device_block_bytes) const {
+    return block_shift != 0 ? 1U << block_shift : std::max(kSectorBytes, device_block_bytes);
+  }
   bool snapshot() const { return flags & kVolumeSnapshot; }
   bool thick() const { return flags & kVolumeThick; }
   bool deleting() const { return flags & kVolumeDeleting; }

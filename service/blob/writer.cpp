@@ -26,6 +26,7 @@ Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lan
       lane_(lane),
       cluster_bytes_(state.geometry.cluster_bytes),
       sub_block_bytes_(1U << state.geometry.sub_block_shift),
+      device_block_bytes_(lane.lanes().device().block_bytes()),
       open_(kClusters),
       uncommitted_(kClusters) {
   commit_turn_.writer = this;
@@ -54,6 +55,12 @@ bool Writer::whole_cluster(const HomeIo& io) const {
   // The volume's end may cut its last cluster short.
   const std::uint64_t start = std::uint64_t{io.index} * cluster_bytes_;
   return io.offset == 0 && io.length >= std::min<std::uint64_t>(cluster_bytes_, io.volume->size_bytes - start);
+}
+
+bool Writer::changes_block(const HomeIo& io) const {
+  if (((io.offset | io.length) & (device_block_bytes_ - 1)) == 0) return false;
+  const std::uint64_t touched = masks(io.offset, io.length).touched;
+  return state_.exclusive(*io.volume, io.index) && (state_.entry(*io.volume, io.index).bits & touched) == touched;
 }
 
 void Writer::start(HomeIo& io) {
@@ -157,6 +164,13 @@ void Writer::dispatch(HomeIo& io) {
     return space_.settle();
   }
   io.epoch_ = lane_.begin();
+  if (changes_block(io)) {
+    OpenCluster* cluster = open_.find(volume.number, io.index);
+    if (cluster == nullptr) return start_slow(io);
+    lane_.end(io.epoch_);
+    cluster->waiting.push(io);
+    return;
+  }
   if (io.op == HomeIo::Op::kWrite) return write(io);
   io.op == HomeIo::Op::kZero ? zero(io) : own(io);
 }

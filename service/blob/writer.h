@@ -9,7 +9,11 @@
 //
 // Order makes it safe: data first, then the map in memory, then the journal, then the answer. A crash before the
 // journal commit forgets the cluster, which was free, and leaves the old contents. Until that commit all writes to the
-// cluster come here, since one in place, answered at once, would be forgotten with it. Home reactor only.
+// cluster come here, since one in place, answered at once, would be forgotten with it.
+//
+// A volume may have smaller blocks than its device. A write of less than a block of the device to what is in place
+// reads that block, changes it and writes it back; all other writes to the cluster are kept out meanwhile, those of the
+// data path by a mark in the map and a grace period. Home reactor only.
 
 #include <cstdint>
 #include <optional>
@@ -48,6 +52,8 @@ class Writer {
   };
   Masks masks(std::uint32_t offset, std::uint32_t length) const;
   bool whole_cluster(const HomeIo& io) const;
+  // It changes a part of a block of the device that is there and may be written in place.
+  bool changes_block(const HomeIo& io) const;
 
   void dispatch(HomeIo& io);
   void drain();
@@ -75,6 +81,10 @@ class Writer {
   void committed(bool ok);
   void admit_writers(HomeIo& io, bool ok);
 
+  // writer_block.cpp
+  reactor::Task<void> change_blocks(HomeIo& io, OpenCluster& cluster);
+  reactor::Task<bdev::IoStatus> change_block(HomeIo& io);
+
   // writer_slow.cpp
   void start_slow(HomeIo& io);
   reactor::Task<void> slow(HomeIo& io, OpenCluster& cluster);
@@ -95,6 +105,7 @@ class Writer {
   Lane& lane_;
   const std::uint32_t cluster_bytes_;
   const std::uint32_t sub_block_bytes_;
+  const std::uint32_t device_block_bytes_;
   ClusterTable<OpenCluster> open_;
   ClusterTable<UncommittedCluster> uncommitted_;
   HomeIoList ready_;

@@ -18,16 +18,6 @@ using bdev::IoStatus;
 // Bounds the memory of copies: each holds at most one cluster.
 constexpr std::uint32_t kSlowAtOnce = 16;
 
-void gather(const HomeIo& io, std::byte* to) {
-  std::size_t left = io.length;
-  for (const iovec* iov = io.iov; left > 0; ++iov) {
-    const std::size_t now = std::min(left, iov->iov_len);
-    std::memcpy(to, iov->iov_base, now);
-    to += now;
-    left -= now;
-  }
-}
-
 }  // namespace
 
 void Writer::start_slow(HomeIo& io) {
@@ -40,7 +30,7 @@ void Writer::start_slow(HomeIo& io) {
   OpenCluster& cluster = open_.insert(io.volume->number, io.index);
   cluster.exclusive = true;
   cluster.in_flight = 1;
-  reactor::spawn(slow(io, cluster));
+  reactor::spawn(changes_block(io) ? change_blocks(io, cluster) : slow(io, cluster));
 }
 
 reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
@@ -179,7 +169,7 @@ reactor::Task<IoStatus> Writer::write_padded(HomeIo& io, const MapEntry& old, Cl
     if (auto s = co_await read_sub_block(old, last, at); s != IoStatus::kOk) co_return s;
   }
   if (io.op == HomeIo::Op::kWrite) {
-    gather(io, bytes.data() + (io.offset - base));
+    io.gather(bytes.data() + (io.offset - base));
   } else {
     std::memset(bytes.data() + (io.offset - base), 0, io.length);
   }

@@ -219,6 +219,10 @@ Result<volume::VolumeSpec> from_rpc(const rpc::VolumeSpec& spec, bool size_may_b
     if (!size) return fail(size.error());
     result.size_bytes = *size;
   }
+  if (spec.__isset.block_bytes && spec.block_bytes != 0) {
+    if (spec.block_bytes != 512 && spec.block_bytes != 4096) return invalid("block_bytes", "expected 512 or 4096");
+    result.block_bytes = static_cast<std::uint32_t>(spec.block_bytes);
+  }
   switch (spec.provisioning) {
     case rpc::Provisioning::THIN:
       result.provisioning = volume::Provisioning::kThin;
@@ -326,6 +330,7 @@ rpc::VolumeInfo to_rpc(const volume::VolumeInfo& volume, std::uint32_t attachmen
   info.mapped_bytes = to_i64(volume.mapped_bytes);
   info.created_at_ms = volume.created_at_ms;
   info.attachments = to_i32(attachments);
+  info.__set_block_bytes(to_i32(volume.block_bytes));
   if (volume.qos != volume::QosLimits{}) {
     rpc::QosLimits limits;
     limits.__set_read_iops(to_i64(volume.qos.read_iops));

@@ -165,7 +165,7 @@ BOOST_AUTO_TEST_CASE(capacity_is_told_in_both_forms) {
   check_good(sixteen, 32);
   BOOST_TEST(get_be64(sixteen.data.data()) == 8191u);
   BOOST_TEST(get_be32(sixteen.data.data() + 8) == 512u);
-  BOOST_TEST(sixteen.data[13] == 0);
+  BOOST_TEST(sixteen.data[13] == 3);  // 4096 bytes are a physical block
   BOOST_TEST(sixteen.data[14] == 0xc0);
   for (std::uint8_t allocation : {0, 1, 8, 31, 33, 255}) {
     cdb[13] = allocation;
@@ -173,6 +173,19 @@ BOOST_AUTO_TEST_CASE(capacity_is_told_in_both_forms) {
   }
   // The LBA of READ CAPACITY (10) is obsolete with PMI.
   check_invalid_cdb(bench.run({.cdb = {0x25, 0, 0, 0, 0, 1, 0, 0, 0, 0}, .data_in_bytes = 8}), 5, 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_physical_block_is_what_is_written_without_a_read_and_a_page_at_most) {
+  const struct {
+    std::uint32_t block_bytes, optimal_io_bytes;
+    std::uint8_t exponent;
+  } table[] = {{512, 512, 0}, {512, 4096, 3}, {512, 65536, 3}, {4096, 4096, 0}, {4096, 65536, 0}};
+  for (const auto& row : table) {
+    Bench bench({.bdev = {.block_bytes = row.block_bytes, .optimal_io_bytes = row.optimal_io_bytes}});
+    const Answer capacity =
+        bench.run({.cdb = {0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0}, .data_in_bytes = 32});
+    BOOST_TEST(capacity.data[13] == row.exponent);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_device_that_grows_raises_a_unit_attention_for_every_guest) {

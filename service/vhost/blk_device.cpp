@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "base/units.h"
+#include "bdev/physical_block.h"
 #include "vhost/blk_queue.h"
 #include "vhost/limits.h"
 #include "vhost/vhost_user.h"
@@ -49,16 +50,15 @@ std::uint64_t BlkDevice::features() const {
 
 std::vector<std::byte> BlkDevice::config() const {
   const std::uint32_t block = shared_.bdev->block_bytes();
-  const std::uint32_t physical = std::max(block, std::bit_floor(shared_.bdev->optimal_io_bytes()));
+  const std::uint32_t preferred = std::max(block, std::bit_floor(shared_.bdev->optimal_io_bytes()));
   const std::uint32_t granularity = std::max(shared_.bdev->unmap_granularity_bytes(), block);
   BlkConfig config{};
   config.capacity_sectors = shared_.bdev->size_bytes() / kSectorBytes;
   config.seg_max = kMaxSegments;
   config.blk_size = block;
-  // Physical blocks beyond a page are a hint that no guest expects; the rest of it is the preferred size.
   config.physical_block_exp =
-      static_cast<std::uint8_t>(std::countr_zero(std::min(physical, std::max(block, 4096U)) / block));
-  config.min_io_blocks = static_cast<std::uint16_t>(std::min<std::uint32_t>(physical / block, UINT16_MAX));
+      static_cast<std::uint8_t>(std::countr_zero(bdev::physical_block_bytes(*shared_.bdev) / block));
+  config.min_io_blocks = static_cast<std::uint16_t>(std::min<std::uint32_t>(preferred / block, UINT16_MAX));
   config.opt_io_blocks = 0;
   config.writeback = shared_.writeback.load(std::memory_order_relaxed) ? 1 : 0;
   config.num_queues = queues_;

@@ -35,7 +35,7 @@ std::vector<std::byte> CrashHarness::formatted(reactor::Reactor& home, std::uint
 void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
   drop();
   process_dies_ = false;
-  disk_ = std::make_shared<blob::SimDisk>(std::move(image));
+  disk_ = std::make_shared<blob::SimDisk>(std::move(image), device_block_bytes_);
   store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_)));
 }
 
@@ -96,7 +96,8 @@ bool CrashHarness::create(const Uuid& id, std::uint64_t bytes) {
   volume.durable.assign(bytes / kBlock, 0);
   volume.latest = volume.durable;
   volume.may_be_missing = true;
-  blob::CreateOptions options{.id = id, .name = volume.name, .size_bytes = bytes, .created_ms = 1};
+  blob::CreateOptions options{
+      .id = id, .name = volume.name, .size_bytes = bytes, .created_ms = 1, .block_bytes = kSectorBytes};
   if (!run(store_->create(std::move(options)), "create")) return false;
   volume.may_be_missing = false;
   return true;

@@ -43,7 +43,9 @@ struct ModelVolume {
 
 class CrashHarness {
  public:
-  explicit CrashHarness(reactor::Reactor& home) : home_(home) {}
+  // Volumes have blocks of 512 bytes, whatever the disk has.
+  explicit CrashHarness(reactor::Reactor& home, std::uint32_t device_block_bytes = kSectorBytes)
+      : home_(home), device_block_bytes_(device_block_bytes) {}
   ~CrashHarness() { drop(); }
 
   static std::vector<std::byte> formatted(reactor::Reactor& home, std::uint64_t bytes, std::uint32_t cluster_bytes);
@@ -137,6 +139,7 @@ class CrashHarness {
   reactor::Task<Status> idle_task();
 
   reactor::Reactor& home_;
+  const std::uint32_t device_block_bytes_;
   std::shared_ptr<blob::SimDisk> disk_;
   std::unique_ptr<blob::Store> store_;
   std::map<Uuid, Opened> opened_;

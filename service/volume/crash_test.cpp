@@ -7,6 +7,8 @@
 //   POLLUX_TEST_STRIDE    every how many writes the scenario is cut (default 1: all of them)
 
 #include <algorithm>
+#include <boost/test/data/monomorphic.hpp>
+#include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 
 #include "volume/crash_harness.h"
@@ -291,7 +293,8 @@ BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_
   BOOST_TEST(errors > 50U);
 }
 
-BOOST_AUTO_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promises) {
+BOOST_DATA_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promises,
+                     boost::unit_test::data::make({512U, 4096U}), device_block_bytes) {
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
@@ -299,7 +302,7 @@ BOOST_AUTO_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promi
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return random() % n; };
   std::vector<std::byte> image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
-  CrashHarness pool(home);
+  CrashHarness pool(home, device_block_bytes);
   const auto fresh_id = [&] {
     Uuid id;
     for (auto& byte : id.bytes) byte = static_cast<std::uint8_t>(random());

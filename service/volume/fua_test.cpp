@@ -98,8 +98,10 @@ const Range kRanges[] = {
 
 BOOST_AUTO_TEST_SUITE(fua)
 
-BOOST_DATA_TEST_CASE(what_was_answered_with_fua_is_there_after_a_power_cut, boost::unit_test::data::make(kOperations),
-                     operation) {
+// On a disk with blocks as small as the volume's, and on one with larger ones.
+BOOST_DATA_TEST_CASE(what_was_answered_with_fua_is_there_after_a_power_cut,
+                     boost::unit_test::data::make(kOperations) * boost::unit_test::data::make({512U, 4096U}), operation,
+                     device_block_bytes) {
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
@@ -108,7 +110,7 @@ BOOST_DATA_TEST_CASE(what_was_answered_with_fua_is_there_after_a_power_cut, boos
   for (const MapState& state : kStates) {
     for (const Range& range : kRanges) {
       BOOST_TEST_CONTEXT(operation.name << " of " << range.name << ", " << state.name) {
-        CrashHarness pool(home);
+        CrashHarness pool(home, device_block_bytes);
         pool.open(blank, ++draw);
         BOOST_REQUIRE(pool.create(kVolume, kVolumeBytes) && state.make(pool));
         BOOST_REQUIRE(operation.op == IoOp::kWrite

@@ -1,5 +1,8 @@
 #include "volume/io_slots.h"
 
+#include <new>
+
+#include "base/units.h"
 #include "volume/volume_channel.h"
 
 namespace pollux::volume {
@@ -8,6 +11,7 @@ namespace {
 
 constexpr std::size_t kSlots = 512;
 constexpr std::size_t kLargeSlices = 32;
+constexpr std::size_t kBlockParts = 64;
 
 }  // namespace
 
@@ -22,6 +26,17 @@ IoSlots::IoSlots(blob::Lane& lane) : lane_(lane), slots_(kSlots), large_(kLargeS
   }
   free_large_.reserve(kLargeSlices);
   for (auto& slice : large_) free_large_.push_back(&slice);
+  const std::size_t block_bytes = lane.lanes().device().block_bytes();
+  if (block_bytes <= kSectorBytes) return;
+  part_blocks_.reset(memory::allocate(kBlockParts * block_bytes, block_bytes));
+  if (!part_blocks_) throw std::bad_alloc();
+  parts_.resize(kBlockParts);
+  free_parts_.reserve(kBlockParts);
+  for (std::size_t i = 0; i < kBlockParts; ++i) {
+    parts_[i].block = static_cast<std::byte*>(part_blocks_.get()) + i * block_bytes;
+    parts_[i].whole = {parts_[i].block, block_bytes};
+    free_parts_.push_back(&parts_[i]);
+  }
 }
 
 IoSlots& IoSlots::of(blob::Lane& lane) {
@@ -39,7 +54,8 @@ void IoSlots::drive_waiting() {
   // Not nested: a piece that completes at once comes back here.
   if (waking_) return;
   waking_ = true;
-  while (waiting_head_ != nullptr && free_ != nullptr && !free_large_.empty()) {
+  while (waiting_head_ != nullptr && free_ != nullptr && !free_large_.empty() &&
+         (parts_.empty() || !free_parts_.empty())) {
     bdev::IoRequest* request = waiting_head_;
     waiting_head_ = request->device_next;
     if (waiting_head_ == nullptr) waiting_tail_ = nullptr;

@@ -27,6 +27,16 @@ struct LargeSlice {
   std::array<iovec, kMaxIovecs> iov;
 };
 
+// For a read of less than a block of the device: the whole block, and what of it goes where.
+struct BlockPart {
+  std::byte* block = nullptr;
+  iovec whole{};
+  std::uint32_t offset = 0;
+  std::uint32_t length = 0;
+  const iovec* iov = nullptr;
+  std::uint16_t iov_count = 0;
+};
+
 // One piece of a guest's request.
 struct IoSlot {
   struct Device : bdev::IoRequest {
@@ -43,6 +53,7 @@ struct IoSlot {
   unsigned epoch = 0;
   bool resumes = false;  // the parent is cut further when this is done
   LargeSlice* large = nullptr;
+  BlockPart* part = nullptr;
   IoSlot* next = nullptr;
   std::array<iovec, kSmallSlice> small;
 };
@@ -66,6 +77,14 @@ class IoSlots : public blob::LaneExtension {
     free_large_.pop_back();
     return slice;
   }
+  // nullptr: none left. There are none at all where no volume can have smaller blocks than the device.
+  BlockPart* take_part() {
+    if (free_parts_.empty()) return nullptr;
+    BlockPart* part = free_parts_.back();
+    free_parts_.pop_back();
+    return part;
+  }
+  void give_back_part(BlockPart& part) { free_parts_.push_back(&part); }
   void give_back(IoSlot& slot) {
     if (slot.large != nullptr) [[unlikely]]
       free_large_.push_back(std::exchange(slot.large, nullptr));
@@ -87,6 +106,9 @@ class IoSlots : public blob::LaneExtension {
   memory::Vector<LargeSlice> large_;
   IoSlot* free_ = nullptr;
   std::vector<LargeSlice*> free_large_;
+  std::unique_ptr<void, memory::Release> part_blocks_;
+  std::vector<BlockPart> parts_;
+  std::vector<BlockPart*> free_parts_;
   bdev::IoRequest* waiting_head_ = nullptr;
   bdev::IoRequest* waiting_tail_ = nullptr;
   bool waking_ = false;

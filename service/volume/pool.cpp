@@ -43,6 +43,7 @@ VolumeInfo Pool::info(const blob::Volume& volume) const {
   info.size_bytes = volume.size_bytes;
   info.provisioning = volume.thick() ? Provisioning::kThick : Provisioning::kThin;
   info.snapshot = volume.snapshot();
+  info.block_bytes = volume.block_bytes(device->block_bytes());
   if (!volume.parent_id.is_nil()) info.parent_id = volume.parent_id;
   info.mapped_bytes = std::uint64_t{volume.mapped} * store->super().cluster_bytes;
   info.created_at_ms = volume.created_ms;

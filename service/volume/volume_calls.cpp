@@ -7,9 +7,10 @@ namespace pollux::volume {
 
 namespace {
 
-bool same_volume(const Volume& volume, const VolumeSpec& spec) {
+bool same_volume(const Pool& pool, const Volume& volume, const VolumeSpec& spec) {
   return !volume.snapshot() && volume.name == spec.name && volume.size_bytes == spec.size_bytes &&
-         volume.thick() == (spec.provisioning == Provisioning::kThick);
+         volume.thick() == (spec.provisioning == Provisioning::kThick) &&
+         (spec.block_bytes == 0 || spec.block_bytes == volume.block_bytes(pool.device->block_bytes()));
 }
 
 blob::CreateOptions create_options(const VolumeSpec& spec) {
@@ -17,7 +18,8 @@ blob::CreateOptions create_options(const VolumeSpec& spec) {
           .name = spec.name,
           .size_bytes = spec.size_bytes,
           .thick = spec.provisioning == Provisioning::kThick,
-          .created_ms = wall_clock_ms()};
+          .created_ms = wall_clock_ms(),
+          .block_bytes = spec.block_bytes == 0 ? kDefaultBlockBytes : spec.block_bytes};
 }
 
 JobInfo job_info(const blob::Job& job) {
@@ -42,7 +44,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_volume(std::string pool_
   if (!entered) co_return fail(std::move(entered.error()));
   Pool& pool = *entered->pool;
   if (auto there = impl_->find_volume(spec.id)) {
-    if (there->pool != &pool || !same_volume(*there->volume, spec)) co_return fail(taken(spec.id));
+    if (there->pool != &pool || !same_volume(pool, *there->volume, spec)) co_return fail(taken(spec.id));
     // The first request may still be on its way to the device.
     POLLUX_CO_TRY(co_await pool.store->journal().commit());
     co_return impl_->describe(spec.id);
@@ -121,9 +123,16 @@ reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec
   blob::Store& store = *place->pool->store;
   if (spec.size_bytes == 0) spec.size_bytes = place->volume->size_bytes;
   if (auto there = impl_->find_volume(spec.id)) {
-    if (!same_volume(*there->volume, spec) || there->volume->parent_id != snapshot) co_return fail(taken(spec.id));
+    if (!same_volume(*there->pool, *there->volume, spec) || there->volume->parent_id != snapshot) {
+      co_return fail(taken(spec.id));
+    }
     POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(spec.id);
+  }
+  const std::uint32_t block_bytes = place->volume->block_bytes(place->pool->device->block_bytes());
+  if (spec.block_bytes != 0 && spec.block_bytes != block_bytes) {
+    co_return fail(ErrorCode::kInvalid, "a clone has the blocks of its source, which are of " +
+                                            std::to_string(block_bytes) + " bytes");
   }
   blob::CreateOptions options = create_options(spec);
   auto made = co_await store.fork(snapshot, std::move(options));

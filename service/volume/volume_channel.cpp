@@ -4,6 +4,7 @@
 #include <bit>
 #include <cassert>
 #include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/units.h"
@@ -34,7 +35,8 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       at_home_(&slots.lane().reactor() == &store.home()),
       read_only_(volume_->read_only()),
       block_bytes_(volume_->block_bytes()),
-      block_mask_(block_bytes_ - 1),
+      device_mask_(store.lanes().device().block_bytes() - 1),
+      whole_mask_(std::max(block_bytes_ - 1, device_mask_)),
       cluster_bytes_(store.super().cluster_bytes),
       cluster_mask_(cluster_bytes_ - 1),
       cluster_shift_(static_cast<std::uint32_t>(std::countr_zero(cluster_bytes_))),
@@ -70,7 +72,7 @@ template <bool kWriting>
   // Within one cluster nothing overflows.
   const std::uint64_t last = start + (length - 1);
   if ((kWriting && (read_only_ || (request.flags & IoRequest::kFua) != 0)) || length - 1 > cluster_mask_ - offset ||
-      ((start | length) & block_mask_) != 0 || last >= view_.size_bytes.load(std::memory_order_acquire)) [[unlikely]] {
+      ((start | length) & whole_mask_) != 0 || last >= view_.size_bytes.load(std::memory_order_acquire)) [[unlikely]] {
     return submit_in_pieces(request, started_ns, /*limited=*/false);
   }
   // As in step(): counted before the map is looked at.
@@ -217,6 +219,8 @@ VolumeChannel::Step VolumeChannel::step(IoRequest& request) {
   place.offset = static_cast<std::uint32_t>(at & cluster_mask_);
   place.length = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(request.length_bytes - p.cursor, cluster_bytes_ - place.offset));
+  if (device_mask_ >= block_bytes_) [[unlikely]]
+    keep_to_device_blocks(place);
 
   // Counted before the map is looked at, so that a grace period covers what follows from it.
   const unsigned epoch = lane_.begin();
@@ -243,11 +247,23 @@ VolumeChannel::Step VolumeChannel::step(IoRequest& request) {
   return Step::kNext;
 }
 
-// How much of the request, from `place` on, lies in one piece on the device.
+// Where the volume has smaller blocks than its device: a part of one of the device's blocks, or as many as are whole.
+void VolumeChannel::keep_to_device_blocks(Place& place) const {
+  const std::uint32_t block_bytes = device_mask_ + 1;
+  const std::uint32_t within = place.offset & device_mask_;
+  if (within != 0 || place.length < block_bytes) {
+    place.length = std::min(place.length, block_bytes - within);
+  } else {
+    place.length &= ~device_mask_;
+  }
+}
+
+// How much of the request, from `place` on, lies in one piece on the device, in whole blocks of it.
 std::uint64_t VolumeChannel::extend(const IoRequest& request, const Place& place, const Mapping& first,
                                     bool writing) const {
   const std::uint64_t start = (std::uint64_t{place.index} << cluster_shift_) + place.offset;
-  const std::uint64_t left = request.offset_bytes + request.length_bytes - start;
+  const std::uint64_t left =
+      (request.offset_bytes + request.length_bytes - start) & ~static_cast<std::uint64_t>(device_mask_);
   std::uint64_t length = place.length;
   std::uint32_t index = place.index;
   blob::ClusterNo next = first.entry.own;
@@ -277,6 +293,8 @@ VolumeChannel::Run VolumeChannel::run_at(const Place& place, const blob::MapEntr
 VolumeChannel::Step VolumeChannel::read_step(IoRequest& request, const Place& place, const blob::MapEntry& entry,
                                              unsigned epoch) {
   auto [from, length] = run_at(place, entry);
+  if (from != 0 && part_of_block(place)) [[unlikely]]
+    return read_part(request, place, from, epoch);
   if (entry.full()) length = extend(request, place, {.entry = entry, .leaf_shared = false}, /*writing=*/false);
   if (from == 0) {
     lane_.end(epoch);
@@ -286,10 +304,42 @@ VolumeChannel::Step VolumeChannel::read_step(IoRequest& request, const Place& pl
   return to_device(request, (std::uint64_t{from} << cluster_shift_) + place.offset, length, epoch);
 }
 
+// The whole block into memory of the channel's own, and from there what is asked for. The run that was found holds all
+// of the piece, since it lies within one sub-block.
+VolumeChannel::Step VolumeChannel::read_part(IoRequest& request, const Place& place, blob::ClusterNo from,
+                                             unsigned epoch) {
+  Progress& p = progress(request);
+  IoSlot* slot = slots_.take();
+  BlockPart* part = slot == nullptr ? nullptr : slots_.take_part();
+  if (part == nullptr || !slice(request, place.length, *slot, part->iov, part->iov_count)) {
+    if (part != nullptr) slots_.give_back_part(*part);
+    if (slot != nullptr) slots_.give_back(*slot);
+    lane_.end(epoch);
+    return p.status == IoStatus::kOk ? Step::kWait : Step::kNext;
+  }
+  part->offset = place.offset & device_mask_;
+  part->length = place.length;
+  slot->part = part;
+  slot->parent = &request;
+  slot->resumes = false;
+  slot->epoch = epoch;
+  slot->device.op = IoOp::kRead;
+  slot->device.flags = 0;
+  slot->device.offset_bytes = (std::uint64_t{from} << cluster_shift_) + (place.offset - part->offset);
+  slot->device.length_bytes = part->whole.iov_len;
+  slot->device.iov = &part->whole;
+  slot->device.iov_count = 1;
+  slot->device.complete = &VolumeChannel::part_read;
+  p.cursor += place.length;
+  ++p.outstanding;
+  lane_.device().submit(slot->device);
+  return Step::kNext;
+}
+
 VolumeChannel::Step VolumeChannel::write_step(IoRequest& request, const Place& place, const Mapping& mapping,
                                               bool frozen, unsigned epoch) {
   const blob::MapEntry& entry = mapping.entry;
-  if (!frozen && entry.own != 0 && !entry.shared && !mapping.leaf_shared) {
+  if (!frozen && entry.own != 0 && !entry.shared && !mapping.leaf_shared && !part_of_block(place)) {
     std::uint64_t length = 0;
     if (entry.full()) {
       length = extend(request, place, mapping, /*writing=*/true);
@@ -460,6 +510,23 @@ void VolumeChannel::device_done(IoRequest& device) {
   VolumeChannel& self = *progress(*slot.parent).channel;
   self.lane_.end(slot.epoch);
   self.piece_done(slot, device.status);
+}
+
+void VolumeChannel::part_read(IoRequest& device) {
+  IoSlot& slot = *static_cast<IoSlot::Device&>(device).slot;
+  BlockPart& part = *std::exchange(slot.part, nullptr);
+  if (device.status == IoStatus::kOk) {
+    const std::byte* from = part.block + part.offset;
+    std::size_t left = part.length;
+    for (std::uint16_t i = 0; left > 0; ++i) {
+      const std::size_t now = std::min(left, part.iov[i].iov_len);
+      std::memcpy(part.iov[i].iov_base, from, now);
+      from += now;
+      left -= now;
+    }
+  }
+  slot.owner->give_back_part(part);
+  device_done(device);
 }
 
 // On the home reactor: back to where the request came from.

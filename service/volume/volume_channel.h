@@ -119,6 +119,9 @@ class VolumeChannel : public bdev::Channel {
     std::uint64_t length;
   };
   Run run_at(const Place& place, const blob::MapEntry& entry) const;
+  void keep_to_device_blocks(Place& place) const;
+  bool part_of_block(const Place& place) const { return ((place.offset | place.length) & device_mask_) != 0; }
+  Step read_part(bdev::IoRequest& request, const Place& place, blob::ClusterNo from, unsigned epoch);
   Step read_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry, unsigned epoch);
   Step write_step(bdev::IoRequest& request, const Place& place, const Mapping& mapping, bool frozen, unsigned epoch);
   Step zero_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry);
@@ -132,6 +135,7 @@ class VolumeChannel : public bdev::Channel {
   void start_flush(bdev::IoRequest& request);
 
   static void device_done(bdev::IoRequest& device);
+  static void part_read(bdev::IoRequest& device);
   static void home_done(blob::HomeIo& io);
   void piece_done(IoSlot& slot, bdev::IoStatus status);
   void drop(bdev::IoRequest& request);
@@ -149,7 +153,9 @@ class VolumeChannel : public bdev::Channel {
   const bool at_home_;
   const bool read_only_;
   const std::uint32_t block_bytes_;
-  const std::uint32_t block_mask_;
+  // Of a device's block; and of what lies in blocks of both the volume and the device.
+  const std::uint32_t device_mask_;
+  const std::uint32_t whole_mask_;
   const std::uint32_t cluster_bytes_;
   const std::uint32_t cluster_mask_;
   const std::uint32_t cluster_shift_;

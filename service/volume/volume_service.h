@@ -61,7 +61,12 @@ struct VolumeSpec {
   std::string name;
   std::uint64_t size_bytes = 0;
   Provisioning provisioning = Provisioning::kThin;
+  // Of its logical blocks: 512 or 4096, whatever the pool's device has. 0: kDefaultBlockBytes, or the source's for a
+  // clone, which can have no other.
+  std::uint32_t block_bytes = 0;
 };
+// What firmware boots from, and what images are made for.
+inline constexpr std::uint32_t kDefaultBlockBytes = 512;
 
 // What a check of a pool found; blob/checker.h says what the words mean.
 struct PoolCheck {
@@ -101,6 +106,7 @@ struct VolumeInfo {
   std::uint64_t size_bytes = 0;
   Provisioning provisioning = Provisioning::kThin;
   bool snapshot = false;
+  std::uint32_t block_bytes = 0;
   std::optional<Uuid> parent_id;
   std::uint64_t mapped_bytes = 0;
   std::int64_t created_at_ms = 0;

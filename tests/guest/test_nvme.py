@@ -35,7 +35,10 @@ def test_an_nvme_device_takes_what_guests_make_of_their_memory(tmp_path: Path) -
         with image.open("wb") as made:
             made.truncate(16 * MIB)
         devices += ["-drive", f"if=none,id=nvme{size},format=raw,file={image}"]
-        devices += ["-device", f"nvme,serial=n{size},drive=nvme{size},logical_block_size={size},physical_block_size={size}"]
+        devices += [
+            "-device",
+            f"nvme,serial=n{size},drive=nvme{size},logical_block_size={size},physical_block_size={size}",
+        ]
     program = str(Path(os.environ["POLLUX_BUILD"]) / "service" / "bdev" / "bdev_uring_test")
     variables = {"BLOCK_BYTES": " ".join(str(size) for size in _BLOCK_BYTES)}
     with QemuDirect(

@@ -56,7 +56,7 @@ def _polluxd_on_a_counting_device(folder: Path, log: Path) -> Iterator[tuple[Pol
         service = Polluxd(folder, log)
         undo.callback(service.close)
         service.start()
-        service.create_pool(device)
+        service.create_pool(device=device)
         yield service, Path("/sys/block") / Path(device).name / "stat"
 
 

@@ -188,23 +188,25 @@ abandoned_after_s = {abandoned_after_s}
         finally:
             transport.close()
 
-    def create_pool(self, device: str = "", folder: Path | None = None) -> PoolInfo:
+    def create_pool(self, name: str = POOL, *, device: Path | str = "", folder: Path | None = None) -> PoolInfo:
         """The pool, on a block device or else in a file of `folder`, by default its own."""
-        file = (str((folder or self.folder) / "pool.img"), self._pool_mb * MIB)
-        bdev = BdevSpec(BdevKind.URING, *((device, 0) if device else file))
+        file = (str((folder or self.folder) / f"{name}.img"), self._pool_mb * MIB)
+        bdev = BdevSpec(BdevKind.URING, *((str(device), 0) if device else file))
         with self.calls() as service:
-            return service.pool_create(_context(), PoolSpec(_new_id(), POOL, bdev))
+            return service.pool_create(_context(), PoolSpec(_new_id(), name, bdev))
 
     def describe_pool(self) -> PoolInfo:
         with self.calls() as service:
             return service.pool_describe(_context(), POOL)
 
-    def create_volume(self, size_bytes: int, *, thick: bool = False) -> VolumeInfo:
+    def create_volume(
+        self, size_bytes: int, *, pool: str = POOL, thick: bool = False, block_bytes: int | None = None
+    ) -> VolumeInfo:
         volume_id = _new_id()
         kind = Provisioning.THICK if thick else Provisioning.THIN
         with self.calls() as service:
-            spec = VolumeSpec(volume_id, f"volume-{volume_id}", size_bytes, kind)
-            return service.volume_create(_context(), POOL, spec)
+            spec = VolumeSpec(volume_id, f"volume-{volume_id}", size_bytes, kind, block_bytes)
+            return service.volume_create(_context(), pool, spec)
 
     def describe_volume(self, volume_id: str) -> VolumeInfo:
         with self.calls() as service:

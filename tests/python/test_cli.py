@@ -40,10 +40,22 @@ def ctl(service: Service) -> Callable[..., Any]:
     return run
 
 
+def test_a_volume_has_the_block_size_that_it_was_given(ctl: Callable[..., Any]) -> None:
+    name = f"cli-{new_id()}"
+    made = ctl("volume", "create", "--pool", POOL, "--size", "1G", "--block-size", "4096", name)
+    assert made["block_bytes"] == 4096
+    ctl("volume", "snapshot", name, f"{name}-snap")
+    ctl("volume", "clone", f"{name}-snap", f"{name}-clone")
+    for each in (name, f"{name}-snap", f"{name}-clone"):
+        assert ctl("volume", "show", each)["block_bytes"] == 4096
+    for each in (f"{name}-clone", f"{name}-snap", name):
+        ctl("volume", "delete", each, plain=True)
+
+
 def test_a_volume_from_creation_to_deletion(ctl: Callable[..., Any], service: Service) -> None:
     name, host = f"cli-{new_id()}", "compute-9"
     made = ctl("volume", "create", "--pool", POOL, "--size", "1G", name)
-    assert (made["size_bytes"], made["provisioning"]) == (GIB, "thin")
+    assert (made["size_bytes"], made["provisioning"], made["block_bytes"]) == (GIB, "thin", 512)
     assert ctl("volume", "extend", name, "1.5G")["size_bytes"] == GIB * 3 // 2
     snapshot = ctl("volume", "snapshot", name, f"{name}-snap")
     assert snapshot["snapshot"] is True

@@ -205,7 +205,10 @@ class PolluxDriver(driver.VolumeDriver):
         if pool in (source.pool, self.client.pool_describe(source.pool).pool_id):
             self.client.volume_clone(snapshot_id, self._spec(volume))
             return
-        self.client.volume_create(pool, self._spec(volume))
+        spec = self._spec(volume)
+        # What is in it was made for blocks of that size.
+        spec.block_bytes = source.block_bytes
+        self.client.volume_create(pool, spec)
         undo.callback(self._undo_delete, volume.name_id)
         moves.copy(self.client, snapshot_id, volume.name_id)
 

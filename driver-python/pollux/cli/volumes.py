@@ -47,13 +47,17 @@ class Create(base.ShowOne):
         parser.add_argument('--pool', required=True, help='Name or id of its pool.')
         parser.add_argument('--size', type=base.size, required=True, metavar='SIZE', help='Such as 10G.')
         parser.add_argument('--thick', action='store_true', help='Reserve its whole size now.')
+        parser.add_argument('--block-size', type=int, choices=(512, 4096), metavar='BYTES',
+                            help="Of the blocks that guests see: 512 or 4096. Default: 512, whatever the pool's device "
+                                 'has; firmware boots from no other.')
         return base.add_examples(parser, ['polluxctl volume create --pool fast --size 10G data',
-                                          'polluxctl volume create --pool fast --size 512M --thick log'])
+                                          'polluxctl volume create --pool fast --size 512M --thick log',
+                                          'polluxctl volume create --pool fast --size 1T --block-size 4096 db'])
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
         return _show(self.client.volume_create(parsed_args.pool, types.VolumeSpec(
             volume_id=parsed_args.id or base.new_id(), name=parsed_args.name, size_bytes=parsed_args.size,
-            provisioning=_provisioning(parsed_args))))
+            provisioning=_provisioning(parsed_args), block_bytes=parsed_args.block_size)))
 
 
 class Delete(base.Command):

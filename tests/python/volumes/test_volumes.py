@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pollux import errors
+from pollux.rpc import ttypes as rpc
 from pollux_testing import MIB
 
 from python.services import GIB, POOL, Service
@@ -88,6 +89,21 @@ def test_a_clone_into_another_pool_is_a_copy(
     assert service.client().volume_describe(copy.id).pool == "other"
     assert holds(service, copy.id, content)
     driver.delete_volume(copy)
+    service.client().pool_export("other")
+
+
+def test_a_clone_has_the_block_size_of_its_source_in_every_pool(driver: Any, service: Service, context: Any) -> None:
+    source = a_volume(context)
+    service.client("cinder").volume_create(
+        POOL, rpc.VolumeSpec(source.id, source.name, GIB, rpc.Provisioning.THIN, block_bytes=4096)
+    )
+    service.create_pool("other", 64 * MIB)
+    copies = [a_volume(context, pool=pool) for pool in (POOL, "other")]
+    for copy in copies:
+        driver.create_cloned_volume(copy, source)
+        assert service.client().volume_describe(copy.id).block_bytes == 4096
+    for made in (*copies, source):
+        driver.delete_volume(made)
     service.client().pool_export("other")
 
 

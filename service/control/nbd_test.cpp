@@ -571,7 +571,7 @@ BOOST_FIXTURE_TEST_CASE(fua_is_taken_with_every_command_where_it_is_offered, Fix
   BOOST_TEST(client.ask(nbd::kCmdTrim, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
   BOOST_TEST(client.ask(nbd::kCmdWriteZeroes, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
   // "Error values": a flag that is not documented for the request is EINVAL.
-  for (const auto [type, flag] : {std::pair{nbd::kCmdRead, nbd::kCmdFlagNoHole},
+  for (const auto& [type, flag] : {std::pair{nbd::kCmdRead, nbd::kCmdFlagNoHole},
                                   {nbd::kCmdRead, nbd::kCmdFlagDf},
                                   {nbd::kCmdRead, nbd::kCmdFlagReqOne},
                                   {nbd::kCmdTrim, nbd::kCmdFlagNoHole},

@@ -270,6 +270,8 @@ BOOST_FIXTURE_TEST_CASE(a_restart_after_a_kill_brings_every_socket_back_before_t
     rpc::DataSocketSpec spec;
     spec.socket_id = Uuid::random().to_string();
     spec.volume_id = data.volume_id;
+    // The guest writes it as well.
+    spec.__set_shared(true);
     rpc->data_open(socket_info, kContext, spec);
     BOOST_TEST(accepts(socket_info.path));
     BOOST_TEST(code_of([&] { rpc->volume_delete(kContext, boot.volume_id); }) == rpc::ErrorCode::BUSY);

@@ -106,8 +106,8 @@ BOOST_AUTO_TEST_CASE(everybody_else_comes_and_goes_while_a_removal_waits) {
   BOOST_TEST(run_io(*front_end, kQueue, neighbour, slot, Op::kWrite, 0, 4096) == "");
   BOOST_TEST(service().remove_scsi_target("guest", {1, 0}).has_value());
   scsi("other", 1);
-  add("other", 0, ram());
-  BOOST_TEST(service().remove_scsi_target("other", {0, 0}).has_value());
+  add("other", 7, ram());
+  BOOST_TEST(service().remove_scsi_target("other", {7, 0}).has_value());
   BOOST_TEST(service().remove_scsi_controller("other").has_value());
   blk("other", ram(), 1);
   BOOST_TEST(service().remove_blk("other").has_value());
@@ -137,8 +137,8 @@ BOOST_AUTO_TEST_CASE(everybody_else_comes_and_goes_while_the_removal_of_a_blk_di
     return !again && again.error().code == ErrorCode::kBusy;
   }));
   scsi("other", 1);
-  add("other", 0, ram());
-  BOOST_TEST(service().remove_scsi_target("other", {0, 0}).has_value());
+  add("other", 7, ram());
+  BOOST_TEST(service().remove_scsi_target("other", {7, 0}).has_value());
   blk("other", ram(), 1);
   BOOST_TEST(service().remove_blk("other").has_value());
   BOOST_TEST(waits(removal));

@@ -187,6 +187,8 @@ class Collector {
       add("pollux_reactor_sleeps_total", "Times it went to sleep.", Kind::kCounter, labels, counters->sleeps);
       add("pollux_reactor_busy_cycles_total", "Processor cycles (TSC) spent on turns that found work.", Kind::kCounter,
           labels, counters->busy_tsc);
+      add("pollux_reactor_longest_turn_cycles", "Processor cycles (TSC) of the longest turn since the start.",
+          Kind::kGauge, labels, counters->longest_turn_tsc);
     }
   }
 

@@ -11,6 +11,8 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <typeinfo>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -182,11 +184,39 @@ unsigned Reactor::run_messages() {
   return done;
 }
 
+void Reactor::next_turn(Message& message) {
+  message.next.store(nullptr, std::memory_order_relaxed);
+  if (last_next_ != nullptr) {
+    last_next_->next.store(&message, std::memory_order_relaxed);
+  } else {
+    first_next_ = &message;
+  }
+  last_next_ = &message;
+}
+
+unsigned Reactor::run_next_turn() {
+  // What these ask for is for the turn after this one.
+  Message* message = std::exchange(first_next_, nullptr);
+  last_next_ = nullptr;
+  unsigned done = 0;
+  while (message != nullptr) {
+    // It may be under way again when it returns.
+    Message* const next = message->next.load(std::memory_order_relaxed);
+    message->run(*message);
+    message = next;
+    ++done;
+  }
+  return done;
+}
+
 unsigned Reactor::run_pollers() {
   unsigned work = 0;
   // By index: a poller may add others while it runs.
   for (std::size_t i = 0; i < pollers_.size(); ++i) {
-    if (Poller* poller = pollers_[i]) work += poller->poll();
+    Poller* const poller = pollers_[i];
+    if (poller == nullptr) continue;
+    turn_watch_.enter(typeid(*poller));
+    work += poller->poll();
   }
   if (pollers_dirty_) compact_pollers();
   return work;
@@ -244,12 +274,19 @@ void Reactor::loop() {
   std::uint64_t turns_to_clock = kTurnsPerClockRead;
   bool was_busy = false;
   while (true) {
+    turn_watch_.begin();
     const std::uint64_t begin_tsc = __rdtsc();
-    const unsigned work = run_messages() + run_pollers();
+    unsigned work = run_messages();
+    if (first_next_ != nullptr) [[unlikely]]
+      work += run_next_turn();
+    work += run_pollers();
     ++counters_.loops;
     if (work != 0) {
       ++counters_.busy_loops;
-      counters_.busy_tsc += __rdtsc() - begin_tsc;
+      const std::uint64_t took_tsc = __rdtsc() - begin_tsc;
+      counters_.busy_tsc += took_tsc;
+      counters_.longest_turn_tsc = std::max(counters_.longest_turn_tsc, took_tsc);
+      turn_watch_.end();
       was_busy = true;
       if (--turns_to_clock != 0) continue;
     } else if (--turns_to_clock != 0) {

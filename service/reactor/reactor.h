@@ -23,6 +23,7 @@
 #include "base/result.h"
 #include "reactor/mailbox.h"
 #include "reactor/task.h"
+#include "reactor/turn_watch.h"
 
 namespace pollux::reactor {
 
@@ -91,6 +92,9 @@ class Reactor {
   void post(Message& message);
   // Any thread; allocates, so not from the data path.
   void post(std::function<void()> fn);
+  // On this reactor: runs the message in the next turn, when all others have had theirs. One that is posted may run in
+  // this turn still.
+  void next_turn(Message& message);
 
   // `co_await reactor.enter()`: the coroutine goes on on this reactor; without a hop when it is there already.
   auto enter() { return Enter(*this, /*always=*/false); }
@@ -111,6 +115,7 @@ class Reactor {
     std::uint64_t busy_loops = 0;
     std::uint64_t sleeps = 0;
     std::uint64_t busy_tsc = 0;
+    std::uint64_t longest_turn_tsc = 0;
   };
   // On this reactor.
   const Counters& counters() const { return counters_; }
@@ -136,6 +141,7 @@ class Reactor {
 
   void loop();
   unsigned run_messages();
+  unsigned run_next_turn();
   unsigned run_pollers();
   unsigned run_timers(std::uint64_t now_ns);
   void compact_pollers();
@@ -156,7 +162,10 @@ class Reactor {
   std::uint64_t next_due_ns_ = UINT64_MAX;
   int epoll_fd_ = -1;
   int wake_fd_ = -1;
+  Message* first_next_ = nullptr;
+  Message* last_next_ = nullptr;
   Counters counters_;
+  TurnWatch turn_watch_;
   std::thread thread_;
 };
 

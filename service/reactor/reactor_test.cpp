@@ -44,6 +44,28 @@ Task<Result<std::uint64_t>> nap(Reactor& reactor, std::uint64_t delay_us) {
   co_return monotonic_ns() - begin;
 }
 
+// Runs a message in `count` turns, one after the other; returns how many turns that took.
+Task<Result<std::uint64_t>> turns_of(Reactor& reactor, unsigned count) {
+  struct Again : Message {
+    Reactor* reactor = nullptr;
+    unsigned left = 0;
+    Completion<bool> done;
+  };
+  co_await reactor.enter();
+  Again again;
+  again.reactor = &reactor;
+  again.left = count;
+  again.run = [](Message& message) {
+    auto& self = static_cast<Again&>(message);
+    if (--self.left != 0) return self.reactor->next_turn(self);
+    self.done.set(true);
+  };
+  const std::uint64_t before = reactor.counters().loops;
+  reactor.next_turn(again);
+  co_await again.done;
+  co_return reactor.counters().loops - before;
+}
+
 Task<void> append_in_section(Reactor& reactor, AsyncMutex& mutex, std::vector<int>& order, int id) {
   auto guard = co_await mutex.lock();
   order.push_back(id);
@@ -93,6 +115,13 @@ bool eventually(Condition condition) {
 }
 
 }  // namespace
+
+BOOST_AUTO_TEST_CASE(what_asks_for_the_next_turn_gets_one_turn_after_the_other) {
+  auto group = start_two();
+  const auto turns = call(group->at(1), turns_of(group->at(1), 1000), 20'000);
+  BOOST_REQUIRE(turns.has_value());
+  BOOST_TEST(*turns >= 999u);
+}
 
 BOOST_AUTO_TEST_CASE(a_task_goes_on_where_it_asked_to_be) {
   auto group = start_two();

@@ -11,6 +11,7 @@
 #include "scsi/mode_pages.h"
 #include "scsi/reply.h"
 #include "scsi/scratch.h"
+#include "scsi/tenant.h"
 
 namespace pollux::scsi {
 
@@ -100,7 +101,7 @@ void read_to_merge(LunChannel& channel, Task& task) {
 // The range first, scratch memory after: who waits for a range holds nothing that others need to give it up.
 void get_scratch(LunChannel& channel, Task& task) {
   constexpr std::uint8_t kCompareAndWrite = 0x89;
-  channel.scratch().acquire(task, task.cdb[0] == kCompareAndWrite ? &read_to_compare : &read_to_merge);
+  channel.tenant().acquire_scratch(task, task.cdb[0] == kCompareAndWrite ? &read_to_compare : &read_to_merge);
 }
 
 }  // namespace

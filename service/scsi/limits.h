@@ -12,6 +12,8 @@ namespace pollux::scsi {
 
 // Guest memory is the buffer, so this bounds the time of one command, not memory.
 inline constexpr std::uint64_t kMaxTransferBytes = 32 * kMiB;
+// What of one command goes to the device at a time.
+inline constexpr std::uint64_t kStepBytes = 2 * kMiB;
 inline constexpr std::uint32_t kMaxUnmapBlocks = 1024 * 1024;
 inline constexpr std::uint32_t kMaxUnmapDescriptors = 256;
 inline constexpr std::uint64_t kMaxWriteSameBlocks = 32768;

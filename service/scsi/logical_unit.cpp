@@ -9,8 +9,8 @@
 #include "scsi/lun_channel.h"
 #include "scsi/mode_pages.h"
 #include "scsi/reservations.h"
-#include "scsi/scratch.h"
 #include "scsi/settings.h"
+#include "scsi/tenant.h"
 
 namespace pollux::scsi {
 
@@ -138,7 +138,7 @@ Result<std::unique_ptr<LunChannel>> Nexus::open_channel(reactor::Reactor& reacto
   auto device = unit_->bdev().open_channel(reactor);
   if (!device) return fail(std::move(device.error()));
   std::unique_ptr<LunChannel> channel(
-      new LunChannel(shared_from_this(), reactor, std::move(*device), ScratchPool::of(reactor)));
+      new LunChannel(shared_from_this(), reactor, std::move(*device), Tenant::of(reactor, options_.initiator)));
   std::lock_guard lock(unit_->mutex());
   channel->held_ = unit_->exclusive_ranges().current();
   channels_.push_back(channel->anchor());

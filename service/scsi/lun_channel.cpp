@@ -10,9 +10,16 @@
 #include "scsi/exclusive.h"
 #include "scsi/reply.h"
 #include "scsi/reservations.h"
-#include "scsi/scratch.h"
+#include "scsi/tenant.h"
 
 namespace pollux::scsi {
+
+namespace {
+
+// Steps that the device answers at once, in one turn. One moves as much as a scratch buffer holds, or some MiB.
+constexpr unsigned kStepsPerTurn = 2;
+
+}  // namespace
 
 // The loop in which steps of a task run, on the stack of whoever runs it. The task may be gone after a step; the loop
 // then knows it from its own members alone.
@@ -20,15 +27,16 @@ struct StepLoop {
   bool another = false;    // the step asked for the device again
   bool completed = false;  // the device has answered
   bool gone = false;       // the task has completed
+  unsigned steps = 0;
 };
 
 LunChannel::LunChannel(std::shared_ptr<Nexus> nexus, reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device,
-                       std::shared_ptr<ScratchPool> scratch)
+                       std::shared_ptr<Tenant> tenant)
     : nexus_(std::move(nexus)),
       unit_(&nexus_->unit()),
       reactor_(reactor),
       device_(std::move(device)),
-      scratch_(std::move(scratch)),
+      tenant_(std::move(tenant)),
       anchor_(new ChannelAnchor{reactor, this}) {}
 
 LunChannel::~LunChannel() {
@@ -64,7 +72,13 @@ void LunChannel::submit(Task& task) {
   if (tasks_ != nullptr) tasks_->work.previous = &task;
   tasks_ = &task;
   ++in_flight_;
-  if (task.attribute == TaskAttribute::kOrdered) ++ordered_;
+  work.arrival = ++arrivals_;
+  if (task.attribute == TaskAttribute::kOrdered) [[unlikely]] {
+    work.later_ordered = nullptr;
+    work.earlier_ordered = last_ordered_;
+    (last_ordered_ != nullptr ? last_ordered_->work.later_ordered : first_ordered_) = &task;
+    last_ordered_ = &task;
+  }
 
   const Command* command = nullptr;
   const Lookup lookup = find_command(*unit_, task.cdb.data(), command);
@@ -76,18 +90,11 @@ void LunChannel::submit(Task& task) {
   if (!check_usage(*this, task, *command)) return;
   if (command->prepare != nullptr && !command->prepare(*this, task)) return;
 
-  if (may_start(task) && first_waiting_ == nullptr) {
+  if (in_turn(task)) {
     start(task);
-    return;
-  }
-  work.queue_next = nullptr;
-  if (last_waiting_ != nullptr) {
-    last_waiting_->work.queue_next = &task;
   } else {
-    first_waiting_ = &task;
+    waiting_.push(task);
   }
-  last_waiting_ = &task;
-  run_waiting();
 }
 
 bool LunChannel::pass_gate(Task& task, const Command* command) {
@@ -117,67 +124,85 @@ bool LunChannel::pass_reservations(Task& task, const Command& command) {
   return allowed;
 }
 
-bool LunChannel::may_start(const Task& task) const {
-  const Command& command = *task.work.command;
-  if (held_.active && command.is(Command::kModifiesMedium) && held_.overlaps(task.work.lba, task.work.blocks)) {
+void LunChannel::Waiting::push(Task& task) {
+  task.work.queue_next = nullptr;
+  (last != nullptr ? last->work.queue_next : first) = &task;
+  last = &task;
+}
+
+Task& LunChannel::Waiting::pop() {
+  Task& task = *first;
+  first = std::exchange(task.work.queue_next, nullptr);
+  if (first == nullptr) last = nullptr;
+  return task;
+}
+
+void LunChannel::Waiting::take_aborted(Waiting& to) {
+  Waiting rest;
+  while (first != nullptr) {
+    Task& task = pop();
+    (task.work.abort_requested ? to : rest).push(task);
+  }
+  *this = rest;
+}
+
+bool LunChannel::in_turn(const Task& task) const {
+  if (leaving_) [[unlikely]]
     return false;
-  }
-  if (ordered_ == 0) return true;
-  if (leaving_) return false;
+  if (first_ordered_ == nullptr) return true;
+  // SAM-5 8.9: HEAD OF QUEUE waits for nobody, ORDERED for all that came before, SIMPLE for those of them that are
+  // ORDERED.
   if (task.attribute == TaskAttribute::kHeadOfQueue) return true;
-  // SAM-5 8.9.3: ORDERED waits for what came before; what came after waits for it.
-  for (const Task* other = task.work.next; other != nullptr; other = other->work.next) {
-    if (task.attribute == TaskAttribute::kOrdered || other->attribute == TaskAttribute::kOrdered) return false;
-  }
-  return true;
+  if (task.attribute == TaskAttribute::kOrdered) return task.work.next == nullptr;
+  return first_ordered_->work.arrival > task.work.arrival;
+}
+
+bool LunChannel::held_back(const Task& task) const {
+  return held_.active && task.work.command->is(Command::kModifiesMedium) &&
+         held_.overlaps(task.work.lba, task.work.blocks);
 }
 
 void LunChannel::start(Task& task) {
+  if (held_back(task)) [[unlikely]]
+    return held_back_.push(task);
   task.work.started = true;
   ++started_;
   task.work.command->execute(*this, task);
 }
 
 // A task that starts may complete at once and let others start: the outer call's loop sees to them.
-void LunChannel::run_waiting() {
-  if (running_waiting_) return;
-  running_waiting_ = true;
-  Task* previous = nullptr;
-  Task* task = first_waiting_;
-  while (task != nullptr) {
-    if (!may_start(*task)) {
-      previous = task;
-      task = task->work.queue_next;
-      continue;
-    }
-    (previous != nullptr ? previous->work.queue_next : first_waiting_) = task->work.queue_next;
-    if (last_waiting_ == task) last_waiting_ = previous;
-    start(*task);
-    previous = nullptr;
-    task = first_waiting_;
-  }
-  running_waiting_ = false;
+void LunChannel::start_waiting() {
+  if (starting_waiting_) return;
+  starting_waiting_ = true;
+  while (waiting_.first != nullptr && in_turn(*waiting_.first)) start(waiting_.pop());
+  starting_waiting_ = false;
+}
+
+void LunChannel::start_held_back() {
+  if (leaving_) return;
+  // Those that are held back still go to the list's end; what starts may change the list.
+  std::size_t count = 0;
+  for (const Task* task = held_back_.first; task != nullptr; task = task->work.queue_next) ++count;
+  for (; count > 0 && held_back_.first != nullptr; --count) start(held_back_.pop());
 }
 
 void LunChannel::begin_leaving() {
   leaving_ = true;
-  ++ordered_;
 }
 
 void LunChannel::stay() {
   leaving_ = false;
-  --ordered_;
-  run_waiting();
+  start_waiting();
+  start_held_back();
 }
 
 void LunChannel::end_waiting() {
-  Task* task = std::exchange(first_waiting_, nullptr);
-  last_waiting_ = nullptr;
-  while (task != nullptr) {
-    Task* next = task->work.queue_next;
-    task->outcome = Outcome::kRemoved;
-    complete(*task);
-    task = next;
+  for (Waiting all : {std::exchange(waiting_, {}), std::exchange(held_back_, {})}) {
+    while (all.first != nullptr) {
+      Task& task = all.pop();
+      task.outcome = Outcome::kRemoved;
+      complete(task);
+    }
   }
 }
 
@@ -187,13 +212,15 @@ void LunChannel::unlink(Task& task) {
   if (work.next != nullptr) work.next->work.previous = work.previous;
   --in_flight_;
   if (work.started) --started_;
-  if (task.attribute == TaskAttribute::kOrdered) --ordered_;
+  if (task.attribute != TaskAttribute::kOrdered) return;
+  (work.earlier_ordered != nullptr ? work.earlier_ordered->work.later_ordered : first_ordered_) = work.later_ordered;
+  (work.later_ordered != nullptr ? work.later_ordered->work.earlier_ordered : last_ordered_) = work.earlier_ordered;
 }
 
 void LunChannel::complete(Task& task) {
   if (task.work.loop != nullptr) task.work.loop->gone = true;
   if (task.work.holds_range) unit_->exclusive_ranges().release(task);
-  if (task.work.scratch != nullptr) scratch_->release(task);
+  if (task.work.scratch != nullptr) tenant_->release_scratch(task);
   if (task.work.abort_requested) {
     task.outcome = task.work.abort_outcome;
     task.status = ScsiStatus::kTaskAborted;
@@ -212,7 +239,7 @@ void LunChannel::complete(Task& task) {
   }
   task.complete(task);
   for (auto& call : done) call();
-  if (first_waiting_ != nullptr) run_waiting();
+  if (waiting_.first != nullptr) start_waiting();
 }
 
 void LunChannel::to_device_and_finish(Task& task, std::uint64_t transferred_bytes) {
@@ -266,10 +293,21 @@ void LunChannel::run_steps(Task& task, StepLoop& loop) {
     if (loop.gone) return;
     if (!loop.another) break;
     loop.another = false;
+    if (++loop.steps > kStepsPerTurn) {
+      task.work.loop = nullptr;
+      tenant_->go_on_later(task);
+      return;
+    }
     device_->submit(task.work.io);
     if (!loop.completed) break;
   }
   task.work.loop = nullptr;
+}
+
+void LunChannel::go_on(Task& task) {
+  if (task.work.abort_requested) return complete(task);
+  StepLoop loop{.another = true};
+  run_steps(task, loop);
 }
 
 void LunChannel::resume(Task& task) {
@@ -293,27 +331,17 @@ void LunChannel::abort(const AbortSelection& selection, std::function<void()> do
     return &task != selection.spare && (selection.all || task.tag == selection.tag);
   };
   std::vector<const Task*> started;
-  std::vector<Task*> unstarted;
   for (Task* task = tasks_; task != nullptr; task = task->work.next) {
     if (!selected(*task)) continue;
     if (!task->work.abort_requested) task->work.abort_outcome = selection.outcome;
     task->work.abort_requested = true;
     if (task->work.started) started.push_back(task);
   }
-  Task* previous = nullptr;
-  for (Task* task = first_waiting_; task != nullptr;) {
-    Task* next = task->work.queue_next;
-    if (task->work.abort_requested) {
-      (previous != nullptr ? previous->work.queue_next : first_waiting_) = next;
-      if (last_waiting_ == task) last_waiting_ = previous;
-      unstarted.push_back(task);
-    } else {
-      previous = task;
-    }
-    task = next;
-  }
+  Waiting unstarted;
+  waiting_.take_aborted(unstarted);
+  held_back_.take_aborted(unstarted);
   wait_for(std::move(started), std::move(done));
-  for (Task* task : unstarted) complete(*task);
+  while (unstarted.first != nullptr) complete(unstarted.pop());
 }
 
 bool LunChannel::has_task(std::uint64_t tag) const {
@@ -335,12 +363,12 @@ void LunChannel::hold_range(const HeldRange& range, const Task* owner, std::func
   }
   wait_for(std::move(writing), std::move(drained));
   // What waited for the range before this one.
-  run_waiting();
+  start_held_back();
 }
 
 void LunChannel::release_range() {
   held_ = HeldRange{};
-  run_waiting();
+  start_held_back();
 }
 
 }  // namespace pollux::scsi

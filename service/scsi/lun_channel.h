@@ -19,7 +19,7 @@
 
 namespace pollux::scsi {
 
-class ScratchPool;
+class Tenant;
 class TargetChannel;
 struct ChannelAnchor;
 
@@ -75,7 +75,9 @@ class LunChannel {
   void to_device_and_finish(Task& task, std::uint64_t transferred_bytes);
   // Calls task.work.resume, or ends the task when it was aborted.
   void resume(Task& task);
-  ScratchPool& scratch() const { return *scratch_; }
+  // Goes on with a task whose steps were put off to this turn.
+  void go_on(Task& task);
+  Tenant& tenant() const { return *tenant_; }
   // The target that this logical unit is part of; null when it stands alone.
   const TargetChannel* target() const { return target_; }
   void set_target(const TargetChannel* target) { target_ = target; }
@@ -103,16 +105,20 @@ class LunChannel {
   };
 
   LunChannel(std::shared_ptr<Nexus> nexus, reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device,
-             std::shared_ptr<ScratchPool> scratch);
+             std::shared_ptr<Tenant> tenant);
   static void on_step_done(bdev::IoRequest& request);
   static void on_only_step_done(bdev::IoRequest& request);
   void run_steps(Task& task, StepLoop& loop);
   // Ends the task when something of the nexus stands in its way.
   bool pass_gate(Task& task, const Command* command);
   bool pass_reservations(Task& task, const Command& command);
-  bool may_start(const Task& task) const;
+  // Whether the tasks before it let it begin.
+  bool in_turn(const Task& task) const;
+  bool held_back(const Task& task) const;
+  // Its turn has come: begins, unless the range that it would change is held.
   void start(Task& task);
-  void run_waiting();
+  void start_waiting();
+  void start_held_back();
   void unlink(Task& task);
   void wait_for(std::vector<const Task*> tasks, std::function<void()> done);
 
@@ -120,21 +126,35 @@ class LunChannel {
   LogicalUnit* unit_;
   reactor::Reactor& reactor_;
   std::unique_ptr<bdev::Channel> device_;
-  std::shared_ptr<ScratchPool> scratch_;
+  std::shared_ptr<Tenant> tenant_;
   std::shared_ptr<ChannelAnchor> anchor_;
   const TargetChannel* target_ = nullptr;
   // All tasks between submit() and complete(), newest first.
   Task* tasks_ = nullptr;
   std::uint32_t in_flight_ = 0;
   std::uint32_t started_ = 0;
-  // Those that have passed the checks and wait for their turn, oldest first.
-  Task* first_waiting_ = nullptr;
-  Task* last_waiting_ = nullptr;
-  // ORDERED tasks in flight, begun or not; and one more while leaving_, so that may_start() asks for that only where it
-  // has to ask for more anyway.
-  std::uint32_t ordered_ = 0;
+  // Tasks by Work::queue_next, oldest first.
+  struct Waiting {
+    Task* first = nullptr;
+    Task* last = nullptr;
+    void push(Task& task);
+    Task& pop();
+    // Moves those that were aborted to another list.
+    void take_aborted(Waiting& to);
+  };
+  // Those that have passed the checks and wait for tasks before them. When the first may not begin, no other may: what
+  // it waits for came before them too, or is itself.
+  Waiting waiting_;
+  // Those whose turn has come, and that would change a range that is held.
+  Waiting held_back_;
+  // ORDERED tasks in flight, begun or not, by Work::later_ordered and earlier_ordered.
+  Task* first_ordered_ = nullptr;
+  Task* last_ordered_ = nullptr;
+  // Nothing begins.
   bool leaving_ = false;
-  bool running_waiting_ = false;
+  // Tasks that have come so far.
+  std::uint64_t arrivals_ = 0;
+  bool starting_waiting_ = false;
   HeldRange held_;
   std::vector<Waiter> waiters_;
 };

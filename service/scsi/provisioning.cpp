@@ -15,6 +15,7 @@
 #include "scsi/mode_pages.h"
 #include "scsi/reply.h"
 #include "scsi/scratch.h"
+#include "scsi/tenant.h"
 
 namespace pollux::scsi {
 
@@ -160,7 +161,7 @@ bool prepare_unmap(LunChannel& channel, Task& task) {
 }
 
 void unmap(LunChannel& channel, Task& task) {
-  channel.scratch().acquire(task, &start_unmap);
+  channel.tenant().acquire_scratch(task, &start_unmap);
 }
 
 bool prepare_write_same(LunChannel& channel, Task& task) {
@@ -189,7 +190,7 @@ void write_same(LunChannel& channel, Task& task) {
     aim_zeroes(channel, task, task.work.lba, task.work.blocks, (task.cdb[1] & kUnmapBit) != 0);
     return channel.to_device_and_finish(task, 0);
   }
-  channel.scratch().acquire(task, &start_write_same);
+  channel.tenant().acquire_scratch(task, &start_write_same);
 }
 
 // One descriptor is enough (SBC-4 5.6.2); who wants to know more asks again where it ends. All of a device that does

@@ -1,5 +1,6 @@
 // READ, WRITE (SBC-4 5.14 to 5.17, 5.46 to 5.50), SYNCHRONIZE CACHE, PRE-FETCH.
 
+#include <algorithm>
 #include <cassert>
 
 #include "base/units.h"
@@ -27,9 +28,58 @@ void aim(const LunChannel& channel, Task& task, bdev::IoOp op) {
   io.length_bytes = task.work.blocks << channel.unit().block_shift();
 }
 
+// A command of more than kStepBytes. Work::step_blocks is the step under way, data_offset what the last piece of its list
+// has beyond it.
+struct List {
+  iovec*& pieces;
+  std::uint32_t& count;
+};
+List list_of(Task& task) {
+  const bool reads = task.work.io.op == bdev::IoOp::kRead;
+  return reads ? List{task.data_in, task.data_in_count} : List{task.data_out, task.data_out_count};
+}
+
+void step_done(LunChannel& channel, Task& task);
+
+void next_step(LunChannel& channel, Task& task) {
+  Task::Work& work = task.work;
+  const std::uint32_t shift = channel.unit().block_shift();
+  const List list = list_of(task);
+  work.step_blocks = std::min<std::uint64_t>(work.blocks - work.done_blocks, kStepBytes >> shift);
+  work.io.offset_bytes = (work.lba + work.done_blocks) << shift;
+  work.io.length_bytes = work.step_blocks << shift;
+  work.io.iov = list.pieces;
+  work.io.iov_count = 0;
+  std::uint64_t covered = 0;
+  while (covered < work.io.length_bytes) covered += list.pieces[work.io.iov_count++].iov_len;
+  work.data_offset = covered - work.io.length_bytes;
+  list.pieces[work.io.iov_count - 1].iov_len -= work.data_offset;
+  channel.to_device(task, &step_done);
+}
+
+void step_done(LunChannel& channel, Task& task) {
+  Task::Work& work = task.work;
+  work.done_blocks += work.step_blocks;
+  if (work.done_blocks == work.blocks) {
+    return finish_good(channel, task, work.blocks << channel.unit().block_shift());
+  }
+  const List list = list_of(task);
+  list.pieces += work.io.iov_count;
+  list.count -= work.io.iov_count;
+  if (work.data_offset != 0) {
+    iovec& last = *--list.pieces;
+    ++list.count;
+    last.iov_base = static_cast<std::uint8_t*>(last.iov_base) + last.iov_len;
+    last.iov_len = work.data_offset;
+  }
+  next_step(channel, task);
+}
+
 void read_now(LunChannel& channel, Task& task) {
   Task::Io& io = task.work.io;
   aim(channel, task, bdev::IoOp::kRead);
+  if (io.length_bytes > kStepBytes) [[unlikely]]
+    return next_step(channel, task);
   if (task.data_in_bytes != io.length_bytes) trim(task.data_in, task.data_in_count, io.length_bytes);
   assert(task.data_in_count <= UINT16_MAX);
   io.iov = task.data_in;
@@ -90,6 +140,8 @@ void write(LunChannel& channel, Task& task) {
   Task::Io& io = task.work.io;
   aim(channel, task, bdev::IoOp::kWrite);
   if (has_fua(task) || !channel.unit().mode_pages().write_cache()) io.flags = bdev::IoRequest::kFua;
+  if (io.length_bytes > kStepBytes) [[unlikely]]
+    return next_step(channel, task);
   if (task.data_out_bytes != io.length_bytes) trim(task.data_out, task.data_out_count, io.length_bytes);
   assert(task.data_out_count <= UINT16_MAX);
   io.iov = task.data_out;

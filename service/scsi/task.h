@@ -96,6 +96,9 @@ struct Task {
     Task* previous = nullptr;  // list of the channel's tasks in flight
     Task* next = nullptr;
     Task* queue_next = nullptr;  // list of tasks that wait for something
+    Task* earlier_ordered = nullptr;  // list of the channel's ORDERED tasks
+    Task* later_ordered = nullptr;
+    std::uint64_t arrival = 0;  // its place among all tasks of the channel
     void (*resume)(LunChannel&, Task&) = nullptr;
     ScratchBuffer* scratch = nullptr;
     std::uint64_t lba = 0;  // range of the medium that the command touches

@@ -13,6 +13,7 @@
 #include "scsi/mode_pages.h"
 #include "scsi/reply.h"
 #include "scsi/scratch.h"
+#include "scsi/tenant.h"
 
 namespace pollux::scsi {
 
@@ -126,7 +127,7 @@ bool prepare_extended_copy(LunChannel& channel, Task& task) {
 }
 
 void extended_copy(LunChannel& channel, Task& task) {
-  channel.scratch().acquire(task, &start_copy);
+  channel.tenant().acquire_scratch(task, &start_copy);
 }
 
 // SPC-4 6.18: a status is told once.

@@ -10,6 +10,7 @@
 #include "scsi/limits.h"
 #include "scsi/reply.h"
 #include "scsi/scratch.h"
+#include "scsi/tenant.h"
 
 namespace pollux::scsi {
 
@@ -85,7 +86,7 @@ void read_piece(LunChannel& channel, Task& task) {
 }
 
 void verify_written(LunChannel& channel, Task& task) {
-  channel.scratch().acquire(task, &read_piece);
+  channel.tenant().acquire_scratch(task, &read_piece);
 }
 
 }  // namespace
@@ -114,7 +115,7 @@ bool prepare_write_and_verify(LunChannel& channel, Task& task) {
 
 void verify(LunChannel& channel, Task& task) {
   if (task.work.blocks == 0) return finish_good(channel, task);
-  channel.scratch().acquire(task, &read_piece);
+  channel.tenant().acquire_scratch(task, &read_piece);
 }
 
 void write_and_verify(LunChannel& channel, Task& task) {

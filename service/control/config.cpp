@@ -170,6 +170,7 @@ const std::vector<Key>& schema() {
       {"vhost", "socket_group", text(&C::vhost, &C::Vhost::socket_group)},
       {"vhost", "default_queues", number(&C::vhost, &C::Vhost::default_queues, 1, 64)},
       {"vhost", "max_queues", number(&C::vhost, &C::Vhost::max_queues, 1, 64)},
+      {"vhost", "guest_memory_gib", number(&C::vhost, &C::Vhost::guest_memory_gib, 0, 49152)},
       {"data", "socket_group", text(&C::data, &C::Data::socket_group)},
       {"data", "max_sockets", number(&C::data, &C::Data::max_sockets, 1, 1024)},
       {"data", "max_connections", number(&C::data, &C::Data::max_connections, 1, 64)},

@@ -67,6 +67,7 @@ struct Config {
     std::string socket_group;
     std::uint32_t default_queues = 2;
     std::uint32_t max_queues = 16;
+    std::uint32_t guest_memory_gib = 0;
   } vhost;
 
   struct Data {

@@ -87,6 +87,7 @@ BOOST_AUTO_TEST_CASE(the_shipped_file_names_every_key_with_its_default) {
   BOOST_TEST(shipped->vhost.socket_group == defaults->vhost.socket_group);
   BOOST_TEST(shipped->vhost.default_queues == defaults->vhost.default_queues);
   BOOST_TEST(shipped->vhost.max_queues == defaults->vhost.max_queues);
+  BOOST_TEST(shipped->vhost.guest_memory_gib == defaults->vhost.guest_memory_gib);
   BOOST_TEST(shipped->data.socket_group == defaults->data.socket_group);
   BOOST_TEST(shipped->data.max_sockets == defaults->data.max_sockets);
   BOOST_TEST(shipped->data.max_connections == defaults->data.max_connections);

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/units.h"
 #include "control/access_log.h"
 #include "control/attachments.h"
 #include "control/data_sockets.h"
@@ -170,6 +171,7 @@ Status Daemon::start_services() {
   vhost_options.socket_group = config_.vhost.socket_group;
   vhost_options.default_queues = config_.vhost.default_queues;
   vhost_options.max_queues = config_.vhost.max_queues;
+  vhost_options.guest_memory_bytes = config_.vhost.guest_memory_gib * kGiB;
   vhost_options.hold_sockets = true;
   auto boot_id = DiskStateKeeper::host_boot_id();
   if (!boot_id) return fail(std::move(boot_id.error()));

@@ -17,7 +17,7 @@ std::shared_ptr<Connection> Endpoint::on_connect() {
   }
   std::vector<std::shared_ptr<Session>> predecessors;
   std::ranges::copy_if(sessions_, std::back_inserter(predecessors), [](const auto& other) { return other->leaving(); });
-  auto session = std::make_shared<Session>(path_, *device_, placement_, limiter_, std::move(predecessors));
+  auto session = std::make_shared<Session>(path_, *device_, placement_, memory_share_, limiter_, std::move(predecessors));
   sessions_.push_back(session);
   return session;
 }

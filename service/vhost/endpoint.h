@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "vhost/device.h"
+#include "vhost/mapped_memory.h"
 #include "vhost/queue_poller.h"
 #include "vhost/session.h"
 #include "vhost/transport.h"
@@ -20,8 +21,11 @@ class Endpoint final : public Acceptor {
   // an attack.
   static constexpr std::size_t kMaxSessions = 4;
 
-  Endpoint(std::string path, std::unique_ptr<Device> device, Placement& placement)
-      : path_(std::move(path)), device_(std::move(device)), placement_(placement) {}
+  Endpoint(std::string path, std::unique_ptr<Device> device, Placement& placement, std::shared_ptr<MappedMemory> mapped)
+      : path_(std::move(path)),
+        device_(std::move(device)),
+        placement_(placement),
+        memory_share_(std::move(mapped)) {}
 
   std::shared_ptr<Connection> on_connect() override;
 
@@ -39,6 +43,7 @@ class Endpoint final : public Acceptor {
   const std::string path_;
   const std::unique_ptr<Device> device_;
   Placement& placement_;
+  MemoryShare memory_share_;
   LogLimiter limiter_;
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Session>> sessions_;

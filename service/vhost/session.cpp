@@ -64,11 +64,12 @@ Result<ConfigHeader> config_header(const Message& message) {
 
 }  // namespace
 
-Session::Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter,
-                 std::vector<std::shared_ptr<Session>> predecessors)
+Session::Session(std::string name, Device& device, Placement& placement, MemoryShare& memory_share,
+                 LogLimiter& limiter, std::vector<std::shared_ptr<Session>> predecessors)
     : name_(std::move(name)),
       device_(device),
       placement_(placement),
+      memory_share_(memory_share),
       limiter_(limiter),
       predecessors_(std::move(predecessors)),
       vrings_(device.virtqueues()) {}
@@ -253,6 +254,9 @@ void Session::on_close() {
   memory_.reset();
   log_.reset();
   inflight_.reset();
+  memory_leases_.clear();
+  log_lease_ = {};
+  inflight_lease_ = {};
   inflight_fd_.reset();
   std::lock_guard channel(channel_mutex_);
   backend_req_.reset();

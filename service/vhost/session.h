@@ -17,6 +17,7 @@
 
 #include "base/log_limiter.h"
 #include "vhost/device.h"
+#include "vhost/mapped_memory.h"
 #include "vhost/queue_poller.h"
 #include "vhost/transport.h"
 #include "vhost/vhost_user.h"
@@ -28,9 +29,10 @@ namespace pollux::vhost {
 
 class Session final : public Connection {
  public:
-  // `name` is the socket's, for the log. Device, placement and limiter must outlive the session's on_close().
+  // `name` is the socket's, for the log. Device, placement, memory share and limiter must outlive the session's
+  // on_close().
   // `predecessors`: sessions that are leaving; no queue of this one starts before theirs have ended.
-  Session(std::string name, Device& device, Placement& placement, LogLimiter& limiter,
+  Session(std::string name, Device& device, Placement& placement, MemoryShare& memory_share, LogLimiter& limiter,
           std::vector<std::shared_ptr<Session>> predecessors);
   ~Session() override;
 
@@ -115,6 +117,7 @@ class Session final : public Connection {
   const std::string name_;
   Device& device_;
   Placement& placement_;
+  MemoryShare& memory_share_;
   LogLimiter& limiter_;
 
   // Held while a message is handled, which lasts as long as the disk's slowest request.
@@ -131,8 +134,11 @@ class Session final : public Connection {
   // The configuration space as the front end knows it; empty: it has not asked since it connected.
   std::vector<std::byte> known_config_;
   std::shared_ptr<const virtio::GuestMemory> memory_;
+  std::vector<MemoryShare::Lease> memory_leases_;
   std::shared_ptr<virtio::DirtyLog> log_;
+  MemoryShare::Lease log_lease_;
   std::shared_ptr<virtio::InflightRegion> inflight_;
+  MemoryShare::Lease inflight_lease_;
   virtio::UniqueFd inflight_fd_;
   // Of the channel on which the front end is told things, under its own mutex.
   std::mutex channel_mutex_;

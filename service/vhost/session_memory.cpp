@@ -34,15 +34,20 @@ Result<Verdict> Session::set_mem_table(Message& message) {
       message.size_bytes < sizeof(header) + header.count * sizeof(MemoryRegionPayload)) {
     return fail(ErrorCode::kInvalid, "a memory table of impossible size");
   }
+  std::vector<MemoryRegionPayload> table(header.count);
+  std::memcpy(table.data(), message.payload.data() + sizeof(header), header.count * sizeof(MemoryRegionPayload));
+  std::vector<MemoryShare::Lease> leases;
   std::vector<std::shared_ptr<const virtio::Region>> regions;
   for (std::uint32_t i = 0; i < header.count; ++i) {
-    MemoryRegionPayload payload{};
-    std::memcpy(&payload, message.payload.data() + sizeof(header) + i * sizeof(payload), sizeof(payload));
-    auto region = virtio::map_region(to_spec(payload), message.fds[i]);
+    auto lease = memory_share_.take(table[i].size_bytes);
+    if (!lease) return fail(std::move(lease.error()));
+    leases.push_back(std::move(*lease));
+    auto region = virtio::map_region(to_spec(table[i]), message.fds[i]);
     if (!region) return fail(std::move(region.error()));
     regions.push_back(std::move(*region));
   }
   POLLUX_TRY(use_memory(std::move(regions)));
+  memory_leases_ = std::move(leases);
   return Verdict::kDone;
 }
 
@@ -54,12 +59,15 @@ Result<Verdict> Session::get_max_mem_slots(Message& message) {
 Result<Verdict> Session::add_mem_reg(Message& message) {
   MemRegPayload payload{};
   if (!message.read(payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto lease = memory_share_.take(payload.region.size_bytes);
+  if (!lease) return fail(std::move(lease.error()));
   auto region = virtio::map_region(to_spec(payload.region), message.fds[0]);
   if (!region) return fail(std::move(region.error()));
   std::vector<std::shared_ptr<const virtio::Region>> regions;
   if (memory_) regions = memory_->regions();
   regions.push_back(std::move(*region));
   POLLUX_TRY(use_memory(std::move(regions)));
+  memory_leases_.push_back(std::move(*lease));
   return Verdict::kDone;
 }
 
@@ -75,8 +83,12 @@ Result<Verdict> Session::rem_mem_reg(Message& message) {
     return region->spec == wanted;
   });
   if (found == regions.end()) return fail(ErrorCode::kInvalid, "a memory region that is not there");
+  const std::uint64_t bytes = (*found)->spec.size_bytes;
   regions.erase(found);
   POLLUX_TRY(use_memory(std::move(regions)));
+  const auto lease = std::find_if(memory_leases_.begin(), memory_leases_.end(),
+                                  [&](const auto& held) { return held.bytes() == bytes; });
+  if (lease != memory_leases_.end()) memory_leases_.erase(lease);
   return Verdict::kDone;
 }
 
@@ -96,6 +108,8 @@ Status Session::use_memory(std::vector<std::shared_ptr<const virtio::Region>> re
 Result<Verdict> Session::set_log_base(Message& message) {
   LogPayload payload{};
   if (!message.read(payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
+  auto lease = memory_share_.take(payload.size_bytes);
+  if (!lease) return fail(std::move(lease.error()));
   auto mapping = virtio::SharedMapping::map(message.fds[0].get(), payload.offset, payload.size_bytes);
   if (!mapping) return fail(std::move(mapping.error()));
   auto log = std::make_shared<virtio::DirtyLog>(std::move(*mapping));
@@ -107,6 +121,7 @@ Result<Verdict> Session::set_log_base(Message& message) {
   } else {
     log_ = std::move(log);
   }
+  log_lease_ = std::move(*lease);
   // With LOG_SHMFD the front end waits for an empty answer.
   message.size_bytes = 0;
   return Verdict::kReply;
@@ -142,6 +157,8 @@ Result<Verdict> Session::set_inflight_fd(Message& message) {
       payload.mmap_size < virtio::InflightRegion::queue_bytes(payload.queue_size, packed) * payload.queues) {
     return fail(ErrorCode::kInvalid, "an in-flight region of impossible size");
   }
+  auto lease = memory_share_.take(payload.mmap_size);
+  if (!lease) return fail(std::move(lease.error()));
   auto mapping = virtio::SharedMapping::map(message.fds[0].get(), payload.mmap_offset, payload.mmap_size);
   if (!mapping) return fail(std::move(mapping.error()));
   if (reinterpret_cast<std::uintptr_t>((*mapping)->data()) % 64 != 0)
@@ -152,6 +169,7 @@ Result<Verdict> Session::set_inflight_fd(Message& message) {
     inflight_ = std::move(region);
     return {};
   }));
+  inflight_lease_ = std::move(*lease);
   inflight_fd_.reset();
   return Verdict::kDone;
 }

@@ -171,6 +171,7 @@ struct VhostService::Impl {
   const Options options;
   std::optional<gid_t> group;
   const std::unique_ptr<Placement> placement;
+  const std::shared_ptr<MappedMemory> mapped = std::make_shared<MappedMemory>(options.guest_memory_bytes);
   ScsiStores stores;
   scsi::LogicalUnits units;
   std::atomic<bool> rebalancing{false};
@@ -233,7 +234,7 @@ Result<std::uint16_t> VhostService::Impl::check_queues(std::uint32_t queues) con
 }
 
 Result<std::shared_ptr<Endpoint>> VhostService::Impl::open(const std::string& path, std::unique_ptr<Device> device) {
-  auto endpoint = std::make_shared<Endpoint>(path, std::move(device), *placement);
+  auto endpoint = std::make_shared<Endpoint>(path, std::move(device), *placement, mapped);
   if (listening) POLLUX_TRY(open_socket(*endpoint));
   return endpoint;
 }

@@ -35,6 +35,8 @@ struct Options {
   std::shared_ptr<SettingStore> settings;
   // How long a removal waits for requests that the block device has.
   std::chrono::milliseconds drain_patience{20'000};
+  // How much memory the front ends of one device may share with us together; 0: four times the host's.
+  std::uint64_t guest_memory_bytes = 0;
   // Sockets open at listen(), not as their devices are made.
   bool hold_sockets = false;
 };

@@ -48,7 +48,7 @@ BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds,
 }
 
 void BlkQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request* slot = begin(requests_, chain);
+  Request* slot = begin(requests_, chain, kStepBytes);
   if (!slot) return;
   Request& request = *slot;
   request.written = 0;
@@ -111,18 +111,68 @@ void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector, c
     answer(request, kStatusOk);
     return;
   }
-  if (!keep(request, data)) {
-    answer(request, kStatusIoError);
-    return;
-  }
+  keep(request, data);
   request.op = op;
   request.flags = op == bdev::IoOp::kWrite ? durability() : 0;
   if (op == bdev::IoOp::kRead) request.written = static_cast<std::uint32_t>(length);
   request.offset_bytes = sector * kSectorBytes;
+  if (length > kStepBytes) [[unlikely]] {
+    request.left_bytes = length;
+    request.complete = on_step;
+    return submit_step(request);
+  }
   request.length_bytes = length;
   request.iov = request.data.items;
   request.iov_count = static_cast<std::uint16_t>(request.data.count);
   submit(request);
+}
+
+void BlkQueue::submit_step(Request& request) {
+  request.length_bytes = std::min<std::uint64_t>(request.left_bytes, kStepBytes);
+  request.iov = request.data.items;
+  request.iov_count = 0;
+  std::uint64_t covered = 0;
+  while (covered < request.length_bytes) covered += request.data.items[request.iov_count++].iov_len;
+  // What the last piece has beyond the step, on_step() gives back to it.
+  request.data.items[request.iov_count - 1].iov_len -= covered - request.length_bytes;
+  request.beyond_bytes = covered - request.length_bytes;
+  submit(request);
+}
+
+void BlkQueue::on_step(bdev::IoRequest& io) {
+  auto& request = static_cast<Request&>(io);
+  BlkQueue& queue = *request.queue;
+  if (request.op == bdev::IoOp::kRead && queue.ring().logging())
+    queue.ring().log_writes(request.iov, request.iov_count);
+  request.left_bytes -= request.length_bytes;
+  if (request.status != bdev::IoStatus::kOk || request.left_bytes == 0) {
+    request.complete = on_complete;
+    queue.answer(request, request.status == bdev::IoStatus::kOk ? kStatusOk : kStatusIoError);
+    return;
+  }
+  request.offset_bytes += request.length_bytes;
+  request.data.items += request.iov_count;
+  request.data.count -= request.iov_count;
+  if (request.beyond_bytes != 0) {
+    iovec& last = *--request.data.items;
+    ++request.data.count;
+    last.iov_base = static_cast<std::byte*>(last.iov_base) + last.iov_len;
+    last.iov_len = request.beyond_bytes;
+  }
+  request.next_step = nullptr;
+  (queue.last_step_ ? queue.last_step_->next_step : queue.first_step_) = &request;
+  queue.last_step_ = &request;
+  queue.goes_on(true);
+}
+
+void BlkQueue::go_on() {
+  Request& request = *first_step_;
+  first_step_ = request.next_step;
+  if (!first_step_) {
+    last_step_ = nullptr;
+    goes_on(false);
+  }
+  submit_step(request);
 }
 
 void BlkQueue::get_id(Request& request, const Pieces& data) {
@@ -178,16 +228,14 @@ std::uint8_t BlkQueue::durability() const {
   return cached ? 0 : bdev::IoRequest::kFua;
 }
 
-bool BlkQueue::keep(Request& request, const Pieces& data) {
+void BlkQueue::keep(Request& request, const Pieces& data) {
   iovec* room = request.own;
   if (data.count > kInlinePieces) {
-    request.pooled = pool().take();
-    if (!request.pooled) return false;
+    request.pooled = tenant().take_array();
     room = request.pooled;
   }
   std::copy_n(data.items, data.count, room);
   request.data = {room, data.count};
-  return true;
 }
 
 void BlkQueue::submit(Request& request) {
@@ -214,9 +262,8 @@ void BlkQueue::answer(Request& request, std::uint8_t status) {
     }
   }
   if (status != kStatusOk) QueueCounters::add(counters_.errors);
-  if (request.pooled) pool().give(std::exchange(request.pooled, nullptr));
-  request.busy = false;
-  finish(request.id, request.entries, written);
+  if (request.pooled) tenant().give_array(std::exchange(request.pooled, nullptr));
+  finish(request, written);
 }
 
 }  // namespace pollux::vhost

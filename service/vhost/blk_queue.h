@@ -23,7 +23,11 @@ class BlkQueue final : public VhostQueue {
     // Bytes written to the guest, the status byte aside.
     std::uint32_t written = 0;
     iovec* pooled = nullptr;
+    // Of a transfer in steps: with the step under way, what is left.
     Pieces data;
+    std::uint64_t left_bytes = 0;
+    std::uint64_t beyond_bytes = 0;
+    Request* next_step = nullptr;
     iovec own[kInlinePieces];
   };
 
@@ -32,11 +36,15 @@ class BlkQueue final : public VhostQueue {
   // Each hands the request to the device or answers it at once.
   void dispatch(Request& request, Pieces readable, Pieces writable);
   void transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data);
+  // A transfer of more than kStepBytes: a step at a time, and no more than one step of the queue a turn.
+  void submit_step(Request& request);
+  static void on_step(bdev::IoRequest& io);
+  void go_on() override;
   void get_id(Request& request, const Pieces& data);
   void clear_range(Request& request, std::uint32_t type, Pieces& data);
   // Flags of a request that changes what the disk holds.
   std::uint8_t durability() const;
-  bool keep(Request& request, const Pieces& data);
+  void keep(Request& request, const Pieces& data);
   void submit(Request& request);
   void answer(Request& request, std::uint8_t status);
   static void on_complete(bdev::IoRequest& io);
@@ -46,6 +54,9 @@ class BlkQueue final : public VhostQueue {
   const bool may_cache_;
   const std::uint32_t block_bytes_;
   memory::Vector<Request> requests_;
+  // Transfers whose next step is due, oldest first.
+  Request* first_step_ = nullptr;
+  Request* last_step_ = nullptr;
 };
 
 }  // namespace pollux::vhost

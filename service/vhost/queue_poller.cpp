@@ -7,8 +7,6 @@
 namespace pollux::vhost {
 
 namespace {
-// 8 KiB each. Only requests of more than a few pieces hold one.
-constexpr std::size_t kIovecArraysPerReactor = 256;
 constexpr unsigned kTurnsPerSweep = 64;
 constexpr unsigned kTurnsPerLookAside = 8;
 }  // namespace
@@ -44,8 +42,13 @@ bool QueuePoller::List::arm() {
                      [](const Entry& entry) { return !entry.queue || entry.queue->arm(); });
 }
 
-Status QueuePoller::add(VhostQueue& queue, unsigned load) {
-  POLLUX_TRY(queue.start(reactor_, pool_, *signaller_));
+Status QueuePoller::add(VhostQueue& queue, unsigned load, const Device& device) {
+  const auto tenant = tenants_.try_emplace(&device, stock_).first;
+  if (Status started = queue.start(reactor_, stock_, tenant->second); !started) {
+    if (tenant->second.queues == 0) tenants_.erase(tenant);
+    return started;
+  }
+  ++tenant->second.queues;
   (load != 0 ? hot_ : aside_).add(queue);
   return {};
 }
@@ -53,6 +56,9 @@ Status QueuePoller::add(VhostQueue& queue, unsigned load) {
 void QueuePoller::remove(VhostQueue& queue) {
   hot_.remove(queue);
   aside_.remove(queue);
+  Tenant& tenant = queue.tenant();
+  if (--tenant.queues != 0) return;
+  std::erase_if(tenants_, [&](const auto& entry) { return &entry.second == &tenant; });
 }
 
 unsigned QueuePoller::poll() {
@@ -76,7 +82,7 @@ Result<std::unique_ptr<Placement>> Placement::make(reactor::ReactorGroup& reacto
   for (std::size_t i = 0; i < reactors.size(); ++i) {
     auto signaller = Signaller::make();
     if (!signaller) return fail(std::move(signaller.error()));
-    auto poller = std::make_unique<QueuePoller>(reactors.at(i), kIovecArraysPerReactor, std::move(*signaller));
+    auto poller = std::make_unique<QueuePoller>(reactors.at(i), std::move(*signaller));
     run_on(reactors.at(i), [&] { reactors.at(i).add_poller(*poller); });
     placement->pollers_.push_back(std::move(poller));
     placement->loads_.push_back(0);

@@ -3,25 +3,28 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "reactor/reactor.h"
-#include "vhost/signaller.h"
 #include "vhost/vhost_queue.h"
 
 namespace pollux::vhost {
 
+class Device;
+
 // On its reactor, but for construction and destruction.
 class QueuePoller final : public reactor::Poller {
  public:
-  QueuePoller(reactor::Reactor& reactor, std::size_t iovec_arrays, std::unique_ptr<Signaller> signaller)
-      : reactor_(reactor), pool_(iovec_arrays), signaller_(std::move(signaller)) {}
+  QueuePoller(reactor::Reactor& reactor, std::unique_ptr<Signaller> signaller)
+      : reactor_(reactor), stock_(std::move(signaller)) {}
 
-  // `load`: 0 for a queue that carries no requests of disks (control, events) and is looked at less often.
-  Status add(VhostQueue& queue, unsigned load);
+  // `load`: 0 for a queue that carries no requests of disks (control, events) and is looked at less often. Queues of
+  // one device are one tenant.
+  Status add(VhostQueue& queue, unsigned load, const Device& device);
   // The queue must have stopped.
   void remove(VhostQueue& queue);
 
@@ -29,7 +32,6 @@ class QueuePoller final : public reactor::Poller {
   bool arm() override;
 
   reactor::Reactor& reactor() { return reactor_; }
-  IovecPool& pool() { return pool_; }
 
  private:
   class List {
@@ -53,8 +55,8 @@ class QueuePoller final : public reactor::Poller {
   };
 
   reactor::Reactor& reactor_;
-  IovecPool pool_;
-  const std::unique_ptr<Signaller> signaller_;
+  ReactorStock stock_;
+  std::map<const Device*, Tenant> tenants_;
   List hot_;
   List aside_;
   // Turns until all queues are asked, whatever their words say: one that is to stop, or has an event to tell.

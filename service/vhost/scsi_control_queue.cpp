@@ -21,6 +21,7 @@ std::optional<scsi::TaskFunction> to_function(std::uint32_t subtype) {
 ScsiControlQueue::ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
     : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
   number(*this, requests_, on_complete);
+  ignore_budget();
 }
 
 void ScsiControlQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
@@ -30,10 +31,7 @@ void ScsiControlQueue::take(const virtio::Chain& chain, virtio::IovecList& piece
   request.response_byte = nullptr;
   Pieces readable{pieces.items, chain.readable};
   const Pieces writable{pieces.items + chain.readable, chain.writable};
-  const auto give_back = [&](std::uint32_t written) {
-    request.busy = false;
-    finish(request.id, request.entries, written);
-  };
+  const auto give_back = [&](std::uint32_t written) { finish(request, written); };
   std::uint32_t type = 0;
   if (chain.faulty || !readable.take_front(&type, sizeof(type))) {
     give_back(0);
@@ -114,8 +112,7 @@ void ScsiControlQueue::answer(Request& request, ScsiResponseCode code) {
     const iovec piece{request.response_byte, 1};
     ring().log_writes(&piece, 1);
   }
-  request.busy = false;
-  finish(request.id, request.entries, 1);
+  finish(request, 1);
 }
 
 }  // namespace pollux::vhost

@@ -74,7 +74,9 @@ class ScsiEventQueue final : public VhostQueue {
  public:
   ScsiEventQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ScsiEventInboxes& inboxes,
                  reactor::Reactor& reactor)
-      : VhostQueue(std::move(ring), std::move(fds)), inboxes_(inboxes), inbox_(inboxes.open(reactor)) {}
+      : VhostQueue(std::move(ring), std::move(fds)), inboxes_(inboxes), inbox_(inboxes.open(reactor)) {
+    ignore_budget();
+  }
   ~ScsiEventQueue() override { inboxes_.close(inbox_); }
 
  private:

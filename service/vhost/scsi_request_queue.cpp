@@ -66,9 +66,8 @@ void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& piece
   const bool answerable = !chain.faulty && writable.split_front(sizeof(ScsiResponse), response, kResponsePieces);
   request.response_count = response.count;
   if (!answerable || !readable.take_front(&header, sizeof(header))) {
-    request.busy = false;
     QueueCounters::add(counters_.errors);
-    finish(request.id, request.entries, 0);
+    finish(request, 0);
     return;
   }
   dispatch(request, header, readable, writable);
@@ -90,11 +89,7 @@ void ScsiRequestQueue::dispatch(Request& request, const ScsiRequestHeader& heade
   iovec* room = request.own;
   const bool logging = ring().logging();
   if (data_out.count + data_in.count > kInlinePieces || logging) {
-    request.pooled = pool().take();
-    if (!request.pooled) {
-      refuse(request, ScsiResponseCode::kFailure);
-      return;
-    }
+    request.pooled = tenant().take_array();
     room = request.pooled;
   }
   std::copy_n(data_out.items, data_out.count, room);
@@ -156,9 +151,8 @@ void ScsiRequestQueue::answer(Request& request, ScsiResponse& response, std::uin
     if (request.log_count != 0)
       ring().log_writes(request.pooled + IovecPool::kMaxPieces, std::exchange(request.log_count, 0));
   }
-  if (request.pooled) pool().give(std::exchange(request.pooled, nullptr));
-  request.busy = false;
-  finish(request.id, request.entries, static_cast<std::uint32_t>(sizeof(response)) + data_written);
+  if (request.pooled) tenant().give_array(std::exchange(request.pooled, nullptr));
+  finish(request, static_cast<std::uint32_t>(sizeof(response)) + data_written);
 }
 
 }  // namespace pollux::vhost

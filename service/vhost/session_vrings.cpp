@@ -158,7 +158,7 @@ Status Session::start_if_ready(std::uint16_t index) {
   QueuePoller& poller = placement_.enter(load_of(vring));
   vring.queue = device_.make_queue(index, std::move(*ring), std::move(vring.fds), features_, poller.reactor());
   vring.poller = &poller;
-  Status started = run_on(poller.reactor(), [&] { return poller.add(*vring.queue, load_of(vring)); });
+  Status started = run_on(poller.reactor(), [&] { return poller.add(*vring.queue, load_of(vring), device_); });
   if (!started) {
     vring.queue.reset();
     vring.poller = nullptr;

@@ -1,7 +1,5 @@
 #include "vhost/vhost_queue.h"
 
-#include <cerrno>
-#include <cstring>
 
 #include "base/log.h"
 
@@ -12,18 +10,15 @@ namespace {
 // How often a device that answers at once shows its answers while a batch goes on. All at the end would be the fewest
 // barriers, but the guest would wait for the whole batch and the service then for the guest, in turns.
 constexpr unsigned kChainsPerPublish = 8;
+// Of requests that one queue begins in one turn, one of any size aside. Batches matter for small requests alone.
+constexpr std::uint64_t kBytesPerTurn = 512 * kKiB;
 
 }  // namespace
 
-IovecPool::IovecPool(std::size_t arrays) : memory_(arrays * kArrayPieces), scratch_(kMaxPieces) {
-  free_.reserve(arrays);
-  for (std::size_t i = 0; i < arrays; ++i) free_.push_back(memory_.data() + i * kArrayPieces);
-}
-
-Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool, Signaller& signaller) {
+Status VhostQueue::start(reactor::Reactor& reactor, ReactorStock& stock, Tenant& tenant) {
   reactor_ = &reactor;
-  pool_ = &pool;
-  signaller_ = &signaller;
+  stock_ = &stock;
+  tenant_ = &tenant;
   if (fds_.kick) POLLUX_TRY(reactor.watch(fds_.kick.get()));
   ring_->disable_kicks();
   // A process that died may have answered and not said so any more: one interrupt too many is harmless.
@@ -34,8 +29,12 @@ Status VhostQueue::start(reactor::Reactor& reactor, IovecPool& pool, Signaller& 
 
 unsigned VhostQueue::poll() {
   unsigned done = 0;
+  if (goes_on_) [[unlikely]] {
+    go_on();
+    ++done;
+  }
   // What an earlier process has left in flight is answered before the queue stops, as all that is in flight.
-  if ((!stopping() || ring_->replaying()) && wants_chain()) done = take_batch();
+  if ((!stopping() || ring_->replaying()) && wants_chain()) done += take_batch();
   if (ring_->has_staged()) {
     publish();
     ++done;
@@ -64,14 +63,16 @@ unsigned VhostQueue::go_on_stopping() {
 
 unsigned VhostQueue::take_batch() {
   unsigned done = 0;
+  std::uint64_t bytes = 0;
   while (done < virtio::Virtqueue::kMaxBatch) {
     const unsigned ready = ring_->look();
     if (ready != 0) ring_->disable_kicks();
     for (unsigned i = 0; i < ready; ++i) {
-      if (pool_->empty() || !wants_chain()) return done;
+      if (!within_budget() || bytes >= kBytesPerTurn || !wants_chain()) return done;
       virtio::Chain chain;
-      virtio::IovecList pieces = pool_->scratch();
+      virtio::IovecList pieces = stock_->iovec_pool.scratch();
       if (!pop(chain, pieces)) return done;
+      bytes += chain.readable_bytes + chain.writable_bytes;
       take(chain, pieces);
       if (++done % kChainsPerPublish == 0) publish();
     }
@@ -100,11 +101,11 @@ bool VhostQueue::pop(virtio::Chain& chain, virtio::IovecList& pieces) {
 }
 
 bool VhostQueue::arm() {
-  if (want_call_) return false;
+  if (want_call_ || goes_on_) return false;
   if (ring_->has_staged() || stopping()) return in_flight_ != 0 && !ring_->has_staged();
   if (!wants_chain()) return true;
-  // With the pool empty something is in flight, and its completion wakes the reactor.
-  if (pool_->empty()) return true;
+  // A tenant that has used up its budget has requests in flight on this reactor; the completion of one wakes it.
+  if (!within_budget()) return true;
   return ring_->enable_kicks();
 }
 
@@ -126,14 +127,14 @@ void VhostQueue::set_call(SignalFd call) {
 // Tried again at the next turn when the kernel has no memory for it now. A front end that gave something unusable goes
 // without interrupts.
 void VhostQueue::signal_call() {
-  want_call_ = fds_.call && signaller_->raise(fds_.call) == Signaller::Outcome::kRetry;
+  want_call_ = fds_.call && stock_->signaller->raise(fds_.call) == Signaller::Outcome::kRetry;
 }
 
 void VhostQueue::report_broken() {
   broken_.store(true, std::memory_order_relaxed);
   QueueCounters::add(counters_.errors);
   // Once: the queue's state says it as well.
-  if (fds_.error) static_cast<void>(signaller_->raise(fds_.error));
+  if (fds_.error) static_cast<void>(stock_->signaller->raise(fds_.error));
 }
 
 }  // namespace pollux::vhost

@@ -5,6 +5,7 @@
 // Made by a session on its own thread, then attached to a reactor's QueuePoller; from there until stop() has called
 // back it belongs to that reactor. Devices derive from it. At most one interrupt a turn, whatever completes.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -14,39 +15,11 @@
 
 #include "base/memory.h"
 #include "reactor/reactor.h"
-#include "vhost/signaller.h"
+#include "vhost/tenant.h"
 #include "virtio/unique_fd.h"
 #include "virtio/virtqueue.h"
 
 namespace pollux::vhost {
-
-// The arrays that requests of many pieces need, shared by the queues of one reactor and made when the service starts. A
-// queue that finds it empty leaves its chains in the ring until something completes.
-class IovecPool {
- public:
-  // A request of more pieces breaks its queue. The segments that devices announce (kMaxSegments), header and status,
-  // and room for ranges that cross memory regions.
-  static constexpr std::uint32_t kMaxPieces = 256;
-  // Room for a list and a second copy of it, which dirty logging needs.
-  static constexpr std::uint32_t kArrayPieces = 2 * kMaxPieces;
-
-  explicit IovecPool(std::size_t arrays);
-  iovec* take() {
-    if (free_.empty()) return nullptr;
-    iovec* array = free_.back();
-    free_.pop_back();
-    return array;
-  }
-  void give(iovec* array) { free_.push_back(array); }
-  bool empty() const { return free_.empty(); }
-  // Where a chain is gathered before it is known how much of it has to be kept.
-  virtio::IovecList scratch() { return {scratch_.data(), kMaxPieces, 0}; }
-
- private:
-  memory::Vector<iovec> memory_;
-  memory::Vector<iovec> scratch_;
-  std::vector<iovec*> free_;
-};
 
 struct QueueCounters {
   std::atomic<std::uint64_t> requests{0};
@@ -74,7 +47,9 @@ class VhostQueue {
 
   // All on the reactor.
   // Begins to take chains. kInternal or kInvalid: the kick descriptor cannot be watched.
-  Status start(reactor::Reactor& reactor, IovecPool& pool, Signaller& signaller);
+  // `tenant`: whose requests these are; as long as the queue runs.
+  Status start(reactor::Reactor& reactor, ReactorStock& stock, Tenant& tenant);
+  Tenant& tenant() const { return *tenant_; }
   unsigned poll();
   // After a poll() that found nothing: where only a change gives poll() something to do again, but for stop() and for
   // wants_chain(). No word: something is under way.
@@ -100,6 +75,8 @@ class VhostQueue {
   // A chain was popped. The pieces are in the reactor's scratch: keep what is needed. Answer with finish(), now or
   // later.
   virtual void take(const virtio::Chain& chain, virtio::IovecList& pieces) = 0;
+  // Hands on a part of what goes to the device in several turns. Once a turn, after goes_on().
+  virtual void go_on() {}
   // The queue is to stop and something is in flight: called until it has ended, each time the reactor has a look.
   virtual void hurry() {}
   // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
@@ -112,6 +89,8 @@ class VhostQueue {
     std::uint16_t id = 0;
     std::uint16_t entries = 0;
     bool busy = false;
+    // Of the tenant's bytes in flight.
+    std::uint32_t held_bytes = 0;
   };
   template <typename Queue, typename Request, typename Callback>
   static void number(Queue& queue, memory::Vector<Request>& slots, Callback on_complete) {
@@ -122,9 +101,10 @@ class VhostQueue {
     }
   }
   void begin() { ++in_flight_; }
-  // The slot of a chain whose request begins; null: its id is in flight already, which breaks the queue.
+  // The slot of a chain whose request begins; null: its id is in flight already, which breaks the queue. `most_bytes`:
+  // what goes to the device at one time.
   template <typename Request>
-  Request* begin(memory::Vector<Request>& slots, const virtio::Chain& chain) {
+  Request* begin(memory::Vector<Request>& slots, const virtio::Chain& chain, std::uint32_t most_bytes = UINT32_MAX) {
     Request& request = slots[chain.id];
     if (request.busy) {
       break_queue("a request id that is in flight already");
@@ -133,6 +113,9 @@ class VhostQueue {
     begin();
     request.busy = true;
     request.entries = chain.entries;
+    request.held_bytes =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(chain.readable_bytes + chain.writable_bytes, most_bytes));
+    tenant_->take_bytes(request.held_bytes);
     return &request;
   }
   // Answers a chain whose request began. Its data must be in place.
@@ -140,12 +123,24 @@ class VhostQueue {
     ring_->push(id, entries, written);
     --in_flight_;
   }
+  // The same for one that began in a slot.
+  template <typename Request>
+  void finish(Request& request, std::uint32_t written) {
+    request.busy = false;
+    tenant_->give_bytes(request.held_bytes);
+    finish(request.id, request.entries, written);
+  }
+  // From the next turn on go_on() is called, until that is taken back.
+  void goes_on(bool more) { goes_on_ = more; }
   void break_queue(const char* reason) { ring_->break_queue(reason); }
 
+  // For a queue whose requests take next to nothing, and which a guest needs to end those that hold its budget.
+  void ignore_budget() { ignores_budget_ = true; }
+
   virtio::Virtqueue& ring() { return *ring_; }
-  IovecPool& pool() { return *pool_; }
   bool stopping() const { return static_cast<bool>(stopped_); }
   bool pop(virtio::Chain& chain, virtio::IovecList& pieces);
+  bool within_budget() const { return tenant_->open() || ignores_budget_; }
 
   QueueCounters counters_;
 
@@ -158,12 +153,14 @@ class VhostQueue {
 
   std::unique_ptr<virtio::Virtqueue> ring_;
   QueueFds fds_;
-  IovecPool* pool_ = nullptr;
-  Signaller* signaller_ = nullptr;
+  ReactorStock* stock_ = nullptr;
+  Tenant* tenant_ = nullptr;
   reactor::Reactor* reactor_ = nullptr;
   std::uint32_t in_flight_ = 0;
   // An answer that was shown is to be followed by an interrupt.
   bool want_call_ = false;
+  bool goes_on_ = false;
+  bool ignores_budget_ = false;
   std::function<void()> stopped_;
   std::atomic<bool> broken_{false};
 };

@@ -44,8 +44,7 @@ class Wire {
 
   Wire(const MakeQueue& make_queue, bool scsi, reactor::Reactor& reactor)
       : ram_((kDepth * 16384 + (1 << 20)) / 4096 * 4096),
-        ring_(initiator::DriverRing::make(ram_, {.size = kRingSize})),
-        pool_(16) {
+        ring_(initiator::DriverRing::make(ram_, {.size = kRingSize})) {
     const auto& part = ram_.parts()[0];
     auto region = must(virtio::map_region({.guest_addr = part.region.guest_addr,
                                            .size_bytes = part.region.size,
@@ -64,7 +63,7 @@ class Wire {
       disk_ = std::make_unique<initiator::BlkDisk>();
     }
     queue_ = make_queue(must(virtio::Virtqueue::create(std::move(setup))));
-    must(queue_->start(reactor, pool_, *signaller_));
+    must(queue_->start(reactor, stock_, tenant_));
     for (unsigned i = 0; i < kDepth; ++i) slots_.push_back(std::make_unique<initiator::IoSlot>(ram_, kIoBytes));
   }
 
@@ -99,8 +98,8 @@ class Wire {
  private:
   initiator::GuestRam ram_;
   std::unique_ptr<initiator::DriverRing> ring_;
-  vhost::IovecPool pool_;
-  std::unique_ptr<vhost::Signaller> signaller_ = must(vhost::Signaller::make());
+  vhost::ReactorStock stock_{must(vhost::Signaller::make())};
+  vhost::Tenant tenant_{stock_};
   std::unique_ptr<initiator::Disk> disk_;
   std::unique_ptr<vhost::VhostQueue> queue_;
   std::vector<std::unique_ptr<initiator::IoSlot>> slots_;

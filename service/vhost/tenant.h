@@ -1,0 +1,110 @@
+#pragma once
+// What the queues of one reactor share, and the part of it that one tenant may hold.
+//
+// A tenant is a device, a guest's disk or controller: its queues on the reactor have one budget together. A tenant that
+// has used it up stalls: its chains stay in their rings until some of its own requests have ended, while everybody else
+// goes on. A request takes all that it needs at once, so no tenant waits while it holds a part of it.
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/budget.h"
+#include "base/memory.h"
+#include "base/units.h"
+#include "vhost/signaller.h"
+#include "virtio/guest_memory.h"
+
+namespace pollux::vhost {
+
+// The arrays that requests of many pieces need. Each tenant brings those that are its own; the others are made when the
+// service starts.
+class IovecPool {
+ public:
+  // A request of more pieces breaks its queue. The segments that devices announce (kMaxSegments), header and status,
+  // and room for ranges that cross memory regions.
+  static constexpr std::uint32_t kMaxPieces = 256;
+  // Room for a list and a second copy of it, which dirty logging needs.
+  static constexpr std::uint32_t kArrayPieces = 2 * kMaxPieces;
+
+  explicit IovecPool(std::size_t arrays) : scratch_(kMaxPieces) { grow(arrays); }
+  ~IovecPool() { shrink(free_.size()); }
+  IovecPool(const IovecPool&) = delete;
+  IovecPool& operator=(const IovecPool&) = delete;
+
+  // Not in the I/O path.
+  void grow(std::size_t arrays) {
+    free_.reserve(total_ + arrays);
+    for (; arrays > 0; --arrays, ++total_) free_.push_back(memory::Allocator<iovec>().allocate(kArrayPieces));
+  }
+  // So many are free.
+  void shrink(std::size_t arrays) {
+    for (; arrays > 0; --arrays, --total_) {
+      memory::release(free_.back());
+      free_.pop_back();
+    }
+  }
+  // Where a chain is gathered before it is known how much of it has to be kept.
+  virtio::IovecList scratch() { return {scratch_.data(), kMaxPieces, 0}; }
+
+ private:
+  friend class Tenant;
+  memory::Vector<iovec> scratch_;
+  std::vector<iovec*> free_;
+  std::size_t total_ = 0;
+};
+
+// On the reactor, but for construction and destruction.
+struct ReactorStock {
+  explicit ReactorStock(std::unique_ptr<Signaller> made) : signaller(std::move(made)) {}
+
+  // 8 KiB each. Only requests of more than a few pieces hold one.
+  static constexpr std::size_t kIovecArrays = 256;
+  // Bounds the memory that devices take for copies, and how long a queue is behind which others wait.
+  static constexpr std::int64_t kBytesInFlight = 256 * kMiB;
+
+  IovecPool iovec_pool{kIovecArrays};
+  Commons iovec_arrays{kIovecArrays};
+  Commons bytes_in_flight{kBytesInFlight};
+  const std::unique_ptr<Signaller> signaller;
+};
+
+// On the reactor.
+class Tenant {
+ public:
+  explicit Tenant(ReactorStock& stock) : stock_(stock) { stock_.iovec_pool.grow(kOwnArrays); }
+  ~Tenant() { stock_.iovec_pool.shrink(kOwnArrays); }
+  Tenant(const Tenant&) = delete;
+  Tenant& operator=(const Tenant&) = delete;
+
+  // Whether one more request may begin, whatever it needs.
+  bool open() const { return arrays_.open() && bytes_.open(); }
+  // Once a request, after open().
+  iovec* take_array() {
+    arrays_.take(1);
+    iovec* array = stock_.iovec_pool.free_.back();
+    stock_.iovec_pool.free_.pop_back();
+    return array;
+  }
+  void give_array(iovec* array) {
+    stock_.iovec_pool.free_.push_back(array);
+    arrays_.give(1);
+  }
+  void take_bytes(std::uint32_t bytes) { bytes_.take(bytes); }
+  void give_bytes(std::uint32_t bytes) { bytes_.give(bytes); }
+
+  // Of the queues that serve it.
+  unsigned queues = 0;
+
+ private:
+  static constexpr std::int64_t kOwnArrays = 2;
+  static constexpr std::int64_t kOwnBytes = 4 * kMiB;
+
+  ReactorStock& stock_;
+  Budget arrays_{stock_.iovec_arrays, kOwnArrays};
+  Budget bytes_{stock_.bytes_in_flight, kOwnBytes};
+};
+
+}  // namespace pollux::vhost

@@ -4,8 +4,12 @@
 #include <boost/test/data/test_case.hpp>
 #include <boost/test/unit_test.hpp>
 
+#include <linux/magic.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -101,6 +105,22 @@ Task<Result<bool>> zeroed(Reactor& reactor, Bdev& bdev, bool by_unmap) {
   POLLUX_CO_TRY(to_status(co_await read(**channel, 0, in.data(), in.size()), "read"));
   auto expected = data;
   std::fill(expected.begin() + 8 * kKiB, expected.begin() + 40 * kKiB, 0);
+  co_return in == expected;
+}
+
+// Zeros in the middle of what was written: a range of more than one piece, where it has to be written piece by piece.
+Task<Result<bool>> zeroed_at_length(Reactor& reactor, Bdev& bdev) {
+  constexpr std::size_t kBytes = 2 * kMiB;
+  constexpr std::size_t kFrom = 3 * 4096;
+  constexpr std::size_t kLength = kMiB + 5 * 4096;
+  auto channel = bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  auto expected = noise(kBytes, 11);
+  POLLUX_CO_TRY(to_status(co_await write(**channel, 0, expected.data(), kBytes), "write"));
+  POLLUX_CO_TRY(to_status(co_await write_zeroes(**channel, kFrom, kLength), "zero"));
+  std::vector<unsigned char> in(kBytes);
+  POLLUX_CO_TRY(to_status(co_await read(**channel, 0, in.data(), kBytes), "read"));
+  std::fill(expected.begin() + kFrom, expected.begin() + kFrom + kLength, 0);
   co_return in == expected;
 }
 
@@ -240,6 +260,21 @@ Task<Result<bool>> leave(Reactor& reactor, Bdev& bdev) {
   co_return true;
 }
 
+// A ramfs that this thread alone sees: a file system that knows neither O_DIRECT nor fallocate().
+struct Ramfs {
+  Ramfs() {
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return;
+    if (mkdtemp(path) == nullptr) return;
+    mounted = mount("ramfs", path, "ramfs", 0, nullptr) == 0;
+  }
+  ~Ramfs() {
+    if (mounted) umount(path);
+    rmdir(path);
+  }
+  char path[32] = "/var/tmp/pollux-ramfs-XXXXXX";
+  bool mounted = false;
+};
+
 const auto kKinds = boost::unit_test::data::make({Spec::Kind::kRam, Spec::Kind::kUring});
 
 }  // namespace
@@ -263,6 +298,39 @@ BOOST_DATA_TEST_CASE_F(Fixture, unmapped_and_zeroed_ranges_read_as_zeros_and_the
     BOOST_REQUIRE_MESSAGE(right.has_value(), (right ? "" : right.error().message));
     BOOST_TEST(*right);
   }
+}
+
+BOOST_FIXTURE_TEST_CASE(a_file_on_tmpfs_reads_as_zeros_where_it_was_zeroed, Fixture) {
+  struct statfs shm {};
+  BOOST_REQUIRE(statfs("/dev/shm", &shm) == 0);
+  BOOST_REQUIRE(shm.f_type == TMPFS_MAGIC);
+  file = "/dev/shm/pollux-bdev-" + std::to_string(getpid());
+  auto bdev = open_kind(Spec::Kind::kUring);
+  for (bool by_unmap : {true, false}) {
+    const auto right = call(reactors->at(1), zeroed(reactors->at(1), *bdev, by_unmap));
+    BOOST_REQUIRE_MESSAGE(right.has_value(), (right ? "" : right.error().message));
+    BOOST_TEST(*right);
+  }
+  const auto right = call(reactors->at(1), zeroed_at_length(reactors->at(1), *bdev));
+  BOOST_REQUIRE_MESSAGE(right.has_value(), (right ? "" : right.error().message));
+  BOOST_TEST(*right);
+}
+
+BOOST_FIXTURE_TEST_CASE(a_file_system_without_o_direct_and_fallocate_will_do, Fixture) {
+  const Ramfs ramfs;
+  if (!ramfs.mounted) {
+    BOOST_TEST_MESSAGE("skipped: mounting a ramfs needs root");
+    return;
+  }
+  auto bdev = make_uring_bdev(std::string(ramfs.path) + "/pool.img", kSize);
+  BOOST_REQUIRE_MESSAGE(bdev.has_value(), (bdev ? "" : bdev.error().message));
+  auto right = call(reactors->at(1), zeroed_at_length(reactors->at(1), **bdev));
+  BOOST_REQUIRE_MESSAGE(right.has_value(), (right ? "" : right.error().message));
+  BOOST_TEST(*right);
+  // What cannot be unmapped stays, without an error.
+  const auto stays = call(reactors->at(1), zeroed(reactors->at(1), **bdev, true));
+  BOOST_REQUIRE_MESSAGE(stays.has_value(), (stays ? "" : stays.error().message));
+  BOOST_TEST(!*stays);
 }
 
 BOOST_DATA_TEST_CASE_F(Fixture, more_requests_than_the_ring_holds_all_complete, kKinds, kind) {

@@ -36,6 +36,9 @@ constexpr unsigned kMaxRetries = 5;
 
 std::string describe_errno(const std::string& what) {
   return what + ": " + std::strerror(errno);
+// Zeros for files whose file system cannot zero a range by itself (tmpfs); so many go out at a time.
+constexpr std::size_t kZeroChunkBytes = 256 * kKiB;
+alignas(kBounceAlignment) std::byte zeros[kZeroChunkBytes];
 }
 
 class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
@@ -73,6 +76,13 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
 };
 
 class UringChannel : public Channel, public reactor::Poller {
+  // The file system refuses to zero a range: zeros are written instead. Found out by the first request.
+  bool writes_zeros() const { return writes_zeros_.load(std::memory_order_relaxed); }
+  void write_zeros_from_now_on() {
+    if (!writes_zeros_.exchange(true, std::memory_order_relaxed)) {
+      log::info("{}: its file system cannot zero a range by itself; zeros are written", path_);
+    }
+  }
  public:
   UringChannel(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor)
       : bdev_(std::move(bdev)), reactor_(reactor), ops_(kMaxInFlight) {
@@ -93,6 +103,7 @@ class UringChannel : public Channel, public reactor::Poller {
     IoRequest* request = nullptr;
     Op* next_free = nullptr;
     iovec bounce{};
+  std::atomic<bool> writes_zeros_{false};
     unsigned retries = 0;
     bool syncing = false;  // the change is made, the device is being flushed for it
   };
@@ -123,6 +134,13 @@ Result<std::unique_ptr<Channel>> UringBdev::open_channel(reactor::Reactor& react
   auto channel = std::make_unique<UringChannel>(shared_from_this(), reactor);
   POLLUX_TRY(channel->start());
   return channel;
+    // Write zeroes by writing: how much is done, and what is under way; 0 when the kernel does it.
+    std::uint64_t zeroed_bytes = 0;
+    std::uint32_t zeroing_bytes = 0;
+    struct Discard : DeviceThread::Job {
+      UringChannel* channel = nullptr;
+      Op* op = nullptr;
+    } discard;
 }
 
 Status UringChannel::start() {
@@ -131,6 +149,7 @@ Status UringChannel::start() {
   params.cq_entries = 2 * kMaxInFlight;
   if (int rc = io_uring_queue_init_params(kRingEntries, &ring_, &params); rc < 0) {
     return fail(ErrorCode::kInternal, "cannot make an io_uring for " + bdev_->name() + ": " + std::strerror(-rc) +
+  bool finish_zeroing(Op& op, int& result);
                                           " (is io_uring disabled by kernel.io_uring_disabled?)");
   }
   ring_open_ = true;
@@ -306,6 +325,12 @@ void UringChannel::finish(Op& op, int result) {
         left -= now;
       }
     }
+      if (bdev_->writes_zeros()) {
+        op.zeroing_bytes = static_cast<std::uint32_t>(
+            std::min<std::uint64_t>(request.length_bytes - op.zeroed_bytes, kZeroChunkBytes));
+        io_uring_prep_write(sqe, file, zeros, op.zeroing_bytes, request.offset_bytes + op.zeroed_bytes);
+        break;
+      }
   }
   release(op);
   request.complete(request);
@@ -321,13 +346,39 @@ unsigned UringChannel::poll() {
   }
   std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
   const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);
+  op.zeroed_bytes = 0;
+  op.zeroing_bytes = 0;
   bool ended = false;
   ended_ = &ended;
   for (unsigned i = 0; i < count; ++i) {
     Op& op = *static_cast<Op*>(io_uring_cqe_get_data(cqes[i]));
     const int result = cqes[i]->res;
+// True: the request goes on, with zeros that are written because the file system refused the range, or with more of
+// them. Else `result` says how the request as a whole ended.
+bool UringChannel::finish_zeroing(Op& op, int& result) {
+  IoRequest& request = *op.request;
+  if (op.zeroing_bytes == 0) {
+    if (result != -EOPNOTSUPP && result != -EINVAL && result != -ENOSYS) return false;
+    bdev_->write_zeros_from_now_on();
+  } else {
+    if (result < 0) return false;
+    // A short write stopped where the next one gets the error that says why.
+    const std::uint64_t written = align_down<std::uint64_t>(static_cast<std::uint64_t>(result), bdev_->block_bytes());
+    if (written == 0) result = -EIO;
+    op.zeroed_bytes += written;
+    if (written == 0 || op.zeroed_bytes == request.length_bytes) return false;
+  }
+  op.retries = 0;
+  if (start_op(op)) return true;
+  // No room in the ring: from the beginning when there is.
+  release(op);
+  enqueue(request);
+  return true;
+}
+
     // The slot goes back first: finish() may submit again and so needs room.
     io_uring_cqe_seen(&ring_, cqes[i]);
+  if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
     finish(op, result);
     // Its last request may have been what kept the channel; nothing of it may be touched any more.
     if (ended) return i + 1;

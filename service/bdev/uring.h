@@ -3,7 +3,8 @@
 //
 // Each channel has a ring of its own. What one turn of the reactor submits goes to the kernel in one system call, and
 // completions are taken from shared memory. flush is fdatasync; kFua is RWF_DSYNC; unmap punches a hole (files) or
-// discards (block devices). Memory that does not meet the device's O_DIRECT alignment is bounced. The file is locked
+// discards (block devices, see device_thread.h); write_zeroes asks the file system for zeros, and writes them where it cannot do that (tmpfs).
+// Memory that does not meet the device's O_DIRECT alignment is bounced. The file is locked
 // (flock; O_EXCL for block devices), so two services cannot serve one device; the kernel drops the lock when the
 // process is dead and its last request has ended.
 

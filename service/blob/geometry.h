@@ -55,6 +55,18 @@ struct Geometry {
   }
 };
 
+// The largest device that a pool with clusters of this size can use whole, and the smallest size with which it can use
+// this device whole; 0: none can.
+constexpr std::uint64_t max_pool_bytes(std::uint32_t cluster_bytes) {
+  return kMaxClusters * cluster_bytes;
+}
+constexpr std::uint32_t cluster_bytes_for(std::uint64_t device_bytes) {
+  for (std::uint32_t bytes = kMinClusterBytes; bytes <= kMaxClusterBytes; bytes *= 2) {
+    if (device_bytes / bytes <= kMaxClusters) return bytes;
+  }
+  return 0;
+}
+
 // How many clusters of a device a pool can use: a last zone must have room for more than its reference counts.
 constexpr std::uint64_t usable_clusters(std::uint64_t device_bytes, std::uint32_t cluster_bytes) {
   std::uint64_t count = device_bytes / cluster_bytes;

@@ -22,6 +22,17 @@ std::uint64_t journal_bytes_for(std::uint64_t device_bytes, std::uint64_t cluste
 }
 
 }  // namespace
+// What is wrong with clusters of this size on this device, and what to do; empty when the pool can use all of it.
+std::string too_many_clusters(std::uint64_t device_bytes, std::uint32_t cluster_bytes) {
+  if (device_bytes / cluster_bytes <= kMaxClusters) return {};
+  const std::uint32_t better = cluster_bytes_for(device_bytes);
+  return "the device has " + std::to_string(device_bytes / kGiB) + " GiB, and a pool with clusters of " +
+         std::to_string(cluster_bytes / kKiB) + " KiB can use " +
+         std::to_string(max_pool_bytes(cluster_bytes) / kGiB) + " GiB of it; " +
+         (better == 0 ? "divide the device: no pool can use all of it"
+                      : "one with clusters of " + std::to_string(better / kKiB) + " KiB can use all of it");
+}
+
 
 reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, FormatOptions options) {
   co_await home.enter();
@@ -43,6 +54,9 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
     co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name of 1 to 255 bytes");
   }
   const std::uint64_t journal_bytes = journal_bytes_for(device.size_bytes(), cluster_bytes);
+  if (std::string why = too_many_clusters(device.size_bytes(), cluster_bytes); !why.empty()) {
+    co_return fail(ErrorCode::kInvalid, std::move(why));
+  }
   const auto clusters = static_cast<std::uint32_t>(usable_clusters(device.size_bytes(), cluster_bytes));
   const Geometry geometry = Geometry::from(cluster_bytes, clusters, journal_bytes);
   const std::uint32_t fixed = 1 + geometry.journal_clusters + geometry.zone_head_clusters;
@@ -203,3 +217,6 @@ reactor::Task<Status> Store::close() {
 }
 
 }  // namespace pollux::blob
+  if (const std::string why = too_many_clusters(device_bytes, state_->geometry.cluster_bytes); !why.empty()) {
+    log::warn("pool '{}' does not grow with all of its device: {}", name(), why);
+  }

@@ -106,9 +106,55 @@ reactor::Task<Result<bool>> flush_at_once(reactor::Reactor& home, Store& store, 
   co_return all_ok;
 }
 
+// A device of any size whose requests all succeed and do nothing.
+class VastBdev : public bdev::Bdev, public std::enable_shared_from_this<VastBdev> {
+ public:
+  explicit VastBdev(std::uint64_t size_bytes) : size_bytes_(size_bytes) {}
+  const std::string& name() const override { return name_; }
+  std::uint64_t size_bytes() const override { return size_bytes_; }
+  std::uint32_t block_bytes() const override { return 512; }
+  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor&) override {
+    struct Nothing : bdev::Channel {
+      explicit Nothing(std::uint64_t& requests) : requests_(requests) {}
+      void submit(bdev::IoRequest& request) override {
+        ++requests_;
+        request.status = bdev::IoStatus::kOk;
+        request.complete(request);
+      }
+      std::uint64_t& requests_;
+    };
+    return std::make_unique<Nothing>(requests);
+  }
+  std::uint64_t requests = 0;
+
+ private:
+  const std::string name_ = "vast";
+  const std::uint64_t size_bytes_;
+};
+
 }  // namespace
 
 BOOST_FIXTURE_TEST_SUITE(store, Fixture)
+
+BOOST_AUTO_TEST_CASE(a_device_of_more_clusters_than_a_pool_can_have_is_refused_with_the_size_that_does) {
+  const auto format_vast = [this](std::uint64_t bytes, std::uint32_t cluster_bytes, std::uint64_t& requests) {
+    auto device = std::make_shared<VastBdev>(bytes);
+    FormatOptions options{.id = Uuid::random(), .name = "vast", .cluster_bytes = cluster_bytes, .created_ms = 1};
+    const auto done = call(home, Store::format(device, home, std::move(options)));
+    requests = device->requests;
+    return done ? std::string() : done.error().message;
+  };
+  std::uint64_t requests = 0;
+  // 2^30 clusters: one more than there can be.
+  std::string refused = format_vast(64 * kTiB, 64 * kKiB, requests);
+  BOOST_TEST(refused.find("clusters of 128 KiB can use all of it") != std::string::npos, refused);
+  BOOST_TEST(requests == 0U);
+  refused = format_vast(3000 * kTiB, 0, requests);
+  BOOST_TEST(refused.find("clusters of 4096 KiB can use all of it") != std::string::npos, refused);
+  refused = format_vast(5000 * kTiB, 4 * kMiB, requests);
+  BOOST_TEST(refused.find("no pool can use all of it") != std::string::npos, refused);
+  BOOST_TEST(requests == 0U);
+}
 
 BOOST_AUTO_TEST_CASE(flushes_of_one_moment_share_the_devices_flushes) {
   format(32 * kMiB);

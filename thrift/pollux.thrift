@@ -82,6 +82,8 @@ struct ServiceStats {
   7: optional list<i32> watermarks_percent,
   /** The pools that have reached one, the fullest first. */
   8: optional list<PoolSpace> pools_filling_up,
+  /** Freed space that the open pools gave back to their devices, since each was opened. */
+  12: optional i64 discarded_bytes,
 }
 
 // ---------------------------------------------------------------- pools
@@ -110,6 +112,8 @@ struct PoolSpec {
   4: optional i32 cluster_bytes,
   /** Format the device even if it holds a file system, a partition table or the like. It never overwrites another pool. */
   5: optional bool overwrite,
+  /** Freed space goes back to the device: a file gets holes, an SSD is told (TRIM). Absent: it does. */
+  6: optional bool discard,
 }
 
 struct PoolInfo {
@@ -136,6 +140,12 @@ struct PoolInfo {
   14: optional i32 watermark_percent,
   /** provisioned_bytes of the capacity: above 100 thin provisioning has promised more than there is. */
   15: optional i64 provisioned_percent,
+  /** Whether freed space goes back to the device. */
+  20: optional bool discard,
+  /** How much did, since the pool was opened. */
+  21: optional i64 discarded_bytes,
+  /** Freed, and not given back yet. */
+  22: optional i64 discard_pending_bytes,
 }
 
 enum JobState { RUNNING = 1, DONE = 2, FAILED = 3, CANCELLED = 4 }
@@ -322,9 +332,9 @@ struct DataSocketInfo {
 
 struct JobInfo {
   1: required string job_id,
-  /** "flatten", "delete", "check", ... */
+  /** "flatten", "delete", "check", "trim", ... */
   2: required string kind,
-  /** Of a check: the pool's. */
+  /** Of a check or trim: the pool's. */
   3: required string volume_id,
   4: required JobState state,
   /** Work done and in all, in the job's own unit (clusters; of a check: volumes). */
@@ -367,6 +377,14 @@ service PolluxService {
   /** [admin, cinder] Volume or snapshot; space comes back in the background. BUSY while attached. Clones of a deleted snapshot stay. */
   void volume_delete(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
   /** [admin, cinder] Grows; connected guests are told. A smaller size is INVALID. */
+  /** [admin] Whether space that is freed from now on goes back to the device. Durable. */
+  PoolInfo pool_set_discard(1: RequestContext ctx, 2: string pool, 3: bool discard) throws (1: PolluxError e),
+  /**
+   * [admin] Gives all free space back to the device, as a job: what was freed while discard was off, and what a crash
+   * left. Guests go on. BUSY while another trim of the pool runs. The same job_id again answers that job as it stands.
+   */
+  JobInfo pool_trim(1: RequestContext ctx, 2: string pool, 3: string job_id) throws (1: PolluxError e),
+
   VolumeInfo volume_extend(1: RequestContext ctx, 2: string volume_id, 3: i64 size_bytes) throws (1: PolluxError e),
   /** [all] */
   VolumeInfo volume_describe(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),

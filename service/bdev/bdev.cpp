@@ -42,6 +42,15 @@ const char* to_string(IoOp op) {
   return "unknown";
 }
 
+const std::string& Bdev::exclusive_name() const {
+  static const std::string none;
+  return none;
+}
+
+reactor::Task<Status> Bdev::reserve(reactor::Reactor&, std::uint64_t, std::uint64_t) {
+  co_return Status{};
+}
+
 Bdev::ResizeToken Bdev::on_resize(std::function<void(std::uint64_t)> callback) {
   auto entry = std::make_shared<std::function<void(std::uint64_t)>>(std::move(callback));
   {

@@ -13,7 +13,8 @@
 //  - What a write, an unmap or a write_zeroes did is durable after a later flush has completed, or on its own when kFua
 //    is set. Before that each logical block is old or new, never a mixture.
 //  - Requests in flight at one time have no order among them.
-//  - unmap may leave the old data or zeros (volumes: always zeros); write_zeroes always reads back as zeros.
+//  - unmap may leave the old data, zeros or anything else (volumes: always zeros); write_zeroes always reads back as
+//    zeros.
 
 #include <sys/uio.h>
 
@@ -113,6 +114,15 @@ class Bdev {
   virtual std::uint32_t unmap_granularity_bytes() const { return 0; }
   // Whether channels answer IoOp::kExtent; it is kInvalid to those that do not.
   virtual bool reports_extents() const { return false; }
+  // A name of what is behind the device that nothing else has, on any host and over restarts of a host, and that this
+  // object holds a lock on: another that has opened the same name is gone. Empty: there is no such name.
+  virtual const std::string& exclusive_name() const;
+  // A later write to this range will find room in the file system under the device; what is read there stays as it is.
+  // On this reactor, on which the coroutine also goes on. kUnsupported: that cannot be had ahead. kNoSpace. kIoError.
+  virtual reactor::Task<Status> reserve(reactor::Reactor& reactor, std::uint64_t offset_bytes,
+                                        std::uint64_t length_bytes);
+  // Everything that would change the device is answered kReadOnly from now on, for good. Any thread.
+  virtual void stop_writing() {}
   // Looks whether what is behind the device grew, and takes the new size over; who asked with on_resize() is told. Any
   // thread; does not wait for I/O.
   virtual void refresh_size() {}

@@ -21,6 +21,7 @@
 #include "base/units.h"
 #include "bdev/direct_io.h"
 #include "reactor/reactor.h"
+#include "bdev/device_thread.h"
 
 namespace pollux::bdev {
 
@@ -35,10 +36,10 @@ constexpr std::uint32_t kBounceAlignment = 4096;
 constexpr unsigned kMaxRetries = 5;
 
 std::string describe_errno(const std::string& what) {
-  return what + ": " + std::strerror(errno);
 // Zeros for files whose file system cannot zero a range by itself (tmpfs); so many go out at a time.
 constexpr std::size_t kZeroChunkBytes = 256 * kKiB;
 alignas(kBounceAlignment) std::byte zeros[kZeroChunkBytes];
+  return what + ": " + std::strerror(errno);
 }
 
 class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
@@ -54,11 +55,13 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
     flock(fd_, LOCK_UN);
     close(fd_);
   }
+    device_thread_.reset();
 
   const std::string& name() const override { return path_; }
   std::uint64_t size_bytes() const override { return size_bytes_.load(std::memory_order_relaxed); }
   std::uint32_t block_bytes() const override { return direct_.block_bytes; }
-  bool supports_unmap() const override { return true; }
+  // Until the first attempt has shown that it cannot.
+  bool supports_unmap() const override { return supports_unmap_.load(std::memory_order_relaxed); }
   std::uint32_t unmap_granularity_bytes() const override { return 4096; }
   Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
   void refresh_size() override;
@@ -69,13 +72,10 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
 
  private:
   std::string path_;
+  reactor::Task<Status> reserve(reactor::Reactor& reactor, std::uint64_t offset_bytes,
+                                std::uint64_t length_bytes) override;
   int fd_;
   std::atomic<std::uint64_t> size_bytes_;
-  const DirectIo direct_;
-  bool is_block_device_;
-};
-
-class UringChannel : public Channel, public reactor::Poller {
   // The file system refuses to zero a range: zeros are written instead. Found out by the first request.
   bool writes_zeros() const { return writes_zeros_.load(std::memory_order_relaxed); }
   void write_zeros_from_now_on() {
@@ -83,12 +83,32 @@ class UringChannel : public Channel, public reactor::Poller {
       log::info("{}: its file system cannot zero a range by itself; zeros are written", path_);
     }
   }
+  const DirectIo direct_;
+  bool is_block_device_;
+  // Made when it is first needed.
+  DeviceThread& device_thread() {
+    const std::lock_guard lock(device_thread_mutex_);
+    if (!device_thread_) device_thread_ = std::make_unique<DeviceThread>(fd_);
+    return *device_thread_;
+  }
+  void unmaps_no_more() {
+    if (supports_unmap_.exchange(false, std::memory_order_relaxed)) {
+      log::info("{} cannot take freed space back", path_);
+    }
+  }
+};
+
+class UringChannel : public Channel, public reactor::Poller {
  public:
   UringChannel(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor)
       : bdev_(std::move(bdev)), reactor_(reactor), ops_(kMaxInFlight) {
     for (auto& op : ops_) {
+  std::atomic<bool> writes_zeros_{false};
       op.next_free = free_;
       free_ = &op;
+  std::atomic<bool> supports_unmap_{true};
+  std::mutex device_thread_mutex_;
+  std::unique_ptr<DeviceThread> device_thread_;
     }
   }
   ~UringChannel() override;
@@ -103,7 +123,6 @@ class UringChannel : public Channel, public reactor::Poller {
     IoRequest* request = nullptr;
     Op* next_free = nullptr;
     iovec bounce{};
-  std::atomic<bool> writes_zeros_{false};
     unsigned retries = 0;
     bool syncing = false;  // the change is made, the device is being flushed for it
   };
@@ -115,13 +134,22 @@ class UringChannel : public Channel, public reactor::Poller {
   void finish(Op& op, int result);
   void release(Op& op);
   static bool make_bounce(Op& op);
+    // Write zeroes by writing: how much is done, and what is under way; 0 when the kernel does it.
+    std::uint64_t zeroed_bytes = 0;
+    std::uint32_t zeroing_bytes = 0;
+    struct Discard : DeviceThread::Job {
+      UringChannel* channel = nullptr;
+      Op* op = nullptr;
+    } discard;
 
   std::shared_ptr<UringBdev> bdev_;
   reactor::Reactor& reactor_;
   io_uring ring_{};
   bool ring_open_ = false;
+  void start_discard(Op& op);
   std::vector<Op> ops_;
   Op* free_ = nullptr;
+  bool finish_zeroing(Op& op, int& result);
   // Requests that found no free op or ring slot, in order.
   IoRequest* waiting_head_ = nullptr;
   IoRequest* waiting_tail_ = nullptr;
@@ -134,13 +162,6 @@ Result<std::unique_ptr<Channel>> UringBdev::open_channel(reactor::Reactor& react
   auto channel = std::make_unique<UringChannel>(shared_from_this(), reactor);
   POLLUX_TRY(channel->start());
   return channel;
-    // Write zeroes by writing: how much is done, and what is under way; 0 when the kernel does it.
-    std::uint64_t zeroed_bytes = 0;
-    std::uint32_t zeroing_bytes = 0;
-    struct Discard : DeviceThread::Job {
-      UringChannel* channel = nullptr;
-      Op* op = nullptr;
-    } discard;
 }
 
 Status UringChannel::start() {
@@ -149,7 +170,6 @@ Status UringChannel::start() {
   params.cq_entries = 2 * kMaxInFlight;
   if (int rc = io_uring_queue_init_params(kRingEntries, &ring_, &params); rc < 0) {
     return fail(ErrorCode::kInternal, "cannot make an io_uring for " + bdev_->name() + ": " + std::strerror(-rc) +
-  bool finish_zeroing(Op& op, int& result);
                                           " (is io_uring disabled by kernel.io_uring_disabled?)");
   }
   ring_open_ = true;
@@ -254,9 +274,26 @@ bool UringChannel::start_op(Op& op) {
   }
   const iovec* iov = op.bounce.iov_base != nullptr ? &op.bounce : request.iov;
   const unsigned iov_count = op.bounce.iov_base != nullptr ? 1 : request.iov_count;
+void UringChannel::start_discard(Op& op) {
+  op.discard.offset_bytes = op.request->offset_bytes;
+  op.discard.length_bytes = op.request->length_bytes;
+  op.discard.reactor = &reactor_;
+  op.discard.channel = this;
+  op.discard.op = &op;
+  op.discard.run = [](reactor::Message& message) {
+    auto& discard = static_cast<Op::Discard&>(message);
+    discard.channel->finish(*discard.op, discard.result);
+  };
+  bdev_->device_thread().start(op.discard);
+}
+
   // Not a registered file: those belong to the ring, which the kernel takes down some time after a process was killed.
   // A request holds the file, and so its lock, until it has ended, which is just as long as a successor has to wait:
   // nothing that the dead process wrote or read can land after the lock was taken anew.
+  if (request.op == IoOp::kUnmap && bdev_->is_block_device() && !op.syncing) {
+    start_discard(op);
+    return true;
+  }
   const int file = bdev_->fd();
   switch (op.syncing ? IoOp::kFlush : request.op) {
     case IoOp::kRead:
@@ -288,6 +325,12 @@ bool UringChannel::start_op(Op& op) {
 
 void UringChannel::release(Op& op) {
   memory::release(op.bounce.iov_base);
+      if (bdev_->writes_zeros()) {
+        op.zeroing_bytes = static_cast<std::uint32_t>(
+            std::min<std::uint64_t>(request.length_bytes - op.zeroed_bytes, kZeroChunkBytes));
+        io_uring_prep_write(sqe, file, zeros, op.zeroing_bytes, request.offset_bytes + op.zeroed_bytes);
+        break;
+      }
   op.bounce = {};
   op.request = nullptr;
   op.next_free = free_;
@@ -303,56 +346,13 @@ void UringChannel::finish(Op& op, int result) {
   // Unlike a write, fallocate has no flag that makes it durable.
   if (result >= 0 && !op.syncing && request.op != IoOp::kWrite && request.durable_change()) {
     op.syncing = true;
+  op.zeroed_bytes = 0;
+  op.zeroing_bytes = 0;
     if (start_op(op)) return;
     // No room in the ring: all of it once more.
     release(op);
     enqueue(request);
     return;
-  }
-  if (result < 0 || is_short) {
-    request.status = result == -ENOSPC ? IoStatus::kNoSpace : IoStatus::kIoError;
-    // A device without discard keeps its data, which unmap allows.
-    if (request.op == IoOp::kUnmap && result == -EOPNOTSUPP) request.status = IoStatus::kOk;
-  } else {
-    request.status = IoStatus::kOk;
-    if (request.op == IoOp::kRead && op.bounce.iov_base != nullptr) {
-      const auto* from = static_cast<const std::byte*>(op.bounce.iov_base);
-      std::uint64_t left = request.length_bytes;
-      for (std::uint16_t i = 0; i < request.iov_count && left > 0; ++i) {
-        const std::uint64_t now = std::min<std::uint64_t>(request.iov[i].iov_len, left);
-        std::memcpy(request.iov[i].iov_base, from, now);
-        from += now;
-        left -= now;
-      }
-    }
-      if (bdev_->writes_zeros()) {
-        op.zeroing_bytes = static_cast<std::uint32_t>(
-            std::min<std::uint64_t>(request.length_bytes - op.zeroed_bytes, kZeroChunkBytes));
-        io_uring_prep_write(sqe, file, zeros, op.zeroing_bytes, request.offset_bytes + op.zeroed_bytes);
-        break;
-      }
-  }
-  release(op);
-  request.complete(request);
-}
-
-unsigned UringChannel::poll() {
-  if (waiting_head_ != nullptr) drain_waiting();
-  if (unsubmitted_) {
-    const int rc = io_uring_submit(&ring_);
-    // Busy means the completion queue is full: take completions, submit on the next turn. The kernel may also stop half
-    // way, after a request that it refuses.
-    if (rc >= 0) unsubmitted_ = io_uring_sq_ready(&ring_) != 0;
-  }
-  std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
-  const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);
-  op.zeroed_bytes = 0;
-  op.zeroing_bytes = 0;
-  bool ended = false;
-  ended_ = &ended;
-  for (unsigned i = 0; i < count; ++i) {
-    Op& op = *static_cast<Op*>(io_uring_cqe_get_data(cqes[i]));
-    const int result = cqes[i]->res;
 // True: the request goes on, with zeros that are written because the file system refused the range, or with more of
 // them. Else `result` says how the request as a whole ended.
 bool UringChannel::finish_zeroing(Op& op, int& result) {
@@ -376,9 +376,49 @@ bool UringChannel::finish_zeroing(Op& op, int& result) {
   return true;
 }
 
+  }
+  if (result < 0 || is_short) {
+  if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
+    request.status = result == -ENOSPC ? IoStatus::kNoSpace : IoStatus::kIoError;
+    // A device without discard keeps its data, which unmap allows.
+    if (request.op == IoOp::kUnmap && result == -EOPNOTSUPP) {
+      bdev_->unmaps_no_more();
+      request.status = IoStatus::kOk;
+    }
+  } else {
+    request.status = IoStatus::kOk;
+    if (request.op == IoOp::kRead && op.bounce.iov_base != nullptr) {
+      const auto* from = static_cast<const std::byte*>(op.bounce.iov_base);
+      std::uint64_t left = request.length_bytes;
+      for (std::uint16_t i = 0; i < request.iov_count && left > 0; ++i) {
+        const std::uint64_t now = std::min<std::uint64_t>(request.iov[i].iov_len, left);
+        std::memcpy(request.iov[i].iov_base, from, now);
+        from += now;
+        left -= now;
+      }
+    }
+  }
+  release(op);
+  request.complete(request);
+}
+
+unsigned UringChannel::poll() {
+  if (waiting_head_ != nullptr) drain_waiting();
+  if (unsubmitted_) {
+    const int rc = io_uring_submit(&ring_);
+    // Busy means the completion queue is full: take completions, submit on the next turn. The kernel may also stop half
+    // way, after a request that it refuses.
+    if (rc >= 0) unsubmitted_ = io_uring_sq_ready(&ring_) != 0;
+  }
+  std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
+  const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);
+  bool ended = false;
+  ended_ = &ended;
+  for (unsigned i = 0; i < count; ++i) {
+    Op& op = *static_cast<Op*>(io_uring_cqe_get_data(cqes[i]));
+    const int result = cqes[i]->res;
     // The slot goes back first: finish() may submit again and so needs room.
     io_uring_cqe_seen(&ring_, cqes[i]);
-  if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
     finish(op, result);
     // Its last request may have been what kept the channel; nothing of it may be touched any more.
     if (ended) return i + 1;

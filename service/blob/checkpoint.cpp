@@ -99,6 +99,7 @@ reactor::Task<Status> Checkpointer::run_alone() {
   Superblock next = super_;
   next.checkpoint = super_.checkpoint + 1;
   next.cluster_count = state_.geometry.cluster_count;
+  next.compatible_flags = compatible_flags_;
   auto position = co_await journal_.cut();
   if (!position) co_return fail(std::move(position.error()));
 

@@ -25,7 +25,12 @@ namespace pollux::blob {
 class Checkpointer {
  public:
   Checkpointer(State& state, Journal& journal, bdev::Channel& channel, reactor::Reactor& home, Superblock super)
-      : state_(state), journal_(journal), channel_(channel), home_(home), super_(super) {}
+      : state_(state),
+        journal_(journal),
+        channel_(channel),
+        home_(home),
+        super_(super),
+        compatible_flags_(super.compatible_flags) {}
 
   // One after the other. After an error, kIoError, the journal refuses everything.
   reactor::Task<Status> run();
@@ -34,6 +39,8 @@ class Checkpointer {
   bool idle() const { return !wanted_ && !serving_ && !one_.held(); }
 
   const Superblock& super() const { return super_; }
+  // Durable with the next run().
+  void set_compatible_flags(std::uint32_t flags) { compatible_flags_ = flags; }
   // The number of the last complete checkpoint, where a Loader looks for it.
   const std::uint64_t& number() const { return super_.checkpoint; }
 
@@ -56,6 +63,7 @@ class Checkpointer {
   bdev::Channel& channel_;
   reactor::Reactor& home_;
   Superblock super_;
+  std::uint32_t compatible_flags_;
   reactor::AsyncMutex one_;
   bool wanted_ = false;
   // serve() runs, and looks at wanted_ again before it ends.

@@ -70,7 +70,9 @@ struct Superblock {
   std::uint32_t replay_previous_crc;
   std::uint32_t name_bytes;
   char name[256];
-  std::byte reserved[kPageBytes - 356];
+  // Bits that a reader may leave alone and keeps as they are.
+  std::uint32_t compatible_flags;
+  std::byte reserved[kPageBytes - 360];
   std::uint32_t crc;  // of the 4092 bytes before it
 };
 static_assert(sizeof(Superblock) == kPageBytes);

@@ -1,5 +1,6 @@
 #include "blob/page_store.h"
 
+#include <algorithm>
 #include <bit>
 #include <cassert>
 #include <cstring>
@@ -12,6 +13,14 @@ namespace {
 constexpr std::uint32_t kDirectoryWord = (static_cast<std::uint32_t>(PageType::kDirectory) << kDirTypeShift) | 1;
 
 }  // namespace
+
+std::vector<ClusterNo> PageStore::clusters_in_order() const {
+  std::vector<ClusterNo> order;
+  order.reserve(clusters_.size());
+  for (const MetadataCluster& each : clusters_) order.push_back(each.cluster);
+  std::sort(order.begin(), order.end());
+  return order;
+}
 
 void PageStore::mark_free(PageNo page) {
   const std::uint32_t at = page / 64;

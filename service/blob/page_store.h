@@ -20,6 +20,8 @@ class PageStore {
   // At load: the directory of the next metadata cluster and the slot it was found in. kCorrupt: unknown types.
   Status load_cluster(ClusterNo cluster, const std::uint32_t* words, unsigned directory_slot);
 
+  // Where they lie, in ascending order.
+  std::vector<ClusterNo> clusters_in_order() const;
   std::uint32_t cluster_count() const { return static_cast<std::uint32_t>(clusters_.size()); }
   std::uint32_t free_pages() const { return free_pages_; }
   std::uint32_t used_pages() const;

@@ -11,7 +11,8 @@
 //              back after a crash, so it counts as shared until settled
 //   released   count fell to 0, but the journal record that says so is not durable yet, or an I/O that looked the
 //              cluster up earlier may still be on its way; collect_released() hands these to whoever waits for both
-//              and then calls make_free()
+//              and then calls make_free(). Also a free cluster that hold_free() keeps from being allocated until
+//              make_free() is called for it
 // Home reactor only.
 
 #include <cstdint>
@@ -59,6 +60,15 @@ class Refcounts {
 
   std::vector<ClusterNo> collect_released() { return std::exchange(released_, {}); }
   bool has_released() const { return !released_.empty(); }
+  // Precondition: is_free().
+  void hold_free(ClusterNo cluster) {
+    take(cluster);
+    ++released_count_;
+  }
+  bool is_free(ClusterNo cluster) const { return cluster < words_.size() && in_free_map(cluster); }
+  // The free map, 64 clusters a word; 0 beyond its end.
+  std::uint64_t free_word(std::size_t index) const { return index < free_map_.size() ? free_map_[index] : 0; }
+  std::size_t free_words() const { return free_map_.size(); }
   void make_free(const std::vector<ClusterNo>& clusters) {
     released_count_ -= static_cast<std::uint32_t>(clusters.size());
     for (ClusterNo cluster : clusters) mark_free(cluster);

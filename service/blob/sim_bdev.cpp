@@ -51,6 +51,11 @@ std::uint64_t SimDisk::operations() const {
   return operations_;
 }
 
+std::uint64_t SimDisk::discards() const {
+  std::lock_guard lock(mutex_);
+  return discards_;
+}
+
 std::uint64_t SimDisk::flushes() const {
   std::lock_guard lock(mutex_);
   return flushes_;
@@ -126,6 +131,10 @@ void SimDisk::write_sectors(const IoRequest& request) {
       at += request.iov[i].iov_len;
     }
     assert(at == request.length_bytes);
+  }
+  if (request.op == IoOp::kUnmap) {
+    ++discards_;
+    std::generate(bytes.begin(), bytes.end(), [this] { return static_cast<std::byte>(garbage_()); });
   }
   for (std::uint64_t done = 0; done < request.length_bytes; done += block_bytes_) {
     keep((request.offset_bytes + done) / block_bytes_, bytes.data() + done, durable);

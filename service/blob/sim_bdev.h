@@ -8,6 +8,7 @@
 //  - A power cut keeps, of each sector, what was durable or any one version written since, drawn from the seed
 //    independently of all other sectors: writes are lost, torn and reordered. It can be set to happen at the Nth write;
 //    that write is then under way: nobody is told that it completed.
+//  - What is unmapped reads as random bytes afterwards.
 //  - The Nth operation can be made to fail once, with nothing done.
 //  - A request takes no time, or as long as a test says.
 // Everything is replayed by the seed when one reactor uses the disk.
@@ -16,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <unordered_map>
 #include <vector>
 
@@ -45,6 +47,7 @@ class SimDisk {
   std::uint64_t writes() const;
   std::uint64_t operations() const;
   std::uint64_t flushes() const;
+  std::uint64_t discards() const;
 
   // What the disk holds when the power comes back after a cut now.
   std::vector<std::byte> image_after_power_cut(std::uint64_t seed) const;
@@ -76,6 +79,8 @@ class SimDisk {
   std::uint64_t writes_ = 0;
   std::uint64_t operations_ = 0;
   std::uint64_t flushes_ = 0;
+  std::uint64_t discards_ = 0;
+  std::minstd_rand garbage_{1};
   std::uint64_t cut_at_ = UINT64_MAX;
   std::uint64_t fail_at_ = UINT64_MAX;
   bool off_ = false;

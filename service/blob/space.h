@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "base/result.h"
+#include "blob/discarder.h"
 #include "blob/journal.h"
 #include "blob/lanes.h"
 #include "blob/state.h"
@@ -24,13 +26,23 @@ class Space {
     std::function<void()> on_reclaimed;  // clusters became free
     std::function<void()> on_settled;    // clusters are contested no more, or never will be settled
   };
-  Space(State& state, Journal& journal, Lanes& lanes, Events events)
-      : state_(state), journal_(journal), lanes_(lanes), events_(std::move(events)) {}
+  Space(State& state, Journal& journal, Lanes& lanes, Lane& lane, Discarder& discarder, Events events)
+      : state_(state),
+        journal_(journal),
+        lanes_(lanes),
+        lane_(lane),
+        discarder_(discarder),
+        events_(std::move(events)) {}
 
   // A cluster for data of this volume; none when the pool is full for it.
   std::optional<ClusterNo> allocate(const Volume& volume);
-  // At least this many free metadata pages, taking clusters for them as needed. kNoSpace.
+  // At least this many free metadata pages, taking clusters for them as needed. kNoSpace: the pool has none, or the file
+  // system under it has no room for one.
   Status ensure_pages(std::uint32_t count);
+  // The same for later, and with room of their own for all of them, so that ensure_pages() takes no others. kNoSpace.
+  reactor::Task<Status> prepare_pages(std::uint32_t count);
+  // Starts to get clusters ready that are to become metadata, with room of their own on the device, if there are few.
+  void refill_stock();
   // Clusters that a thin volume or a new promise could take, those on their way back included.
   std::uint64_t available() const;
 
@@ -38,19 +50,34 @@ class Space {
   bool reclaim();
   // Starts settling contested clusters, if there are any and it is not under way.
   void settle();
-  bool idle() const { return !reclaiming_ && !settling_; }
+  bool idle() const { return !reclaiming_ && !settling_ && !refilling_ && reserving_ == 0; }
 
  private:
+  std::uint64_t kept_for_metadata() const;
+  // Of that, what is still in the free map.
   std::uint64_t metadata_reserve() const;
   reactor::Task<void> run_reclaim();
   reactor::Task<void> run_settle();
+  reactor::Task<void> run_refill();
+  reactor::Task<void> reserve_late(ClusterNo cluster);
+  reactor::Task<Status> add_to_stock();
+  std::optional<ClusterNo> take_for_metadata();
 
   State& state_;
   Journal& journal_;
   Lanes& lanes_;
+  Lane& lane_;  // the home reactor's
+  Discarder& discarder_;
   const Events events_;
   bool reclaiming_ = false;
   bool settling_ = false;
+  // Ready to become metadata. With those on their way here: out of the free map, part of what is kept for metadata.
+  std::vector<ClusterNo> stock_;
+  std::uint64_t out_for_stock_ = 0;
+  std::uint32_t reserving_ = 0;
+  bool refilling_ = false;
+  // The file system had no room for the last one.
+  bool no_room_ = false;
 };
 
 }  // namespace pollux::blob

@@ -101,12 +101,20 @@ Status Store::check_promise(std::uint64_t clusters) const {
                   " bytes left, " + std::to_string(clusters * state_->geometry.cluster_bytes) + " are needed");
 }
 
-Status Store::make_pages(std::uint32_t count) {
-  auto made = space_->ensure_pages(count);
+Status Store::no_metadata_space(Status made) const {
   if (made || made.error().code != ErrorCode::kNoSpace) return made;
   return fail(ErrorCode::kNoSpace, "pool '" + name() +
                                        "' has no space left for metadata; delete volumes or snapshots, or grow its "
-                                       "device");
+                                       "device: " +
+                                       made.error().message);
+}
+
+Status Store::make_pages(std::uint32_t count) {
+  return no_metadata_space(space_->ensure_pages(count));
+}
+
+reactor::Task<Status> Store::prepare_pages(std::uint32_t count) {
+  co_return no_metadata_space(co_await space_->prepare_pages(count));
 }
 
 Status Store::check_unused(const Volume& volume) const {
@@ -127,6 +135,7 @@ reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
   {
     auto guard = co_await structure_.lock();
     POLLUX_CO_TRY(check_create(options));
+    POLLUX_CO_TRY(co_await prepare_pages(kPagesPerChange));
     if (options.thick) POLLUX_CO_TRY(check_promise(state_->clusters_of(options.size_bytes)));
     POLLUX_CO_TRY(make_pages(kPagesPerChange));
     const auto record = make_create(options, state_->next_volume_number());
@@ -156,6 +165,8 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
     POLLUX_CO_TRY(co_await loader_->index(source));
     const std::uint32_t index =
         static_cast<std::uint32_t>(div_ceil<std::size_t>(state_->leaves_of(options.size_bytes), kWordsPerPage));
+
+    POLLUX_CO_TRY(co_await prepare_pages(kPagesPerChange + index));
 
     // Writes that looked at the map before stand in the source's clusters when the fork shares them; later ones wait.
     if (source.view) {
@@ -218,6 +229,7 @@ reactor::Task<Status> Store::resize(Uuid id, std::uint64_t size_bytes) {
     }
     if (size_bytes > volume.size_bytes) {
       POLLUX_CO_TRY(co_await loader_->index(volume));
+      POLLUX_CO_TRY(co_await prepare_pages(kPagesPerChange));
       if (volume.thick()) {
         POLLUX_CO_TRY(check_promise(state_->clusters_of(size_bytes) - state_->clusters_of(volume.size_bytes)));
       }
@@ -259,6 +271,7 @@ reactor::Task<Status> Store::revert(Uuid id, Uuid snapshot_id) {
     POLLUX_CO_TRY(check_unused(volume));
     POLLUX_CO_TRY(co_await loader_->index(volume));
     POLLUX_CO_TRY(co_await loader_->index(snapshot));
+    POLLUX_CO_TRY(co_await prepare_pages(kPagesPerChange + index_pages(volume)));
     if (volume.thick()) POLLUX_CO_TRY(check_promise(volume.charged));
     POLLUX_CO_TRY(make_pages(kPagesPerChange + index_pages(volume)));
     auto record = make_record<RevertRecord>(RecordType::kRevert, volume.number);
@@ -337,6 +350,8 @@ Usage Store::usage() const {
     ++(volume->snapshot() ? usage.snapshots : usage.volumes);
   }
   usage.used_percent = used_percent();
+  usage.discarded_bytes = discarder_->discarded_bytes();
+  usage.discard_pending_bytes = discarder_->noted() * cluster;
   for (std::uint32_t watermark : kWatermarksPercent) {
     if (usage.used_percent >= watermark) usage.watermark_percent = watermark;
   }

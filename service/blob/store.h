@@ -15,6 +15,7 @@
 #include "base/result.h"
 #include "bdev/bdev.h"
 #include "blob/checkpoint.h"
+#include "blob/discarder.h"
 #include "blob/journal.h"
 #include "blob/lanes.h"
 #include "blob/loader.h"
@@ -34,6 +35,11 @@ struct FormatOptions {
   std::string name;
   std::uint32_t cluster_bytes = 0;  // 0: kDefaultClusterBytes
   std::int64_t created_ms = 0;
+  bool discard = true;  // freed space goes back to the device
+};
+
+struct OpenOptions {
+  Discarder::Pace discard_pace;
 };
 
 struct CreateOptions {
@@ -60,6 +66,9 @@ struct Usage {
   // reached, 0 for none.
   std::uint32_t used_percent = 0;
   std::uint32_t watermark_percent = 0;
+  // Given back to the device since the pool was opened, and freed but not given back yet, at most.
+  std::uint64_t discarded_bytes = 0;
+  std::uint64_t discard_pending_bytes = 0;
 };
 
 // How full a pool may get before the log warns, and Usage says so for as long as it is.
@@ -79,6 +88,7 @@ struct Job {
   bool cancelled = false;
 };
 inline constexpr const char* kFlatten = "flatten";
+inline constexpr const char* kTrim = "trim";
 
 class Store {
  public:
@@ -88,7 +98,8 @@ class Store {
   // The superblock alone, for who wants to know what is there. Errors of read_super().
   static reactor::Task<Result<Superblock>> probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
   // Loads the pool and goes on with deletes that a crash interrupted. Errors of read_super() and recover().
-  static reactor::Task<Result<std::unique_ptr<Store>>> open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+  static reactor::Task<Result<std::unique_ptr<Store>>> open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
+                                                            OpenOptions options = {});
   ~Store();
 
   // Waits for operations and for background work to pause, writes a checkpoint, ends the lanes. No volume may be open.
@@ -110,6 +121,12 @@ class Store {
   // volume may be in use. The same job id again answers that job as it stands; a restart forgets jobs, and repeating
   // the request goes on where it stopped. kBusy: has a job. kInvalid: a snapshot. kExists: another job's id.
   reactor::Task<Result<Job>> flatten(Uuid id, Uuid job);
+  // Starts to discard all that is free, whether freed space is discarded or not. The same job id again answers that job
+  // as it stands. kUnsupported: the device cannot. kBusy: a trim runs already. kExists: another job's id.
+  reactor::Task<Result<Job>> trim(Uuid job);
+  // Durable when it returns.
+  reactor::Task<Status> set_discard(bool enabled);
+  bool discards() const { return (super().compatible_flags & kSuperNoDiscard) == 0; }
   // kNotFound; kUnsupported: a delete.
   Status cancel(const Uuid& job);
   // Those that run and the last of those that ended, in order of their beginning.
@@ -134,14 +151,14 @@ class Store {
   std::uint32_t used_percent() const;
   std::string name() const;
   bool idle() const {
-    return background_ == 0 && space_->idle() && checkpointer_->idle() && journal_->idle();
+    return background_ == 0 && space_->idle() && !discarder_->running() && checkpointer_->idle() && journal_->idle();
   }
 
  private:
   Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
   static reactor::Task<Status> format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
                                             FormatOptions options);
-  void start(Recovered recovered);
+  void start(Recovered recovered, const OpenOptions& options);
   Result<reactor::Gate::Holder> enter() { return gate_.enter("pool '" + name() + "'"); }
   Status change(const RecordHeader& record);
   Result<Volume*> live(const Uuid& id) const;
@@ -151,6 +168,9 @@ class Store {
   Status make_pages(std::uint32_t count);
   // kBusy.
   Status check_unused(const Volume& volume) const;
+  // Before that, where waiting is allowed: with room on the device for them.
+  reactor::Task<Status> prepare_pages(std::uint32_t count);
+  Status no_metadata_space(Status made) const;
   void empty_in_background(Volume& volume);
   reactor::Task<void> empty(VolumeNo number);
   reactor::Task<Status> empty_steps(Volume& volume, Job& job);
@@ -159,6 +179,8 @@ class Store {
   reactor::Task<void> run_flatten(Volume& volume, Job& job);
   reactor::Task<Status> flatten_steps(Volume& volume, Job& job);
   std::uint32_t list_shared(const Volume& volume, std::size_t slot, std::vector<std::uint32_t>& shared) const;
+  reactor::Task<void> run_trim(Job& job);
+  reactor::Task<void> reserve_metadata();
   reactor::Task<Status> own_cluster(Volume& volume, std::uint32_t index);
   void committed();
   void watch_space();
@@ -172,6 +194,7 @@ class Store {
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<Space> space_;
   std::unique_ptr<Writer> writer_;
+  std::unique_ptr<Discarder> discarder_;
   // Changes of the set of volumes, one at a time up to the point where they are in memory and in the journal's queue.
   reactor::AsyncMutex structure_;
   std::vector<std::unique_ptr<Job>> jobs_;

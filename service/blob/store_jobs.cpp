@@ -1,4 +1,4 @@
-// Long work in the background: emptying deleted volumes, flattening. The rest of the Store is in store.cpp.
+// Long work in the background: emptying deleted volumes, flattening, discarding free space. The rest of the Store is in store.cpp.
 
 #include <algorithm>
 
@@ -113,7 +113,7 @@ void Store::forget_old_jobs() {
 Status Store::cancel(const Uuid& id) {
   Job* job = find_job(id);
   if (job == nullptr) return fail(ErrorCode::kNotFound, "job " + id.to_string() + " does not exist");
-  if (job->kind != kFlatten) {
+  if (job->kind != kFlatten && job->kind != kTrim) {
     return fail(ErrorCode::kUnsupported, "a " + job->kind + " cannot be cancelled: the volume is gone already");
   }
   // One that ended stays as it ended.
@@ -192,6 +192,63 @@ reactor::Task<Status> Store::own_cluster(Volume& volume, std::uint32_t index) {
   const bdev::IoStatus status = co_await io.completion;
   if (status == bdev::IoStatus::kNoSpace) co_return fail(ErrorCode::kNoSpace, "pool '" + name() + "' is full");
   co_return bdev::to_status(status, "copy of cluster " + std::to_string(index));
+}
+
+// ---- Discard
+
+reactor::Task<Result<Job>> Store::trim(Uuid job_id) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
+  if (const Job* there = find_job(job_id)) {
+    if (there->kind == kTrim) co_return *there;
+    co_return fail(ErrorCode::kExists, "job " + job_id.to_string() + " exists already and is another one");
+  }
+  if (!lanes_.device().supports_unmap()) {
+    co_return fail(ErrorCode::kUnsupported, lanes_.device().name() + " cannot take freed space back");
+  }
+  for (const auto& each : jobs_) {
+    if (each->kind != kTrim || each->state != JobState::kRunning) continue;
+    co_return fail(ErrorCode::kBusy, "pool '" + name() + "' is being trimmed already, by job " + each->id.to_string());
+  }
+  forget_old_jobs();
+  Job& job = *jobs_.emplace_back(std::make_unique<Job>(
+      Job{.id = job_id, .volume_id = super().pool_id, .kind = kTrim, .total = state_->geometry.cluster_count}));
+  ++background_;
+  reactor::spawn(run_trim(job), [this] { --background_; });
+  co_return job;
+}
+
+reactor::Task<void> Store::run_trim(Job& job) {
+  constexpr std::uint64_t kLookUs = 10'000;
+  // The caller goes on first.
+  co_await home().yield();
+  discarder_->trim();
+  while (discarder_->left_to_trim() != 0 && !job.cancelled && !gate_.closed()) {
+    job.done = job.total - std::min(job.total, discarder_->left_to_trim());
+    co_await home().sleep_us(kLookUs);
+  }
+  if (job.cancelled || gate_.closed()) {
+    discarder_->forget();
+    job.state = JobState::kCancelled;
+  } else if (!lanes_.device().supports_unmap()) {
+    job.state = JobState::kFailed;
+    job.error = lanes_.device().name() + " cannot take freed space back";
+  } else {
+    job.state = JobState::kDone;
+    job.done = job.total;
+  }
+}
+
+reactor::Task<Status> Store::set_discard(bool enabled) {
+  co_await home().enter();
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
+  auto guard = co_await structure_.lock();
+  discarder_->enable(enabled);
+  if (discards() == enabled) co_return Status{};
+  const std::uint32_t others = super().compatible_flags & ~kSuperNoDiscard;
+  checkpointer_->set_compatible_flags(others | (enabled ? 0 : kSuperNoDiscard));
+  co_return co_await checkpointer_->run();
 }
 
 std::vector<Job> Store::jobs() const {

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "blob/aligned_buffer.h"
 #include "blob/page_codec.h"
+#include "blob/reserve.h"
 #include "blob/store.h"
 
 namespace pollux::blob {
@@ -21,7 +22,6 @@ std::uint64_t journal_bytes_for(std::uint64_t device_bytes, std::uint64_t cluste
   return align_up(wanted, cluster_bytes);
 }
 
-}  // namespace
 // What is wrong with clusters of this size on this device, and what to do; empty when the pool can use all of it.
 std::string too_many_clusters(std::uint64_t device_bytes, std::uint32_t cluster_bytes) {
   if (device_bytes / cluster_bytes <= kMaxClusters) return {};
@@ -33,6 +33,7 @@ std::string too_many_clusters(std::uint64_t device_bytes, std::uint32_t cluster_
                       : "one with clusters of " + std::to_string(better / kKiB) + " KiB can use all of it");
 }
 
+}  // namespace
 
 reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, FormatOptions options) {
   co_await home.enter();
@@ -53,10 +54,10 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
   if (options.name.empty() || options.name.size() > kMaxNameBytes || options.id.is_nil()) {
     co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name of 1 to 255 bytes");
   }
-  const std::uint64_t journal_bytes = journal_bytes_for(device.size_bytes(), cluster_bytes);
   if (std::string why = too_many_clusters(device.size_bytes(), cluster_bytes); !why.empty()) {
     co_return fail(ErrorCode::kInvalid, std::move(why));
   }
+  const std::uint64_t journal_bytes = journal_bytes_for(device.size_bytes(), cluster_bytes);
   const auto clusters = static_cast<std::uint32_t>(usable_clusters(device.size_bytes(), cluster_bytes));
   const Geometry geometry = Geometry::from(cluster_bytes, clusters, journal_bytes);
   const std::uint32_t fixed = 1 + geometry.journal_clusters + geometry.zone_head_clusters;
@@ -68,6 +69,10 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
             " are needed with this cluster size");
   }
 
+  // Before anything is lost. What is there stays as it is, unless the file system cannot promise room.
+  for (const ByteRange& range : system_ranges(geometry, 0)) {
+    POLLUX_CO_TRY(co_await reserve_new(device, channel, home, range));
+  }
   // From here to the last step the device holds no pool, neither the old nor the new.
   POLLUX_CO_TRY(
       bdev::to_status(co_await bdev::write_zeroes(channel, 0, 2 * kSuperSlotStride), "erasing the superblock"));
@@ -90,6 +95,8 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
         .header = {.type = RecordType::kMetadataGrow, .bytes = sizeof(MetadataGrowRecord), .volume = 0},
         .number = number,
         .cluster = *state.refcounts.allocate()};
+    POLLUX_CO_TRY(co_await reserve_new(device, channel, home,
+                                       {geometry.cluster_offset(record.cluster), geometry.cluster_bytes}));
     POLLUX_CO_TRY(state.apply(record.header));
   }
 
@@ -102,6 +109,7 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
   super.cluster_count = clusters;
   super.journal_offset = cluster_bytes;
   super.journal_bytes = journal_bytes;
+  super.compatible_flags = options.discard ? 0 : kSuperNoDiscard;
   super.name_bytes = static_cast<std::uint32_t>(options.name.size());
   std::memcpy(super.name, options.name.data(), options.name.size());
   const JournalPosition start;
@@ -126,7 +134,8 @@ reactor::Task<Result<Superblock>> Store::probe(std::shared_ptr<bdev::Bdev> devic
   co_return super;
 }
 
-reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
+reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
+                                                          OpenOptions options) {
   co_await home.enter();
   std::unique_ptr<Store> store(new Store(device, home));
   auto lane = store->lanes_.open(home);
@@ -137,16 +146,23 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
     co_await store->lanes_.close();
     co_return fail(std::move(super.error()));
   }
+  // Of a pool that was made without, or copied.
+  const Geometry geometry = Geometry::from(super->cluster_bytes, super->cluster_count, super->journal_bytes);
+  auto ranges = system_ranges(geometry, 0);
+  ranges.resize(1);
+  if (const auto reserved = co_await reserve_used(*device, home, std::move(ranges)); !reserved) {
+    log::warn("the journal of the pool on {} has no room of its own: {}", device->name(), reserved.error().message);
+  }
   auto recovered = co_await recover((*lane)->device(), home, *super, Purpose::kUse);
   if (!recovered) {
     co_await store->lanes_.close();
     co_return fail(std::move(recovered.error()));
   }
-  store->start(std::move(*recovered));
+  store->start(std::move(*recovered), options);
   co_return store;
 }
 
-void Store::start(Recovered recovered) {
+void Store::start(Recovered recovered, const OpenOptions& options) {
   const Superblock& super = recovered.super;
   bdev::Channel& channel = lane_->device();
   replayed_records_ = recovered.replayed_records;
@@ -161,12 +177,33 @@ void Store::start(Recovered recovered) {
                                        recovered.tail, recovered.head);
   checkpointer_ = std::make_unique<Checkpointer>(*state_, *journal_, channel, home(), super);
   loader_ = std::make_unique<Loader>(*state_, channel, home(), checksum_seed(super.pool_id), checkpointer_->number());
-  space_ = std::make_unique<Space>(*state_, *journal_, lanes_,
+  discarder_ = std::make_unique<Discarder>(*state_, *lane_, lanes_.device(), options.discard_pace,
+                                           (super.compatible_flags & kSuperNoDiscard) == 0,
+                                           [this] { writer_->resume_space_waiters(); });
+  space_ = std::make_unique<Space>(*state_, *journal_, lanes_, *lane_, *discarder_,
                                    Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
                                                  .on_settled = [this] { writer_->resume_settle_waiters(); }});
   writer_ = std::make_unique<Writer>(*state_, *journal_, *loader_, *space_, *lane_);
   for (const auto& [number, volume] : state_->volumes()) {
     if (volume->deleting()) empty_in_background(*volume);
+  }
+  space_->refill_stock();
+  ++background_;
+  reactor::spawn(reserve_metadata(), [this] { --background_; });
+}
+
+// Room for the rest of what an older pool has, while guests are served.
+reactor::Task<void> Store::reserve_metadata() {
+  auto ranges = system_ranges(state_->geometry, 1);
+  const auto clusters = ranges_of(state_->geometry, state_->pages.clusters_in_order());
+  ranges.insert(ranges.end(), clusters.begin(), clusters.end());
+  for (const ByteRange& range : ranges) {
+    if (gate_.closed()) co_return;
+    std::vector<ByteRange> one{range};
+    const auto reserved = co_await reserve_used(lanes_.device(), home(), std::move(one));
+    if (reserved) continue;
+    log::warn("the metadata of pool '{}' has no room of its own: {}", name(), reserved.error().message);
+    co_return;
   }
 }
 
@@ -188,10 +225,16 @@ reactor::Task<Status> Store::grow() {
     co_return fail(ErrorCode::kUnsupported,
                    "the device is smaller than the pool on it: " + std::to_string(device_bytes) + " bytes");
   }
+  if (const std::string why = too_many_clusters(device_bytes, state_->geometry.cluster_bytes); !why.empty()) {
+    log::warn("pool '{}' does not grow with all of its device: {}", name(), why);
+  }
   if (clusters == old) co_return Status{};
   Geometry wider = state_->geometry;
   wider.cluster_count = clusters;
   for (std::uint32_t zone = state_->geometry.zones(); zone < wider.zones(); ++zone) {
+    POLLUX_CO_TRY(co_await reserve_new(lanes_.device(), lane_->device(), home(),
+                                       {wider.cluster_offset(wider.zone_head(zone)),
+                                        std::uint64_t{wider.zone_head_clusters} * wider.cluster_bytes}));
     // Whatever lies there must not look like our pages.
     POLLUX_CO_TRY(bdev::to_status(
         co_await bdev::write_zeroes(lane_->device(), wider.cluster_offset(wider.zone_head(zone)), kZoneRefcountBytes),
@@ -208,6 +251,7 @@ reactor::Task<Status> Store::grow() {
 reactor::Task<Status> Store::close() {
   co_await home().enter();
   co_await gate_.close();
+  discarder_->stop();
   // Background work looks at the gate between steps; each turn of the reactor lets it take one.
   while (!idle()) co_await home().sleep_us(200);
   Status status = co_await checkpointer_->run();
@@ -217,6 +261,3 @@ reactor::Task<Status> Store::close() {
 }
 
 }  // namespace pollux::blob
-  if (const std::string why = too_many_clusters(device_bytes, state_->geometry.cluster_bytes); !why.empty()) {
-    log::warn("pool '{}' does not grow with all of its device: {}", name(), why);
-  }

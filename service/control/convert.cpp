@@ -204,6 +204,7 @@ Result<volume::PoolSpec> from_rpc(const rpc::PoolSpec& spec) {
     }
     result.cluster_bytes = bytes;
   }
+  if (spec.__isset.discard) result.discard = spec.discard;
   return result;
 }
 
@@ -314,6 +315,9 @@ rpc::PoolInfo to_rpc(const volume::PoolInfo& pool) {
   info.__set_used_percent(to_i32(pool.used_percent));
   info.__set_watermark_percent(to_i32(pool.watermark_percent));
   info.__set_provisioned_percent(to_i64(pool.provisioned_percent));
+  info.__set_discard(pool.discard);
+  info.__set_discarded_bytes(to_i64(pool.discarded_bytes));
+  info.__set_discard_pending_bytes(to_i64(pool.discard_pending_bytes));
   return info;
 }
 

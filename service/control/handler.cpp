@@ -117,10 +117,13 @@ void Handler::stats(rpc::ServiceStats& answer, const rpc::RequestContext& ctx) {
     const auto sessions = backend_.vhost.sessions();
     rpc::ServiceStats stats;
     stats.pools = static_cast<std::int32_t>(pools->size());
+    std::uint64_t discarded_bytes = 0;
     for (const auto& pool : *pools) {
       stats.volumes += static_cast<std::int32_t>(pool.volumes);
       stats.snapshots += static_cast<std::int32_t>(pool.snapshots);
+      discarded_bytes += pool.discarded_bytes;
     }
+    stats.__set_discarded_bytes(static_cast<std::int64_t>(discarded_bytes));
     stats.__set_watermarks_percent(watermarks());
     stats.__set_pools_filling_up(filling_up(*pools));
     stats.attachments = static_cast<std::int32_t>(attachments->size());
@@ -179,6 +182,28 @@ void Handler::pool_describe(rpc::PoolInfo& answer, const rpc::RequestContext& ct
     POLLUX_TRY(check_pool(pool));
     const auto info = ask(backend_.volumes.describe_pool(pool), deadline);
     if (!info) return fail(info.error());
+    if (!info) return fail(info.error());
+    return to_rpc(*info);
+  });
+}
+
+void Handler::pool_set_discard(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
+                               bool discard) {
+  answer = run("pool_set_discard", ctx, pool, [&](Deadline deadline) -> Result<rpc::PoolInfo> {
+    POLLUX_TRY(check_pool(pool));
+    const auto info = ask(backend_.volumes.set_pool_discard(pool, discard), deadline);
+    if (!info) return fail(info.error());
+    return to_rpc(*info);
+  });
+}
+
+void Handler::pool_trim(rpc::JobInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
+                        const std::string& job_id) {
+  answer = run("pool_trim", ctx, pool, [&](Deadline deadline) -> Result<rpc::JobInfo> {
+    POLLUX_TRY(check_pool(pool));
+    const auto job = check_uuid(job_id, "job_id");
+    if (!job) return fail(job.error());
+    const auto info = ask(backend_.volumes.trim_pool(pool, *job), deadline);
     return to_rpc(*info);
   });
 }

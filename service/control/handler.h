@@ -54,6 +54,10 @@ class Handler : public rpc::PolluxServiceIf {
   void pool_check_describe(rpc::PoolCheck& answer, const rpc::RequestContext& ctx,
                            const std::string& check_id) override;
   void volume_create(rpc::VolumeInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
+  void pool_set_discard(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
+                        bool discard) override;
+  void pool_trim(rpc::JobInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
+                 const std::string& job_id) override;
                      const rpc::VolumeSpec& spec) override;
   void volume_delete(const rpc::RequestContext& ctx, const std::string& volume_id) override;
   void volume_extend(rpc::VolumeInfo& answer, const rpc::RequestContext& ctx, const std::string& volume_id,

@@ -99,6 +99,10 @@ class Collector {
             pool.provisioned_percent);
       gauge("pollux_pool_watermark_percent", "The highest watermark that the used percentage has reached, or 0.",
             pool.watermark_percent);
+      add("pollux_pool_discarded_bytes_total", "Freed space that was given back to the device.", Kind::kCounter, labels,
+          pool.discarded_bytes);
+      gauge("pollux_pool_discard_pending_bytes", "Freed space that is not given back to the device yet.",
+            pool.discard_pending_bytes);
       gauge("pollux_pool_volumes", "Volumes, without snapshots.", pool.volumes);
       gauge("pollux_pool_snapshots", "Snapshots.", pool.snapshots);
       volumes(pool.name);

@@ -35,6 +35,8 @@ constexpr Rule kRules[] = {
     {"pool_describe", kAll, Effect::kReads},
     {"pool_check", kAdmin, Effect::kChanges},
     {"pool_check_describe", kAdmin, Effect::kReads},
+    {"pool_set_discard", kAdmin, Effect::kChanges},
+    {"pool_trim", kAdmin, Effect::kChanges},
     {"volume_create", kAdmin | kCinder, Effect::kChanges},
     {"volume_delete", kAdmin | kCinder, Effect::kChanges},
     {"volume_extend", kAdmin | kCinder, Effect::kChanges},

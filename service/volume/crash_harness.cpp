@@ -36,7 +36,9 @@ void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
   drop();
   process_dies_ = false;
   disk_ = std::make_shared<blob::SimDisk>(std::move(image), device_block_bytes_);
-  store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_)));
+  // Freed space is discarded at once, so that the seed alone decides what happens when.
+  const blob::OpenOptions options{.discard_pace = {.delay_us = 0, .rest = 0}};
+  store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_, options)));
 }
 
 reactor::Task<Status> CrashHarness::drop_task() {

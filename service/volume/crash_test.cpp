@@ -75,6 +75,7 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
     pool.disk().cut_power_at_write(at);
     const bool finished = scenario(pool);
     BOOST_REQUIRE(finished != pool.disk().power_is_off());
+    if (finished) BOOST_TEST(pool.disk().discards() > 0U);
     const auto image = pool.disk().image_after_power_cut(seed * 31 + at);
     const std::string when = "power cut at write " + std::to_string(at);
     BOOST_TEST_CONTEXT(when) {

@@ -32,7 +32,10 @@ PoolInfo Pool::info() const {
           .snapshots = usage.snapshots,
           .used_percent = usage.used_percent,
           .provisioned_percent = usage.provisioned_bytes / std::max<std::uint64_t>(usage.capacity_bytes / 100, 1),
-          .watermark_percent = usage.watermark_percent};
+          .watermark_percent = usage.watermark_percent,
+          .discard = store->discards(),
+          .discarded_bytes = usage.discarded_bytes,
+          .discard_pending_bytes = usage.discard_pending_bytes};
 }
 
 VolumeInfo Pool::info(const blob::Volume& volume) const {

@@ -178,6 +178,15 @@ reactor::Task<Result<JobInfo>> VolumeService::flatten(Uuid volume, Uuid job) {
   co_return job_info(*started);
 }
 
+reactor::Task<Result<JobInfo>> VolumeService::trim_pool(std::string name, Uuid job) {
+  co_await impl_->home.enter();
+  auto entered = impl_->enter_pool(name);
+  if (!entered) co_return fail(std::move(entered.error()));
+  const auto started = co_await entered->pool->store->trim(job);
+  if (!started) co_return fail(started.error());
+  co_return job_info(*started);
+}
+
 reactor::Task<Result<std::vector<JobInfo>>> VolumeService::list_jobs() {
   co_await impl_->home.enter();
   std::vector<JobInfo> jobs;

@@ -137,7 +137,8 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
   } else {
     // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
     blob::FormatOptions options{
-        .id = spec.id, .name = spec.name, .cluster_bytes = spec.cluster_bytes, .created_ms = wall_clock_ms()};
+        .id = spec.id, .name = spec.name, .cluster_bytes = spec.cluster_bytes, .created_ms = wall_clock_ms(),
+        .discard = spec.discard};
     POLLUX_CO_TRY(co_await blob::Store::format(*device, impl_->home, std::move(options)));
   }
   auto pool = co_await impl_->adopt(spec.bdev, *device);
@@ -263,6 +264,14 @@ reactor::Task<Status> VolumeService::close() {
     }
     if (!closed && first) first = std::move(closed);
   }
+reactor::Task<Result<PoolInfo>> VolumeService::set_pool_discard(std::string name, bool discard) {
+  co_await impl_->home.enter();
+  auto entered = impl_->enter_pool(name);
+  if (!entered) co_return fail(std::move(entered.error()));
+  POLLUX_CO_TRY(co_await entered->pool->store->set_discard(discard));
+  co_return entered->pool->info();
+}
+
   co_return first;
 }
 

@@ -29,6 +29,7 @@ struct PoolSpec {
   std::uint32_t cluster_bytes = 0;  // 0: the store's default
   bool may_format = true;           // otherwise a device without a pool is kNotFound
 };
+  bool discard = true;              // freed space goes back to the device
 
 struct PoolInfo {
   Uuid id;
@@ -50,6 +51,9 @@ struct PoolInfo {
   // The highest of watermarks_percent() that used_percent has reached, 0 for none.
   std::uint32_t watermark_percent = 0;
 };
+  bool discard = true;
+  std::uint64_t discarded_bytes = 0;        // given back to the device since the pool was opened
+  std::uint64_t discard_pending_bytes = 0;  // freed and not given back yet
 
 // How full a pool may get before it is said: in the log when it gets there, in PoolInfo for as long as it is.
 std::vector<std::uint32_t> watermarks_percent();
@@ -156,6 +160,10 @@ class VolumeService {
   reactor::Task<Result<VolumeInfo>> create_volume(std::string pool, VolumeSpec spec);
   reactor::Task<Status> delete_volume(Uuid id);
   reactor::Task<Result<VolumeInfo>> extend_volume(Uuid id, std::uint64_t size_bytes);
+  // Whether space that is freed from now on goes back to the device.
+  reactor::Task<Result<PoolInfo>> set_pool_discard(std::string pool, bool discard);
+  // Starts to give all free space back: see Store::trim.
+  reactor::Task<Result<JobInfo>> trim_pool(std::string pool, Uuid job);
   reactor::Task<Result<VolumeInfo>> describe_volume(Uuid id);
   // In order of id, those greater than `after`.
   reactor::Task<Result<std::vector<VolumeInfo>>> list_volumes(std::string pool, std::optional<Uuid> after,

@@ -37,6 +37,8 @@ class Create(base.ShowOne):
                             help="Unit of allocation: a power of two from 64K to 4M. Default: the service's.")
         parser.add_argument('--overwrite', action='store_true',
                             help='Lose the file system or partition table that the device holds.')
+        parser.add_argument('--discard', choices=('on', 'off'), default='on',
+                            help='Give freed space back to the device. Default: on.')
         parser.add_argument('--id', type=base.uuid_text, metavar='UUID', help='Default: a new one.')
         return base.add_examples(parser, [
             'polluxctl pool create fast --device /dev/nvme0n1',
@@ -54,7 +56,8 @@ class Create(base.ShowOne):
             bdev = types.BdevSpec(kind=types.BdevKind.URING, path=os.path.abspath(path), size_bytes=parsed_args.size)
         return _show(self.client.pool_create(types.PoolSpec(
             pool_id=parsed_args.id or base.new_id(), name=parsed_args.name, bdev=bdev,
-            cluster_bytes=parsed_args.cluster, overwrite=parsed_args.overwrite)))
+            cluster_bytes=parsed_args.cluster, overwrite=parsed_args.overwrite,
+            discard=parsed_args.discard == 'on')))
 
 
 class Import(base.ShowOne):
@@ -112,6 +115,39 @@ def _findings(check: types.PoolCheck) -> Iterator[str]:
     found = check.lost + check.doubly_used + check.leaked + check.damaged
     if found > len(check.findings):
         yield f'... and {found - len(check.findings)} more'
+class Discard(base.ShowOne):
+    """Choose whether space that is freed from now on goes back to the device."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('pool', help='Name or id.')
+        parser.add_argument('discard', choices=('on', 'off'))
+        return base.add_examples(parser, ['polluxctl pool discard fast off'])
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        return _show(self.client.pool_set_discard(parsed_args.pool, parsed_args.discard == 'on'))
+
+
+class Trim(base.ShowOne):
+    """Give all free space of a pool back to its device, as a job.
+
+    Covers what was freed while discard was off, and what a crash left. Guests go on meanwhile.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('pool', help='Name or id.')
+        parser.add_argument('--wait', action='store_true', help='Until it is done, showing progress.')
+        parser.add_argument('--job-id', type=base.uuid_text, metavar='UUID', help='Default: a new one.')
+        return base.add_examples(parser, ['polluxctl pool trim fast --wait'])
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
+        job = self.client.pool_trim(parsed_args.pool, parsed_args.job_id or base.new_id())
+        if parsed_args.wait:
+            job = base.wait_for_job(self.client, job.job_id)
+        return base.fields(job, state=types.JobState)
+
+
     yield (f'pool {check.pool} ({check.pool_id}): {check.volumes} volumes and snapshots, {check.data_clusters} '
            f'clusters of data, {check.metadata_pages} pages of metadata, {check.replayed_records} journal records '
            'since the last checkpoint')

@@ -182,6 +182,13 @@ class Client:
         return self.call('pool_describe', pool)
 
     def pool_check(self, pool: str, check_id: str, *, repair: bool = False) -> types.PoolCheck:
+    def pool_set_discard(self, pool: str, discard: bool) -> types.PoolInfo:
+        return self.call('pool_set_discard', pool, discard)
+
+    def pool_trim(self, pool: str, job_id: str) -> types.JobInfo:
+        """Start to give all free space back to the device; `job_list` says when that has ended."""
+        return self.call('pool_trim', pool, job_id)
+
         """Start a check, see the contract; `pool_check_describe` says when it has ended."""
         return self.call('pool_check', pool, check_id, repair)
 

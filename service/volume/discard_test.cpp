@@ -1,0 +1,111 @@
+// Freed space goes back to the device. What the simulated disk returns for it afterwards is random, so that a discard
+// that reaches anything in use shows; crash_test.cpp cuts the power and kills the process around it.
+
+#include <boost/test/unit_test.hpp>
+
+#include "volume/crash_harness.h"
+
+using namespace pollux;
+using namespace pollux::volume::test;
+
+namespace {
+
+constexpr std::uint64_t kDiskBytes = 24 * kMiB;
+constexpr std::uint32_t kClusterBytes = 64 * kKiB;
+
+Uuid id_of(std::uint8_t number) {
+  Uuid id;
+  id.bytes[0] = 0x44;
+  id.bytes[15] = number;
+  return id;
+}
+
+struct Fixture {
+  Fixture() { pool.open(CrashHarness::formatted(reactors->main(), kDiskBytes, kClusterBytes), test_seed()); }
+  void make(const Uuid& id, std::uint64_t bytes) {
+    BOOST_REQUIRE(pool.create(id, bytes));
+    BOOST_REQUIRE(pool.write(id, {{0, bytes}}));
+  }
+  blob::Usage usage() {
+    const auto task = [](blob::Store& store) -> reactor::Task<Result<blob::Usage>> {
+      co_await store.home().enter();
+      co_return store.usage();
+    };
+    return must(reactor::call(pool.home(), task(pool.store())));
+  }
+  void set_discard(bool enabled) { must(reactor::call(pool.home(), pool.store().set_discard(enabled))); }
+  blob::Job trim() {
+    const auto task = [](blob::Store& store) -> reactor::Task<Result<blob::Job>> {
+      co_await store.home().enter();
+      const Uuid id = Uuid::random();
+      POLLUX_CO_TRY(co_await store.trim(id));
+      while (true) {
+        for (const blob::Job& job : store.jobs()) {
+          if (job.id == id && job.state != blob::JobState::kRunning) co_return job;
+        }
+        co_await store.home().yield();
+      }
+    };
+    return must(reactor::call(pool.home(), task(pool.store())));
+  }
+
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(1);
+  CrashHarness pool{reactors->main()};
+};
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(discard, Fixture)
+
+BOOST_AUTO_TEST_CASE(what_a_deleted_volume_had_is_discarded_once_and_nothing_else) {
+  make(id_of(1), 4 * kMiB);
+  make(id_of(2), 4 * kMiB);
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(usage().discarded_bytes == 0U);
+  BOOST_REQUIRE(pool.remove(id_of(1)));
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(usage().discarded_bytes == 4 * kMiB);
+  BOOST_TEST(usage().discard_pending_bytes == 0U);
+  // In runs: each takes many clusters.
+  BOOST_TEST(pool.disk().discards() < 4 * kMiB / kClusterBytes);
+  pool.verify();
+}
+
+BOOST_AUTO_TEST_CASE(space_that_is_used_again_while_it_is_discarded_holds_what_was_written) {
+  for (int round = 0; round < 6; ++round) {
+    make(id_of(1), 9 * kMiB);
+    BOOST_REQUIRE(pool.remove(id_of(1)));
+    // Into space that is being freed and discarded meanwhile, and waits for it.
+    make(id_of(2), 9 * kMiB);
+    pool.verify();
+    BOOST_REQUIRE(pool.remove(id_of(2)));
+  }
+  BOOST_TEST(pool.disk().discards() > 0U);
+}
+
+BOOST_AUTO_TEST_CASE(a_pool_with_discard_off_keeps_what_is_freed_until_it_is_trimmed) {
+  set_discard(false);
+  make(id_of(1), 4 * kMiB);
+  make(id_of(2), 4 * kMiB);
+  BOOST_REQUIRE(pool.remove(id_of(1)));
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(pool.disk().discards() == 0U);
+  pool.drop();
+  pool.open(pool.disk().image(), 7);
+  BOOST_TEST(!pool.store().discards());
+  const std::uint64_t free_bytes = usage().free_bytes;
+  const blob::Job job = trim();
+  BOOST_TEST((job.state == blob::JobState::kDone));
+  BOOST_TEST(job.done == job.total);
+  // All that is free, and what is kept for metadata but for what stands ready for it.
+  BOOST_TEST(usage().discarded_bytes >= free_bytes);
+  BOOST_TEST(usage().free_bytes == free_bytes);
+  pool.verify();
+  set_discard(true);
+  const std::uint64_t before = pool.disk().discards();
+  BOOST_REQUIRE(pool.remove(id_of(2)));
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(pool.disk().discards() > before);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

@@ -355,8 +355,13 @@ service PolluxService {
    * is one on which blkid recognises something, unless overwrite is set.
    */
   PoolInfo pool_create(1: RequestContext ctx, 2: PoolSpec spec) throws (1: PolluxError e),
-  /** [admin] Opens a pool that the device already holds. */
-  PoolInfo pool_import(1: RequestContext ctx, 2: BdevSpec bdev) throws (1: PolluxError e),
+  /**
+   * [admin] Opens a pool that the device already holds. BUSY while a service has it open, also one that sees the device
+   * under another name or from another host; an owner that is silent for 8 s counts as dead. With force it is taken
+   * away from one that is alive: that one stops to write when it notices, 2 s later or when it runs again. What its
+   * guests wrote in between is lost, and may have damaged the pool: check it.
+   */
+  PoolInfo pool_import(1: RequestContext ctx, 2: BdevSpec bdev, 3: bool force) throws (1: PolluxError e),
   /** [admin] Closes the pool and forgets it; its data stays on the device. BUSY while a volume of it is attached. */
   void pool_export(1: RequestContext ctx, 2: string pool) throws (1: PolluxError e),
   /** [all] Pools are named by name or id in every call. */
@@ -372,11 +377,6 @@ service PolluxService {
   /** [admin] How a check stands or ended; the last 16 are remembered. */
   PoolCheck pool_check_describe(1: RequestContext ctx, 2: string check_id) throws (1: PolluxError e),
 
-  /** [admin, cinder] */
-  VolumeInfo volume_create(1: RequestContext ctx, 2: string pool, 3: VolumeSpec spec) throws (1: PolluxError e),
-  /** [admin, cinder] Volume or snapshot; space comes back in the background. BUSY while attached. Clones of a deleted snapshot stay. */
-  void volume_delete(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
-  /** [admin, cinder] Grows; connected guests are told. A smaller size is INVALID. */
   /** [admin] Whether space that is freed from now on goes back to the device. Durable. */
   PoolInfo pool_set_discard(1: RequestContext ctx, 2: string pool, 3: bool discard) throws (1: PolluxError e),
   /**
@@ -385,6 +385,11 @@ service PolluxService {
    */
   JobInfo pool_trim(1: RequestContext ctx, 2: string pool, 3: string job_id) throws (1: PolluxError e),
 
+  /** [admin, cinder] */
+  VolumeInfo volume_create(1: RequestContext ctx, 2: string pool, 3: VolumeSpec spec) throws (1: PolluxError e),
+  /** [admin, cinder] Volume or snapshot; space comes back in the background. BUSY while attached. Clones of a deleted snapshot stay. */
+  void volume_delete(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),
+  /** [admin, cinder] Grows; connected guests are told. A smaller size is INVALID. */
   VolumeInfo volume_extend(1: RequestContext ctx, 2: string volume_id, 3: i64 size_bytes) throws (1: PolluxError e),
   /** [all] */
   VolumeInfo volume_describe(1: RequestContext ctx, 2: string volume_id) throws (1: PolluxError e),

@@ -14,14 +14,16 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <mutex>
 #include <vector>
 
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
+#include "bdev/device_thread.h"
 #include "bdev/direct_io.h"
 #include "reactor/reactor.h"
-#include "bdev/device_thread.h"
 
 namespace pollux::bdev {
 
@@ -34,30 +36,35 @@ constexpr unsigned kCompletionsPerTurn = 128;
 constexpr std::uint32_t kBounceAlignment = 4096;
 // How often a request that came back short or interrupted is sent again before it counts as failed.
 constexpr unsigned kMaxRetries = 5;
-
-std::string describe_errno(const std::string& what) {
 // Zeros for files whose file system cannot zero a range by itself (tmpfs); so many go out at a time.
 constexpr std::size_t kZeroChunkBytes = 256 * kKiB;
 alignas(kBounceAlignment) std::byte zeros[kZeroChunkBytes];
+
+std::string describe_errno(const std::string& what) {
   return what + ": " + std::strerror(errno);
 }
 
 class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
  public:
-  UringBdev(std::string path, int fd, std::uint64_t size_bytes, DirectIo direct, bool is_block_device)
+  UringBdev(std::string path, std::string exclusive_name, int fd, std::uint64_t size_bytes, DirectIo direct,
+            bool is_block_device)
       : path_(std::move(path)),
+        exclusive_name_(std::move(exclusive_name)),
         fd_(fd),
         size_bytes_(size_bytes),
         direct_(direct),
         is_block_device_(is_block_device) {}
   ~UringBdev() override {
+    device_thread_.reset();
     // Explicitly: the kernel may let go of the last requests' hold on the file a little later.
     flock(fd_, LOCK_UN);
     close(fd_);
   }
-    device_thread_.reset();
 
   const std::string& name() const override { return path_; }
+  const std::string& exclusive_name() const override { return exclusive_name_; }
+  void stop_writing() override { writing_stopped_.store(true, std::memory_order_relaxed); }
+  bool writing_stopped() const { return writing_stopped_.load(std::memory_order_relaxed); }
   std::uint64_t size_bytes() const override { return size_bytes_.load(std::memory_order_relaxed); }
   std::uint32_t block_bytes() const override { return direct_.block_bytes; }
   // Until the first attempt has shown that it cannot.
@@ -65,17 +72,10 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   std::uint32_t unmap_granularity_bytes() const override { return 4096; }
   Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
   void refresh_size() override;
-
-  int fd() const { return fd_; }
-  const DirectIo& direct() const { return direct_; }
-  bool is_block_device() const { return is_block_device_; }
-
- private:
-  std::string path_;
   reactor::Task<Status> reserve(reactor::Reactor& reactor, std::uint64_t offset_bytes,
                                 std::uint64_t length_bytes) override;
-  int fd_;
-  std::atomic<std::uint64_t> size_bytes_;
+
+  int fd() const { return fd_; }
   // The file system refuses to zero a range: zeros are written instead. Found out by the first request.
   bool writes_zeros() const { return writes_zeros_.load(std::memory_order_relaxed); }
   void write_zeros_from_now_on() {
@@ -83,8 +83,8 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
       log::info("{}: its file system cannot zero a range by itself; zeros are written", path_);
     }
   }
-  const DirectIo direct_;
-  bool is_block_device_;
+  const DirectIo& direct() const { return direct_; }
+  bool is_block_device() const { return is_block_device_; }
   // Made when it is first needed.
   DeviceThread& device_thread() {
     const std::lock_guard lock(device_thread_mutex_);
@@ -96,6 +96,19 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
       log::info("{} cannot take freed space back", path_);
     }
   }
+
+ private:
+  std::string path_;
+  const std::string exclusive_name_;
+  int fd_;
+  std::atomic<bool> writing_stopped_{false};
+  std::atomic<std::uint64_t> size_bytes_;
+  std::atomic<bool> writes_zeros_{false};
+  const DirectIo direct_;
+  bool is_block_device_;
+  std::atomic<bool> supports_unmap_{true};
+  std::mutex device_thread_mutex_;
+  std::unique_ptr<DeviceThread> device_thread_;
 };
 
 class UringChannel : public Channel, public reactor::Poller {
@@ -103,12 +116,8 @@ class UringChannel : public Channel, public reactor::Poller {
   UringChannel(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor)
       : bdev_(std::move(bdev)), reactor_(reactor), ops_(kMaxInFlight) {
     for (auto& op : ops_) {
-  std::atomic<bool> writes_zeros_{false};
       op.next_free = free_;
       free_ = &op;
-  std::atomic<bool> supports_unmap_{true};
-  std::mutex device_thread_mutex_;
-  std::unique_ptr<DeviceThread> device_thread_;
     }
   }
   ~UringChannel() override;
@@ -125,15 +134,6 @@ class UringChannel : public Channel, public reactor::Poller {
     iovec bounce{};
     unsigned retries = 0;
     bool syncing = false;  // the change is made, the device is being flushed for it
-  };
-
-  bool valid(const IoRequest& request) const;
-  void enqueue(IoRequest& request);
-  bool start_op(Op& op);
-  void drain_waiting();
-  void finish(Op& op, int result);
-  void release(Op& op);
-  static bool make_bounce(Op& op);
     // Write zeroes by writing: how much is done, and what is under way; 0 when the kernel does it.
     std::uint64_t zeroed_bytes = 0;
     std::uint32_t zeroing_bytes = 0;
@@ -141,15 +141,24 @@ class UringChannel : public Channel, public reactor::Poller {
       UringChannel* channel = nullptr;
       Op* op = nullptr;
     } discard;
+  };
+
+  bool valid(const IoRequest& request) const;
+  void enqueue(IoRequest& request);
+  bool start_op(Op& op);
+  void start_discard(Op& op);
+  void drain_waiting();
+  void finish(Op& op, int result);
+  bool finish_zeroing(Op& op, int& result);
+  void release(Op& op);
+  static bool make_bounce(Op& op);
 
   std::shared_ptr<UringBdev> bdev_;
   reactor::Reactor& reactor_;
   io_uring ring_{};
   bool ring_open_ = false;
-  void start_discard(Op& op);
   std::vector<Op> ops_;
   Op* free_ = nullptr;
-  bool finish_zeroing(Op& op, int& result);
   // Requests that found no free op or ring slot, in order.
   IoRequest* waiting_head_ = nullptr;
   IoRequest* waiting_tail_ = nullptr;
@@ -201,6 +210,11 @@ void UringChannel::submit(IoRequest& request) {
   }
   if (request.op != IoOp::kFlush && request.length_bytes == 0) {
     request.status = IoStatus::kOk;
+    request.complete(request);
+    return;
+  }
+  if (bdev_->writing_stopped() && request.op != IoOp::kRead && request.op != IoOp::kFlush) {
+    request.status = IoStatus::kReadOnly;
     request.complete(request);
     return;
   }
@@ -260,20 +274,6 @@ bool UringChannel::make_bounce(Op& op) {
   return true;
 }
 
-// False: the ring or memory has no room now; try again after completions.
-bool UringChannel::start_op(Op& op) {
-  const IoRequest& request = *op.request;
-  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
-  const bool fits = !moves_data || bdev_->direct().takes(request.iov, request.iov_count);
-  if (!fits && op.bounce.iov_base == nullptr && !make_bounce(op)) return false;
-  io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
-  if (sqe == nullptr) {
-    io_uring_submit(&ring_);
-    sqe = io_uring_get_sqe(&ring_);
-    if (sqe == nullptr) return false;
-  }
-  const iovec* iov = op.bounce.iov_base != nullptr ? &op.bounce : request.iov;
-  const unsigned iov_count = op.bounce.iov_base != nullptr ? 1 : request.iov_count;
 void UringChannel::start_discard(Op& op) {
   op.discard.offset_bytes = op.request->offset_bytes;
   op.discard.length_bytes = op.request->length_bytes;
@@ -287,13 +287,27 @@ void UringChannel::start_discard(Op& op) {
   bdev_->device_thread().start(op.discard);
 }
 
-  // Not a registered file: those belong to the ring, which the kernel takes down some time after a process was killed.
-  // A request holds the file, and so its lock, until it has ended, which is just as long as a successor has to wait:
-  // nothing that the dead process wrote or read can land after the lock was taken anew.
+// False: the ring or memory has no room now; try again after completions.
+bool UringChannel::start_op(Op& op) {
+  const IoRequest& request = *op.request;
   if (request.op == IoOp::kUnmap && bdev_->is_block_device() && !op.syncing) {
     start_discard(op);
     return true;
   }
+  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
+  const bool fits = !moves_data || bdev_->direct().takes(request.iov, request.iov_count);
+  if (!fits && op.bounce.iov_base == nullptr && !make_bounce(op)) return false;
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+  if (sqe == nullptr) {
+    io_uring_submit(&ring_);
+    sqe = io_uring_get_sqe(&ring_);
+    if (sqe == nullptr) return false;
+  }
+  const iovec* iov = op.bounce.iov_base != nullptr ? &op.bounce : request.iov;
+  const unsigned iov_count = op.bounce.iov_base != nullptr ? 1 : request.iov_count;
+  // Not a registered file: those belong to the ring, which the kernel takes down some time after a process was killed.
+  // A request holds the file, and so its lock, until it has ended, which is just as long as a successor has to wait:
+  // nothing that the dead process wrote or read can land after the lock was taken anew.
   const int file = bdev_->fd();
   switch (op.syncing ? IoOp::kFlush : request.op) {
     case IoOp::kRead:
@@ -311,6 +325,12 @@ void UringChannel::start_discard(Op& op) {
                               static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
       break;
     case IoOp::kWriteZeroes:
+      if (bdev_->writes_zeros()) {
+        op.zeroing_bytes = static_cast<std::uint32_t>(
+            std::min<std::uint64_t>(request.length_bytes - op.zeroed_bytes, kZeroChunkBytes));
+        io_uring_prep_write(sqe, file, zeros, op.zeroing_bytes, request.offset_bytes + op.zeroed_bytes);
+        break;
+      }
       io_uring_prep_fallocate(sqe, file, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                               static_cast<off_t>(request.offset_bytes), static_cast<off_t>(request.length_bytes));
       break;
@@ -325,34 +345,14 @@ void UringChannel::start_discard(Op& op) {
 
 void UringChannel::release(Op& op) {
   memory::release(op.bounce.iov_base);
-      if (bdev_->writes_zeros()) {
-        op.zeroing_bytes = static_cast<std::uint32_t>(
-            std::min<std::uint64_t>(request.length_bytes - op.zeroed_bytes, kZeroChunkBytes));
-        io_uring_prep_write(sqe, file, zeros, op.zeroing_bytes, request.offset_bytes + op.zeroed_bytes);
-        break;
-      }
   op.bounce = {};
+  op.zeroed_bytes = 0;
+  op.zeroing_bytes = 0;
   op.request = nullptr;
   op.next_free = free_;
   free_ = &op;
 }
 
-void UringChannel::finish(Op& op, int result) {
-  IoRequest& request = *op.request;
-  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
-  const bool is_short = moves_data && result >= 0 && static_cast<std::uint64_t>(result) != request.length_bytes;
-  // Short transfers and interruptions are legal for the kernel; the request is idempotent, so it goes out whole again.
-  if ((is_short || result == -EINTR || result == -EAGAIN) && op.retries++ < kMaxRetries && start_op(op)) return;
-  // Unlike a write, fallocate has no flag that makes it durable.
-  if (result >= 0 && !op.syncing && request.op != IoOp::kWrite && request.durable_change()) {
-    op.syncing = true;
-  op.zeroed_bytes = 0;
-  op.zeroing_bytes = 0;
-    if (start_op(op)) return;
-    // No room in the ring: all of it once more.
-    release(op);
-    enqueue(request);
-    return;
 // True: the request goes on, with zeros that are written because the file system refused the range, or with more of
 // them. Else `result` says how the request as a whole ended.
 bool UringChannel::finish_zeroing(Op& op, int& result) {
@@ -376,9 +376,23 @@ bool UringChannel::finish_zeroing(Op& op, int& result) {
   return true;
 }
 
+void UringChannel::finish(Op& op, int result) {
+  IoRequest& request = *op.request;
+  if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
+  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
+  const bool is_short = moves_data && result >= 0 && static_cast<std::uint64_t>(result) != request.length_bytes;
+  // Short transfers and interruptions are legal for the kernel; the request is idempotent, so it goes out whole again.
+  if ((is_short || result == -EINTR || result == -EAGAIN) && op.retries++ < kMaxRetries && start_op(op)) return;
+  // Unlike a write, fallocate has no flag that makes it durable.
+  if (result >= 0 && !op.syncing && request.op != IoOp::kWrite && request.durable_change()) {
+    op.syncing = true;
+    if (start_op(op)) return;
+    // No room in the ring: all of it once more.
+    release(op);
+    enqueue(request);
+    return;
   }
   if (result < 0 || is_short) {
-  if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
     request.status = result == -ENOSPC ? IoStatus::kNoSpace : IoStatus::kIoError;
     // A device without discard keeps its data, which unmap allows.
     if (request.op == IoOp::kUnmap && result == -EOPNOTSUPP) {
@@ -492,6 +506,40 @@ Result<std::uint64_t> size_of(int fd, const std::string& path, bool* is_block_de
   return bytes;
 }
 
+// The lock (flock, O_EXCL) is on the inode or the device number, of this run of the kernel. Empty when the kernel does
+// not say which run that is.
+std::string exclusive_name_of(int fd) {
+  std::ifstream boot("/proc/sys/kernel/random/boot_id");
+  std::string boot_id;
+  struct stat st {};
+  if (!std::getline(boot, boot_id) || boot_id.empty() || fstat(fd, &st) != 0) return {};
+  if (S_ISBLK(st.st_mode)) {
+    return "block " + std::to_string(major(st.st_rdev)) + ":" + std::to_string(minor(st.st_rdev)) + " of " + boot_id;
+  }
+  return "file " + std::to_string(st.st_ino) + " on " + std::to_string(major(st.st_dev)) + ":" +
+         std::to_string(minor(st.st_dev)) + " of " + boot_id;
+}
+
+reactor::Task<Status> UringBdev::reserve(reactor::Reactor& reactor, std::uint64_t offset_bytes,
+                                         std::uint64_t length_bytes) {
+  if (is_block_device_) co_return Status{};
+  struct Reserving : DeviceThread::Job {
+    reactor::Completion<bool> done;
+  } job;
+  job.call = DeviceThread::Call::kReserve;
+  job.offset_bytes = offset_bytes;
+  job.length_bytes = length_bytes;
+  job.reactor = &reactor;
+  job.run = [](reactor::Message& message) { static_cast<Reserving&>(message).done.set(true); };
+  device_thread().start(job);
+  co_await job.done;
+  if (job.result == 0) co_return Status{};
+  const std::string what = "reserving " + std::to_string(length_bytes) + " bytes at " + std::to_string(offset_bytes) +
+                           " of " + path_ + ": " + std::strerror(-job.result);
+  if (job.result == -EOPNOTSUPP || job.result == -ENOSYS) co_return fail(ErrorCode::kUnsupported, what);
+  co_return fail(job.result == -ENOSPC || job.result == -EDQUOT ? ErrorCode::kNoSpace : ErrorCode::kIoError, what);
+}
+
 // Growth alone: a device that shrank keeps its size here, and what lies beyond fails as the kernel says.
 void UringBdev::refresh_size() {
   bool is_block_device = false;
@@ -542,8 +590,8 @@ Result<std::shared_ptr<Bdev>> make_uring_bdev(const std::string& path, std::uint
     return give_up({ErrorCode::kUnsupported, path + " has blocks of " + std::to_string(direct.block_bytes) +
                                                  " bytes; 512 and 4096 are supported"});
   }
-  return std::make_shared<UringBdev>(path, fd, align_down<std::uint64_t>(*size_bytes, 4096), direct,
-                                     is_block_device);
+  return std::make_shared<UringBdev>(path, exclusive_name_of(fd), fd, align_down<std::uint64_t>(*size_bytes, 4096),
+                                     direct, is_block_device);
 }
 
 }  // namespace pollux::bdev

@@ -77,6 +77,33 @@ struct Superblock {
 };
 static_assert(sizeof(Superblock) == kPageBytes);
 
+// Freed space is not given back to the device.
+inline constexpr std::uint32_t kSuperNoDiscard = 1;
+
+// ---- Owner ---------------------------------------------------------------------------------------------------------
+
+inline constexpr std::uint64_t kOwnerMagic = 0x31726e774f6c6f50ULL;  // "PolOwnr1" in a hex dump
+// Between the superblock's copies. Zeros, or anything else that is no record of this pool: nobody has it open.
+inline constexpr std::uint64_t kOwnerOffset = 16 * kKiB;
+
+// Which service has the pool open. See owner.h.
+struct OwnerRecord {
+  std::uint64_t magic;
+  Uuid pool_id;
+  Uuid service;  // the installation: its state directory
+  Uuid session;  // this opening of the pool
+  std::uint64_t beat;
+  std::uint32_t beat_ms;  // between two beats
+  std::uint16_t host_bytes;
+  std::uint16_t device_bytes;
+  char host[256];
+  // What the owner knows the device as; see Bdev::exclusive_name().
+  char device[256];
+  std::byte reserved[kPageBytes - 588];
+  std::uint32_t crc;  // of the 4092 bytes before it
+};
+static_assert(sizeof(OwnerRecord) == kPageBytes);
+
 // ---- Metadata pages ------------------------------------------------------------------------------------------------
 
 inline constexpr std::uint32_t kPageMagic = 0x67506c50;  // "PlPg"

@@ -144,6 +144,8 @@ class Store {
   Writer& writer() { return *writer_; }
   Lanes& lanes() { return lanes_; }
   reactor::Reactor& home() { return lanes_.home(); }
+  // The home reactor's channel, until close().
+  bdev::Channel& device() { return lane_->device(); }
   State& state() { return *state_; }
   const Superblock& super() const { return checkpointer_->super(); }
   std::uint64_t replayed_records() const { return replayed_records_; }
@@ -166,21 +168,21 @@ class Store {
   Status check_promise(std::uint64_t clusters) const;
   // Room for so many new metadata pages. kNoSpace.
   Status make_pages(std::uint32_t count);
-  // kBusy.
-  Status check_unused(const Volume& volume) const;
   // Before that, where waiting is allowed: with room on the device for them.
   reactor::Task<Status> prepare_pages(std::uint32_t count);
   Status no_metadata_space(Status made) const;
+  // kBusy.
+  Status check_unused(const Volume& volume) const;
   void empty_in_background(Volume& volume);
   reactor::Task<void> empty(VolumeNo number);
   reactor::Task<Status> empty_steps(Volume& volume, Job& job);
   Job* find_job(const Uuid& id) const;
   void forget_old_jobs();
   reactor::Task<void> run_flatten(Volume& volume, Job& job);
-  reactor::Task<Status> flatten_steps(Volume& volume, Job& job);
-  std::uint32_t list_shared(const Volume& volume, std::size_t slot, std::vector<std::uint32_t>& shared) const;
   reactor::Task<void> run_trim(Job& job);
   reactor::Task<void> reserve_metadata();
+  reactor::Task<Status> flatten_steps(Volume& volume, Job& job);
+  std::uint32_t list_shared(const Volume& volume, std::size_t slot, std::vector<std::uint32_t>& shared) const;
   reactor::Task<Status> own_cluster(Volume& volume, std::uint32_t index);
   void committed();
   void watch_space();
@@ -192,9 +194,9 @@ class Store {
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Discarder> discarder_;
   std::unique_ptr<Space> space_;
   std::unique_ptr<Writer> writer_;
-  std::unique_ptr<Discarder> discarder_;
   // Changes of the set of volumes, one at a time up to the point where they are in memory and in the journal's queue.
   reactor::AsyncMutex structure_;
   std::vector<std::unique_ptr<Job>> jobs_;

@@ -20,6 +20,7 @@
 #include "control/handler.h"
 #include "control/metrics_source.h"
 #include "control/pool_checks.h"
+#include "control/service_id.h"
 #include "control/pools.h"
 #include "control/rpc_server.h"
 #include "control/state_store.h"
@@ -165,7 +166,10 @@ void Daemon::leave_reactor_cores() {
 
 Status Daemon::start_services() {
   auto& parts = *parts_;
-  parts.volumes = std::make_unique<volume::VolumeService>(*parts.reactors);
+  const auto id = service_id(config_.service.state_dir);
+  if (!id) return fail(id.error());
+  parts.volumes = std::make_unique<volume::VolumeService>(
+      *parts.reactors, blob::Owner::Identity{.host = config_.service.host_id, .service = *id});
   vhost::Options vhost_options;
   vhost_options.socket_dir = config_.vhost.socket_dir;
   vhost_options.socket_group = config_.vhost.socket_group;

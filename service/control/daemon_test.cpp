@@ -343,7 +343,7 @@ BOOST_FIXTURE_TEST_CASE(a_pool_that_does_not_open_stops_nobody_and_its_volumes_a
   BOOST_TEST(!std::filesystem::exists(path("pool")));  // no empty file was made in its place
   std::filesystem::rename(path("elsewhere"), path("pool"));
   rpc::PoolInfo info;
-  rpc->pool_import(info, kContext, pool.bdev);
+  rpc->pool_import(info, kContext, pool.bdev, false);
   BOOST_TEST(info.pool_id == pool.pool_id);
   rpc->attach(attached, kContext, scsi);
   BOOST_TEST(accepts(attached.socket_path));

@@ -1,5 +1,7 @@
 #include "control/fsck.h"
 
+#include <unistd.h>
+
 #include <filesystem>
 #include <ostream>
 
@@ -33,7 +35,9 @@ int run_fsck(const std::string& device, bool repair, std::ostream& out) {
   }
   std::error_code error;
   const std::string path = std::filesystem::absolute(device, error).string();
-  volume::VolumeService volumes(**reactors);
+  char host[256] = "";
+  gethostname(host, sizeof(host) - 1);
+  volume::VolumeService volumes(**reactors, {.host = std::string(host) + " (fsck)"});
   const bdev::Spec spec{.kind = bdev::Spec::Kind::kUring, .path = path, .size_bytes = 0};
   const auto check = reactor::call((*reactors)->main(), volumes.check_pool(spec, Uuid{}, repair));
   if (!check) {

@@ -144,7 +144,8 @@ void Handler::pool_create(rpc::PoolInfo& answer, const rpc::RequestContext& ctx,
   });
 }
 
-void Handler::pool_import(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const rpc::BdevSpec& bdev) {
+void Handler::pool_import(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const rpc::BdevSpec& bdev,
+                          bool force) {
   answer = run("pool_import", ctx, bdev.path, [&](Deadline deadline) -> Result<rpc::PoolInfo> {
     auto checked = from_rpc(bdev);
     if (!checked) return fail(checked.error());
@@ -152,7 +153,7 @@ void Handler::pool_import(rpc::PoolInfo& answer, const rpc::RequestContext& ctx,
       return fail(ErrorCode::kInvalid, "bdev.kind: memory holds no pool to import");
     }
     checked->size_bytes = 0;  // importing never makes a file
-    const auto pool = backend_.pools.import(*checked, deadline);
+    const auto pool = backend_.pools.import(*checked, force, deadline);
     if (!pool) return fail(pool.error());
     // What was attached when the pool could not be opened comes back with it.
     POLLUX_TRY(backend_.attachments.restore(backend_.pools.all_open()));
@@ -182,7 +183,6 @@ void Handler::pool_describe(rpc::PoolInfo& answer, const rpc::RequestContext& ct
     POLLUX_TRY(check_pool(pool));
     const auto info = ask(backend_.volumes.describe_pool(pool), deadline);
     if (!info) return fail(info.error());
-    if (!info) return fail(info.error());
     return to_rpc(*info);
   });
 }
@@ -204,6 +204,7 @@ void Handler::pool_trim(rpc::JobInfo& answer, const rpc::RequestContext& ctx, co
     const auto job = check_uuid(job_id, "job_id");
     if (!job) return fail(job.error());
     const auto info = ask(backend_.volumes.trim_pool(pool, *job), deadline);
+    if (!info) return fail(info.error());
     return to_rpc(*info);
   });
 }

@@ -45,7 +45,8 @@ class Handler : public rpc::PolluxServiceIf {
   void describe(rpc::ServiceInfo& answer, const rpc::RequestContext& ctx) override;
   void stats(rpc::ServiceStats& answer, const rpc::RequestContext& ctx) override;
   void pool_create(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const rpc::PoolSpec& spec) override;
-  void pool_import(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const rpc::BdevSpec& bdev) override;
+  void pool_import(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const rpc::BdevSpec& bdev,
+                   bool force) override;
   void pool_export(const rpc::RequestContext& ctx, const std::string& pool) override;
   void pool_list(std::vector<rpc::PoolInfo>& answer, const rpc::RequestContext& ctx) override;
   void pool_describe(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const std::string& pool) override;
@@ -53,11 +54,11 @@ class Handler : public rpc::PolluxServiceIf {
                   const std::string& check_id, bool repair) override;
   void pool_check_describe(rpc::PoolCheck& answer, const rpc::RequestContext& ctx,
                            const std::string& check_id) override;
-  void volume_create(rpc::VolumeInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
   void pool_set_discard(rpc::PoolInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
                         bool discard) override;
   void pool_trim(rpc::JobInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
                  const std::string& job_id) override;
+  void volume_create(rpc::VolumeInfo& answer, const rpc::RequestContext& ctx, const std::string& pool,
                      const rpc::VolumeSpec& spec) override;
   void volume_delete(const rpc::RequestContext& ctx, const std::string& volume_id) override;
   void volume_extend(rpc::VolumeInfo& answer, const rpc::RequestContext& ctx, const std::string& volume_id,

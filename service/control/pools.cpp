@@ -81,10 +81,10 @@ Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, De
   return pool;
 }
 
-Result<volume::PoolInfo> Pools::import(const bdev::Spec& bdev, Deadline deadline) {
+Result<volume::PoolInfo> Pools::import(const bdev::Spec& bdev, bool force, Deadline deadline) {
   const auto lock = turn(deadline);
   if (!lock) return fail(lock.error());
-  auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev), deadline.remaining_ms());
+  auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev, {}, force), deadline.remaining_ms());
   if (!pool) return pool;
   POLLUX_TRY(record(*pool, bdev));
   return pool;

@@ -28,7 +28,7 @@ class Pools {
   Status restore();
 
   Result<volume::PoolInfo> create(volume::PoolSpec spec, bool overwrite, Deadline deadline);
-  Result<volume::PoolInfo> import(const bdev::Spec& bdev, Deadline deadline);
+  Result<volume::PoolInfo> import(const bdev::Spec& bdev, bool force, Deadline deadline);
   // By name or id. Also forgets a pool that is recorded and not open.
   Status forget(const std::string& pool, Deadline deadline);
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "bdev/bdev.h"
+#include "blob/owner.h"
 #include "blob/store.h"
 #include "reactor/gate.h"
 #include "volume/volume_bdev.h"
@@ -23,6 +24,8 @@ struct Pool {
   bdev::Spec spec;
   std::shared_ptr<bdev::Bdev> device;
   std::unique_ptr<blob::Store> store;
+  // None for a pool in memory.
+  std::unique_ptr<blob::Owner> owner;
   std::map<Uuid, std::weak_ptr<VolumeBdev>> open;
   // Keeps the device's growth coming.
   bdev::Bdev::ResizeToken resize_token;

@@ -22,7 +22,8 @@ Status check_identity(const Uuid& found, const std::string& name, const std::str
 
 }  // namespace
 
-VolumeService::VolumeService(reactor::ReactorGroup& reactors) : impl_(std::make_unique<Impl>(reactors)) {}
+VolumeService::VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity)
+    : impl_(std::make_unique<Impl>(reactors, std::move(identity))) {}
 VolumeService::~VolumeService() = default;
 
 // ---- Pools
@@ -50,23 +51,27 @@ reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_dev
 }
 
 // Loads the pool on the device and takes it in. kExists when its name or id is taken.
-reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device) {
+reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device,
+                                                        blob::Owner::Force force) {
+  const auto super = co_await blob::Store::probe(device, home);
+  if (!super) co_return fail(super.error());
+  POLLUX_CO_TRY(check_not_open(*super));
+  auto owner = co_await claim(spec, *device, *super, force);
+  if (!owner) co_return fail(std::move(owner.error()));
   auto store = co_await blob::Store::open(device, home);
-  if (!store) co_return fail(std::move(store.error()));
-  const blob::Superblock& super = (*store)->super();
-  const std::string name(super.name, super.name_bytes);
-  const Uuid id = super.pool_id;
-  for (const auto& [other_id, other] : pools) {
-    if (other_id == id || other->name == name) {
-      POLLUX_CO_TRY(co_await (*store)->close());
-      co_return fail(ErrorCode::kExists,
-                     "a pool with the name '" + name + "' or the id " + id.to_string() + " is open already");
+  if (!store) {
+    if (const auto released = co_await release(*device, std::move(*owner)); !released) {
+      log::warn("{}", released.error().message);
     }
+    co_return fail(std::move(store.error()));
   }
+  const std::string name(super->name, super->name_bytes);
+  const Uuid id = super->pool_id;
   // A device that grew while the pool was closed.
   if (auto grown = co_await (*store)->grow(); !grown) {
     // Of the two errors the first says why.
     static_cast<void>(co_await (*store)->close());
+    static_cast<void>(co_await release(*device, std::move(*owner)));
     co_return fail(std::move(grown.error()));
   }
   auto pool = std::make_unique<Pool>(home);
@@ -75,8 +80,10 @@ reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::sh
   pool->spec = std::move(spec);
   pool->device = std::move(device);
   pool->store = std::move(*store);
+  pool->owner = std::move(*owner);
   Pool& taken = *pools.emplace(id, std::move(pool)).first->second;
   follow_growth(taken);
+  follow_owner(taken);
   if (!growth.running()) growth.start(home, kGrowthCheckUs);
   log::info("pool {} ({}) is open: {} volumes, {} journal records replayed", taken.name, id.to_string(),
             taken.store->state().volumes().size(), taken.store->replayed_records());
@@ -141,12 +148,12 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
         .discard = spec.discard};
     POLLUX_CO_TRY(co_await blob::Store::format(*device, impl_->home, std::move(options)));
   }
-  auto pool = co_await impl_->adopt(spec.bdev, *device);
+  auto pool = co_await impl_->adopt(spec.bdev, *device, blob::Owner::Force::kNo);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return (*pool)->info();
 }
 
-reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid expected) {
+reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid expected, bool force) {
   co_await impl_->home.enter();
   auto inside = impl_->enter();
   if (!inside) co_return fail(std::move(inside.error()));
@@ -170,7 +177,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid
     const std::string name(super->name, super->name_bytes);
     POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
   }
-  auto pool = co_await impl_->adopt(spec, *device);
+  auto pool = co_await impl_->adopt(spec, *device, force ? blob::Owner::Force::kYes : blob::Owner::Force::kNo);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return (*pool)->info();
 }
@@ -187,7 +194,10 @@ reactor::Task<Status> VolumeService::Impl::close_pool(Pool& pool) {
   pool.resize_token.reset();
   const std::unique_ptr<Pool> leaving = std::move(pools.extract(pool.id).mapped());
   if (pools.empty()) growth.cancel();
-  co_return co_await leaving->store->close();
+  if (leaving->owner) co_await leaving->owner->stop();
+  Status closed = co_await leaving->store->close();
+  const Status released = co_await release(*leaving->device, std::move(leaving->owner));
+  co_return closed ? released : closed;
 }
 
 reactor::Task<Status> VolumeService::export_pool(std::string name) {
@@ -218,8 +228,11 @@ reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, Uuid
   if (!super) co_return fail(super.error());
   const std::string name(super->name, super->name_bytes);
   POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
-  auto report = co_await blob::check_pool(*device, impl_->home, repair ? blob::Repair::kYes : blob::Repair::kNo,
-                                          std::move(progress));
+  if (impl_->pools.contains(super->pool_id)) {
+    co_return fail(ErrorCode::kBusy, "pool '" + name + "' on " + spec.path + " is open here; export it first");
+  }
+  auto report = co_await impl_->check(*device, *super, repair ? blob::Repair::kYes : blob::Repair::kNo,
+                                      std::move(progress));
   if (!report) co_return fail(std::move(report.error()));
   PoolCheck check;
   check.id = super->pool_id;
@@ -251,6 +264,14 @@ reactor::Task<Result<PoolInfo>> VolumeService::describe_pool(std::string name) {
   co_return (*pool)->info();
 }
 
+reactor::Task<Result<PoolInfo>> VolumeService::set_pool_discard(std::string name, bool discard) {
+  co_await impl_->home.enter();
+  auto entered = impl_->enter_pool(name);
+  if (!entered) co_return fail(std::move(entered.error()));
+  POLLUX_CO_TRY(co_await entered->pool->store->set_discard(discard));
+  co_return entered->pool->info();
+}
+
 reactor::Task<Status> VolumeService::close() {
   co_await impl_->home.enter();
   co_await impl_->gate.close();
@@ -264,14 +285,6 @@ reactor::Task<Status> VolumeService::close() {
     }
     if (!closed && first) first = std::move(closed);
   }
-reactor::Task<Result<PoolInfo>> VolumeService::set_pool_discard(std::string name, bool discard) {
-  co_await impl_->home.enter();
-  auto entered = impl_->enter_pool(name);
-  if (!entered) co_return fail(std::move(entered.error()));
-  POLLUX_CO_TRY(co_await entered->pool->store->set_discard(discard));
-  co_return entered->pool->info();
-}
-
   co_return first;
 }
 

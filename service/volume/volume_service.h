@@ -17,6 +17,7 @@
 #include "bdev/bdev.h"
 #include "bdev/spec.h"
 #include "blob/check_progress.h"
+#include "blob/owner.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
 
@@ -28,8 +29,8 @@ struct PoolSpec {
   bdev::Spec bdev;
   std::uint32_t cluster_bytes = 0;  // 0: the store's default
   bool may_format = true;           // otherwise a device without a pool is kNotFound
-};
   bool discard = true;              // freed space goes back to the device
+};
 
 struct PoolInfo {
   Uuid id;
@@ -50,10 +51,10 @@ struct PoolInfo {
   std::uint64_t provisioned_percent = 0;
   // The highest of watermarks_percent() that used_percent has reached, 0 for none.
   std::uint32_t watermark_percent = 0;
-};
   bool discard = true;
   std::uint64_t discarded_bytes = 0;        // given back to the device since the pool was opened
   std::uint64_t discard_pending_bytes = 0;  // freed and not given back yet
+};
 
 // How full a pool may get before it is said: in the log when it gets there, in PoolInfo for as long as it is.
 std::vector<std::uint32_t> watermarks_percent();
@@ -140,13 +141,16 @@ struct JobInfo {
 
 class VolumeService {
  public:
-  explicit VolumeService(reactor::ReactorGroup& reactors);
+  // identity: whom the pools on this service's devices belong to while it has them open; see blob/owner.h.
+  explicit VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity = {});
   ~VolumeService();
 
   // Formats and opens. A device that holds this very pool is opened; one that holds another is kExists.
   reactor::Task<Result<PoolInfo>> create_pool(PoolSpec spec);
-  // kCorrupt, with nothing written: the device holds another pool than `expected` (nil: any).
-  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev, Uuid expected = {});
+  // kCorrupt, with nothing written: the device holds another pool than `expected` (nil: any). kBusy: a service has it
+  // open, here or elsewhere. With `force` it is taken from one elsewhere, which stops to write when it notices: what it
+  // answered in between is lost, and what it wrote may have damaged the pool.
+  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev, Uuid expected = {}, bool force = false);
   // By name or UUID text, as in every call below. kBusy while a volume of it is open.
   reactor::Task<Status> export_pool(std::string pool);
   // Checks the pool on a device that nobody has open, and repairs what can be. kBusy: it is open, here or elsewhere.
@@ -156,14 +160,14 @@ class VolumeService {
                                               std::shared_ptr<blob::CheckProgress> progress = nullptr);
   reactor::Task<Result<std::vector<PoolInfo>>> list_pools();
   reactor::Task<Result<PoolInfo>> describe_pool(std::string pool);
-
-  reactor::Task<Result<VolumeInfo>> create_volume(std::string pool, VolumeSpec spec);
-  reactor::Task<Status> delete_volume(Uuid id);
-  reactor::Task<Result<VolumeInfo>> extend_volume(Uuid id, std::uint64_t size_bytes);
   // Whether space that is freed from now on goes back to the device.
   reactor::Task<Result<PoolInfo>> set_pool_discard(std::string pool, bool discard);
   // Starts to give all free space back: see Store::trim.
   reactor::Task<Result<JobInfo>> trim_pool(std::string pool, Uuid job);
+
+  reactor::Task<Result<VolumeInfo>> create_volume(std::string pool, VolumeSpec spec);
+  reactor::Task<Status> delete_volume(Uuid id);
+  reactor::Task<Result<VolumeInfo>> extend_volume(Uuid id, std::uint64_t size_bytes);
   reactor::Task<Result<VolumeInfo>> describe_volume(Uuid id);
   // In order of id, those greater than `after`.
   reactor::Task<Result<std::vector<VolumeInfo>>> list_volumes(std::string pool, std::optional<Uuid> after,

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "blob/checker.h"
 #include "blob/volume.h"
 #include "reactor/mutex.h"
 #include "volume/pool.h"
@@ -16,11 +17,13 @@ namespace pollux::volume {
 using blob::Volume;
 
 struct VolumeService::Impl {
-  explicit Impl(reactor::ReactorGroup& group) : reactors(group), home(group.main()), gate(home) {}
+  Impl(reactor::ReactorGroup& group, blob::Owner::Identity who)
+      : reactors(group), home(group.main()), identity(std::move(who)), gate(home) {}
 
   reactor::ReactorGroup& reactors;
   // Everything here, and every store, is on this reactor.
   reactor::Reactor& home;
+  const blob::Owner::Identity identity;
   std::map<Uuid, std::unique_ptr<Pool>> pools;
   // Calls that make pools come and go, and checks, are inside.
   reactor::Gate gate;
@@ -83,7 +86,16 @@ struct VolumeService::Impl {
   }
 
   reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec, std::uint64_t patience_ns);
-  reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device);
+  reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device, blob::Owner::Force force);
+  // pool_owner.cpp. Nothing for a device in memory. kExists: a pool with this id or name is open here.
+  Status check_not_open(const blob::Superblock& super) const;
+  reactor::Task<Result<std::unique_ptr<blob::Owner>>> claim(const bdev::Spec& spec, bdev::Bdev& device,
+                                                            const blob::Superblock& super, blob::Owner::Force force);
+  reactor::Task<Status> release(bdev::Bdev& device, std::unique_ptr<blob::Owner> owner);
+  void follow_owner(Pool& pool);
+  // blob::check_pool() on a pool that is nobody's, and with a repair this service's as long as it runs. kBusy.
+  reactor::Task<Result<blob::CheckReport>> check(std::shared_ptr<bdev::Bdev> device, const blob::Superblock& super,
+                                                 blob::Repair repair, std::shared_ptr<blob::CheckProgress> progress);
   void follow_growth(Pool& pool);
   void look_for_growth();
   reactor::Task<Status> close_pool(Pool& pool);

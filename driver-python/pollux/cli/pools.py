@@ -66,11 +66,17 @@ class Import(base.ShowOne):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         _device_options(parser)
+        parser.add_argument('--force', action='store_true',
+                            help='Take the pool away from the service that has it open, on this host or another. That '
+                                 'one stops writing when it notices, within seconds or, when it was suspended, after '
+                                 'it goes on; what its guests write until then is lost and may damage the pool. Stop '
+                                 'that service instead, if you can; if not, run "pool check" afterwards.')
         return base.add_examples(parser, ['polluxctl pool import --device /dev/nvme0n1'])
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Sequence[Any]]:
         path = os.path.abspath(parsed_args.file or parsed_args.device)
-        return _show(self.client.pool_import(types.BdevSpec(kind=types.BdevKind.URING, path=path)))
+        return _show(self.client.pool_import(types.BdevSpec(kind=types.BdevKind.URING, path=path),
+                                             force=parsed_args.force))
 
 
 class Export(base.Command):
@@ -109,12 +115,6 @@ class Show(base.ShowOne):
         return _show(self.client.pool_describe(parsed_args.pool))
 
 
-def _findings(check: types.PoolCheck) -> Iterator[str]:
-    """In the words of polluxd --fsck."""
-    yield from check.findings
-    found = check.lost + check.doubly_used + check.leaked + check.damaged
-    if found > len(check.findings):
-        yield f'... and {found - len(check.findings)} more'
 class Discard(base.ShowOne):
     """Choose whether space that is freed from now on goes back to the device."""
 
@@ -148,6 +148,12 @@ class Trim(base.ShowOne):
         return base.fields(job, state=types.JobState)
 
 
+def _findings(check: types.PoolCheck) -> Iterator[str]:
+    """In the words of polluxd --fsck."""
+    yield from check.findings
+    found = check.lost + check.doubly_used + check.leaked + check.damaged
+    if found > len(check.findings):
+        yield f'... and {found - len(check.findings)} more'
     yield (f'pool {check.pool} ({check.pool_id}): {check.volumes} volumes and snapshots, {check.data_clusters} '
            f'clusters of data, {check.metadata_pages} pages of metadata, {check.replayed_records} journal records '
            'since the last checkpoint')

@@ -169,8 +169,9 @@ class Client:
     def pool_create(self, spec: types.PoolSpec) -> types.PoolInfo:
         return self.call('pool_create', spec)
 
-    def pool_import(self, bdev: types.BdevSpec) -> types.PoolInfo:
-        return self.call('pool_import', bdev)
+    def pool_import(self, bdev: types.BdevSpec, *, force: bool = False) -> types.PoolInfo:
+        """`force` takes it away from a service that has it open: see the contract for what that may cost."""
+        return self.call('pool_import', bdev, force)
 
     def pool_export(self, pool: str) -> None:
         self.call('pool_export', pool)
@@ -181,7 +182,6 @@ class Client:
     def pool_describe(self, pool: str) -> types.PoolInfo:
         return self.call('pool_describe', pool)
 
-    def pool_check(self, pool: str, check_id: str, *, repair: bool = False) -> types.PoolCheck:
     def pool_set_discard(self, pool: str, discard: bool) -> types.PoolInfo:
         return self.call('pool_set_discard', pool, discard)
 
@@ -189,6 +189,7 @@ class Client:
         """Start to give all free space back to the device; `job_list` says when that has ended."""
         return self.call('pool_trim', pool, job_id)
 
+    def pool_check(self, pool: str, check_id: str, *, repair: bool = False) -> types.PoolCheck:
         """Start a check, see the contract; `pool_check_describe` says when it has ended."""
         return self.call('pool_check', pool, check_id, repair)
 

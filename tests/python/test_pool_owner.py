@@ -1,0 +1,112 @@
+"""Two services that see one device under two names: only one of them has its pool open."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pollux import errors
+from pollux.rpc import ttypes as rpc
+
+from python.services import Service, new_id, volume_spec
+
+MIB = 1 << 20
+_PATIENCE_S = 60
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+
+
+class Views:
+    """A file with a pool that the first service has open, and a loop device over it for the second."""
+
+    def __init__(self, first: Service, second: Service, file: Path) -> None:
+        self.first, self.second, self.file = first, second, file
+        self.name = f"p-{new_id()[:8]}"
+        first.client().pool_create(rpc.PoolSpec(
+            pool_id=new_id(), name=self.name, cluster_bytes=64 << 10,
+            bdev=rpc.BdevSpec(kind=rpc.BdevKind.URING, path=str(file), size_bytes=64 * MIB)))
+        self.volume = first.client().volume_create(self.name, volume_spec(new_id(), 16 * MIB)).volume_id
+        self.loop = subprocess.run(["losetup", "--find", "--show", str(file)], capture_output=True, text=True,
+                                   check=True).stdout.strip()
+
+    def import_loop(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pollux.cli.main", "pool", "import", "--device", self.loop, *options],
+            env={**os.environ, **self.second.environment()}, capture_output=True, text=True, timeout=120, check=False)
+
+    def write(self, service: Service) -> subprocess.CompletedProcess[str]:
+        client = service.client()
+        opened = client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=self.volume))
+        url = f"nbd+unix:///{opened.export_name}?socket={opened.path}"
+        return subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 0x5a 0 256k", "-c", "flush", url],
+                              capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def views(start_service: Callable[[str], Service], request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Views]:
+    name = request.node.name
+    views = Views(start_service(f"{name}-first"), start_service(f"{name}-second"), tmp_path / "pool.img")
+    yield views
+    for service in (views.first, views.second):
+        service.polluxd.kill()
+    subprocess.run(["losetup", "--detach", views.loop], check=True)
+
+
+def test_a_pool_that_another_service_has_is_refused_until_that_is_dead(views: Views) -> None:
+    views.write(views.first).check_returncode()
+    refused = views.import_loop()
+    assert refused.returncode == 4, refused.stderr
+    assert "is open elsewhere" in refused.stderr
+    assert "test-host" in refused.stderr
+    program = os.environ.get("POLLUXD") or Path(os.environ["POLLUX_BUILD"]) / "service" / "polluxd"
+    checked = subprocess.run([program, "--fsck", views.loop], capture_output=True, text=True, check=False)
+    assert checked.returncode == 8
+    assert "is open elsewhere" in checked.stdout
+    views.write(views.first).check_returncode()
+
+    views.first.polluxd.kill()
+    taken = views.import_loop()
+    assert taken.returncode == 0, taken.stderr
+    assert "counts as dead" in views.second.log_text()
+    views.write(views.second).check_returncode()
+    # The first comes back, and finds it gone.
+    views.first.polluxd.start()
+    assert views.name not in {pool.name for pool in views.first.client().pool_list()}
+    assert "is open elsewhere" in views.first.log_text()
+
+
+def test_its_own_service_has_the_pool_back_at_once(views: Views) -> None:
+    for _ in range(3):
+        views.first.polluxd.kill()
+        views.first.polluxd.start()
+        assert views.name in {pool.name for pool in views.first.client().pool_list()}
+    assert "watching whether that is alive" not in views.first.log_text()
+    # Also by another name.
+    views.first.client().pool_export(views.name)
+    taken = views.import_loop()
+    assert taken.returncode == 0, taken.stderr
+    assert "watching whether that is alive" not in views.second.log_text()
+
+
+def test_one_service_does_not_open_a_pool_twice(views: Views) -> None:
+    with pytest.raises(errors.Exists, match="is open already"):
+        views.first.client().pool_import(rpc.BdevSpec(kind=rpc.BdevKind.URING, path=views.loop))
+    views.write(views.first).check_returncode()
+
+
+def test_who_loses_a_pool_by_force_stops_writing(views: Views) -> None:
+    views.write(views.first).check_returncode()
+    taken = views.import_loop("--force")
+    assert taken.returncode == 0, taken.stderr
+    deadline = time.monotonic() + _PATIENCE_S
+    while "nothing is written to it from here any more" not in views.first.log_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # Nothing of the first reaches the device: not a write, not a stop.
+    assert "write failed" in views.write(views.first).stdout
+    views.write(views.second).check_returncode()

@@ -140,6 +140,11 @@ struct PoolInfo {
   14: optional i32 watermark_percent,
   /** provisioned_bytes of the capacity: above 100 thin provisioning has promised more than there is. */
   15: optional i64 provisioned_percent,
+  /** Set while the pool has failed: its device answered a write of metadata or a flush with an error. It can be read, and
+      takes no changes, until its device works again; the service tries by itself. */
+  16: optional string failure,
+  /** When that was. */
+  17: optional i64 failed_at_ms,
   /** Whether freed space goes back to the device. */
   20: optional bool discard,
   /** How much did, since the pool was opened. */
@@ -443,7 +448,8 @@ service PolluxService {
   DataSocketInfo data_open(1: RequestContext ctx, 2: DataSocketSpec spec) throws (1: PolluxError e),
   /**
    * [admin, cinder] Ends the socket's connections, carries out at once what they have sent, whatever the volume's QoS
-   * limits, flushes and closes. RETRY: the device does not answer.
+   * limits, flushes and closes. RETRY: the device does not answer. INTERNAL: it is closed, and what was
+   * written to it may not be durable.
    */
   void data_close(1: RequestContext ctx, 2: string socket_id) throws (1: PolluxError e),
 

@@ -94,7 +94,8 @@ class Checker {
                      .pool_id = super_.pool_id,
                      .checksum_seed = checksum_seed(super_.pool_id),
                      .on_half_full = {},
-                     .on_committed = {}},
+                     .on_committed = {},
+                     .on_failed = {}},
                     tail_, head_);
     Checkpointer checkpointer(*state_, journal, channel_, home_, super_);
     co_return co_await checkpointer.run();
@@ -165,10 +166,11 @@ class Checker {
   reactor::Task<Status> read_ahead(Volume& volume, std::size_t first) {
     const std::size_t count = std::min(kLeavesPerTurn, volume.leaves.size() - first);
     const auto one = [&](std::size_t i) -> reactor::Task<Status> {
-      if (holds_leaf(volume.leaves[first + i])) co_await loader_.leaf_of(volume, first + i);
+      const PageNo page = volume.leaves[first + i];
+      // What cannot be read counts as damaged here: no step fails.
+      if (holds_leaf(page) && !co_await loader_.leaf_of(volume, first + i)) state_->load_damaged_leaf(page);
       co_return Status{};
     };
-    // What cannot be read is in memory as a damaged leaf: no step fails.
     static_cast<void>(co_await parallel(home_, count, kReadsInFlight, one));
     co_return co_await turn();
   }

@@ -92,7 +92,7 @@ reactor::Task<void> Checkpointer::serve() {
 
 reactor::Task<Status> Checkpointer::run_alone() {
   wanted_ = false;
-  if (journal_.failed()) co_return fail(ErrorCode::kIoError, "the pool has failed and takes no more changes");
+  if (journal_.failed()) co_return fail(ErrorCode::kIoError, "the pool has failed and takes no changes");
 
   // The cut: no await between the two halves, so pages and journal agree.
   const std::vector<Write> writes = plan();
@@ -107,14 +107,21 @@ reactor::Task<Status> Checkpointer::run_alone() {
   auto written = co_await parallel(home_, writes.size(), kWritesInFlight, [this, &writes, &next](std::size_t i) {
     return write_page(writes[i], next.checkpoint);
   });
-  if (written) written = bdev::to_status(co_await bdev::flush(channel_), "flush of metadata pages");
+  // Only a flush, or FUA, that fails may lose what others wrote; without space nothing was done.
+  auto loss = Journal::Loss::kNone;
+  if (written) {
+    written = bdev::to_status(co_await bdev::flush(channel_), "flush of metadata pages");
+    if (!written) loss = Journal::Loss::kPossible;
+  }
   next.replay_offset = position->offset;
   next.replay_sequence = position->sequence;
   next.replay_previous_crc = position->previous_crc;
-  if (written) written = co_await write_super(channel_, next);
+  if (written) {
+    written = co_await write_super(channel_, next);
+    if (!written && written.error().code != ErrorCode::kNoSpace) loss = Journal::Loss::kPossible;
+  }
   if (!written) {
-    log::critical("checkpoint failed: {}; the pool takes no more changes", written.error().message);
-    journal_.fail_all();
+    journal_.give_up("checkpoint failed: " + written.error().message, loss);
     co_return written;
   }
   super_ = next;

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "base/crc32c.h"
-#include "base/log.h"
 
 namespace pollux::blob {
 
@@ -60,7 +59,7 @@ reactor::Task<Status> Journal::commit(Data data) {
   waiter.flush = data == Data::kFlush;
   sync(waiter);
   if (!co_await waiter.completion) {
-    co_return fail(ErrorCode::kIoError, "the pool's journal cannot be written; the pool takes no more changes");
+    co_return fail(ErrorCode::kIoError, "the pool has failed and takes no changes: its journal cannot be written");
   }
   co_return Status{};
 }
@@ -110,8 +109,9 @@ void Journal::release_before(const JournalPosition& position) {
   if (space_ != nullptr) std::exchange(space_, nullptr)->set(true);
 }
 
-void Journal::fail_all() {
+void Journal::give_up(const std::string& reason, Loss loss) {
   failed_ = true;
+  if (options_.on_failed) options_.on_failed(reason, loss);
   if (space_ != nullptr) std::exchange(space_, nullptr)->set(false);
 }
 
@@ -147,8 +147,7 @@ reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
   if (flush && !failed_) {
     const auto status = co_await bdev::flush(channel_);
     if (status != bdev::IoStatus::kOk) {
-      failed_ = true;
-      log::critical("flush of the pool's device failed: {}; the pool takes no more changes", bdev::to_string(status));
+      give_up(std::string("flush of its device failed: ") + bdev::to_string(status), Loss::kPossible);
     }
   }
   for (Chunk& chunk : chunks) {
@@ -156,7 +155,7 @@ reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
       if (cut_ != nullptr && cut_->number == chunk.number) reach_cut();
       continue;
     }
-    if (!failed_ && !co_await write_chunk(chunk)) failed_ = true;
+    if (!failed_) co_await write_chunk(chunk);
     queued_bytes_ -= chunk.used - sizeof(CommitHeader);
     if (spare_.size() < 4) spare_.push_back(std::move(chunk.bytes));
   }
@@ -188,11 +187,10 @@ reactor::Task<bool> Journal::wait_for_space(const Chunk& chunk, std::uint64_t by
   co_return true;
 }
 
-reactor::Task<bool> Journal::write_chunk(Chunk& chunk) {
+reactor::Task<void> Journal::write_chunk(Chunk& chunk) {
   const std::size_t bytes = align_up<std::size_t>(chunk.used, kPageBytes);
   std::memset(chunk.bytes.data() + chunk.used, 0, bytes - chunk.used);
-  if (!co_await wait_for_space(chunk, bytes)) co_return false;
-  if (absorbed(chunk)) co_return true;
+  if (!co_await wait_for_space(chunk, bytes) || absorbed(chunk)) co_return;
 
   CommitHeader header{};
   header.magic = kCommitMagic;
@@ -210,15 +208,16 @@ reactor::Task<bool> Journal::write_chunk(Chunk& chunk) {
   const auto status = co_await bdev::write(channel_, options_.ring_offset + head_.offset, chunk.bytes.data(), bytes,
                                            bdev::IoRequest::kFua);
   if (status != bdev::IoStatus::kOk) {
-    log::critical("write of the pool's journal failed: {}; the pool takes no more changes", bdev::to_string(status));
-    co_return false;
+    // FUA may be a flush of the kernel's. Without space nothing was written, and nothing flushed.
+    give_up(std::string("write of its journal failed: ") + bdev::to_string(status),
+            status == bdev::IoStatus::kNoSpace ? Loss::kNone : Loss::kPossible);
+    co_return;
   }
   head_.offset += bytes;
   if (head_.offset == options_.ring_bytes) head_.offset = 0;
   used_bytes_ += bytes;
   ++head_.sequence;
   head_.previous_crc = header.crc;
-  co_return true;
 }
 
 }  // namespace pollux::blob

@@ -9,11 +9,13 @@
 // The ring's oldest part is given up by a checkpoint, see checkpoint.h. A checkpoint never waits for room that it alone
 // can make: when the ring is full, records before its cut are not written at all, since its pages hold what they say.
 //
-// After a failed write the journal answers nothing but errors: what is durable is no longer known. Home reactor only.
+// After a failed write the journal answers nothing but errors: what is durable is no longer known. The Store then makes
+// a new one from what the device holds. Home reactor only.
 
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -33,6 +35,10 @@ struct JournalPosition {
 
 class Journal {
  public:
+  // Whether what was written and not flushed yet may be lost for good: after a flush that failed, a device or kernel may
+  // have dropped what it held, and the next flush succeeds without it.
+  enum class Loss : bool { kNone, kPossible };
+
   struct Options {
     std::uint64_t ring_offset = 0;
     std::uint64_t ring_bytes = 0;
@@ -42,6 +48,8 @@ class Journal {
     std::function<void()> on_half_full;
     // Called at the end of each round that wrote something.
     std::function<void()> on_committed;
+    // Called at every failure.
+    std::function<void(const std::string& reason, Loss loss)> on_failed;
   };
   // A caller of sync(): stays alive until `done`.
   struct Waiter {
@@ -69,8 +77,8 @@ class Journal {
   // The checkpoint whose position this is has become durable: commits before it are no longer needed.
   void release_before(const JournalPosition& position);
 
-  // No checkpoint will make room any more: everybody gets an error.
-  void fail_all();
+  // From here on everybody gets an error, and nothing is written.
+  void give_up(const std::string& reason, Loss loss);
 
   // Too much is queued: hold new map changes back until on_committed.
   bool congested() const { return queued_bytes_ > options_.ring_bytes / 8; }
@@ -98,7 +106,7 @@ class Journal {
   void start();
   reactor::Task<void> run();
   reactor::Task<bool> run_round(std::deque<Chunk> chunks, bool flush);
-  reactor::Task<bool> write_chunk(Chunk& chunk);
+  reactor::Task<void> write_chunk(Chunk& chunk);
   // False: there will be none.
   reactor::Task<bool> wait_for_space(const Chunk& chunk, std::uint64_t bytes);
   void reach_cut();

@@ -40,29 +40,43 @@ reactor::Task<Status> Loader::page(PageNo number, PageType type, void* bytes) {
   co_return Status{};
 }
 
-reactor::Task<void> Loader::leaf(PageNo number) {
-  if (state_.leaf(number) != nullptr) co_return;
+// A caller that waits for a leaf that another reads.
+struct Loader::LeafWaiter {
+  reactor::Completion<Status> read;
+};
+
+reactor::Task<Status> Loader::leaf(PageNo number) {
+  if (state_.leaf(number) != nullptr) co_return Status{};
   if (auto found = loading_.find(number); found != loading_.end()) {
-    co_await Enlist{found->second};
-    co_return;
+    LeafWaiter waiter;
+    found->second.push_back(&waiter);
+    co_return co_await waiter.read;
   }
   loading_.try_emplace(number);
   AlignedBuffer bytes(kPageBytes);
-  if (auto read = co_await page(number, PageType::kLeaf, bytes.data()); read) {
+  Status read = co_await page(number, PageType::kLeaf, bytes.data());
+  if (read) {
     state_.load_leaf(number, *reinterpret_cast<const LeafPage*>(bytes.data()));
     if (state_.leaf(number)->damaged) log::error("metadata page {} is a leaf that names impossible clusters", number);
-  } else {
+  } else if (read.error().code == ErrorCode::kCorrupt) {
     log::error("{}; the part of the volumes it maps cannot be read or written", read.error().message);
     state_.load_damaged_leaf(number);
+    read = Status{};
+  } else {
+    log::error("{}; it is read again when it is needed next", read.error().message);
   }
-  wake_all(loading_, number);
+  const auto waiters = std::move(loading_.at(number));
+  loading_.erase(number);
+  for (LeafWaiter* waiter : waiters) waiter->read.set(read);
+  co_return read;
 }
 
-reactor::Task<void> Loader::leaf_of(Volume& volume, std::size_t slot) {
+reactor::Task<Status> Loader::leaf_of(Volume& volume, std::size_t slot) {
   // While this waited another volume may have dropped the leaf, or a copy may have taken its place.
   while (volume.leaves[slot] != 0 && state_.leaf(volume.leaves[slot]) == nullptr) {
-    co_await leaf(volume.leaves[slot]);
+    POLLUX_CO_TRY(co_await leaf(volume.leaves[slot]));
   }
+  co_return Status{};
 }
 
 reactor::Task<Status> Loader::index_page(Volume& volume, std::size_t chunk) {

@@ -19,12 +19,14 @@ class Loader {
          const std::uint64_t& checkpoint)
       : state_(state), channel_(channel), home_(home), seed_(checksum_seed), checkpoint_(checkpoint) {}
 
-  // The leaf is in memory afterwards, damaged if it has to be. Many may wait for one.
-  reactor::Task<void> leaf(PageNo page);
+  // The leaf is in memory afterwards, as a damaged one if what was read is no leaf. Many may wait for one. kIoError: it
+  // could not be read this time; the next call tries again.
+  reactor::Task<Status> leaf(PageNo page);
   // The leaf of a slot of this volume, if it has one.
-  reactor::Task<void> leaf_of(Volume& volume, std::size_t slot);
+  reactor::Task<Status> leaf_of(Volume& volume, std::size_t slot);
   // The volume's leaves are known afterwards. kCorrupt, kIoError.
   reactor::Task<Status> index(Volume& volume);
+  bool idle() const { return loading_.empty() && loading_index_.empty(); }
 
  private:
   reactor::Task<Status> index_page(Volume& volume, std::size_t chunk);
@@ -35,7 +37,8 @@ class Loader {
   reactor::Reactor& home_;
   const std::uint32_t seed_;
   const std::uint64_t& checkpoint_;
-  std::unordered_map<PageNo, std::vector<std::coroutine_handle<>>> loading_;
+  struct LeafWaiter;
+  std::unordered_map<PageNo, std::vector<LeafWaiter*>> loading_;
   std::unordered_map<VolumeNo, std::vector<std::coroutine_handle<>>> loading_index_;
 };
 

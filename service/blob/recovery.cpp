@@ -251,8 +251,7 @@ class Recovery {
       if (page != 0 && state_->leaf(page) == nullptr && pages.insert(page).second) wanted.emplace_back(volume, slot);
     }
     const auto one = [&](std::size_t i) -> reactor::Task<Status> {
-      co_await loader_->leaf_of(*wanted[i].first, wanted[i].second);
-      co_return Status{};
+      co_return co_await loader_->leaf_of(*wanted[i].first, wanted[i].second);
     };
     static_cast<void>(co_await parallel(home_, wanted.size(), kReadsInFlight, one));
   }
@@ -289,14 +288,14 @@ class Recovery {
         if (volume != nullptr && record.bytes == sizeof(MapSetRecord)) {
           POLLUX_CO_TRY(co_await loader_->index(*volume));
           const std::size_t slot = reinterpret_cast<const MapSetRecord&>(record).index / kLeafEntries;
-          if (slot < volume->leaves.size()) co_await loader_->leaf_of(*volume, slot);
+          if (slot < volume->leaves.size()) POLLUX_CO_TRY(co_await loader_->leaf_of(*volume, slot));
         }
         break;
       case RecordType::kDropLeaf:
         if (volume != nullptr && record.bytes == sizeof(DropLeafRecord)) {
           POLLUX_CO_TRY(co_await loader_->index(*volume));
           const std::size_t slot = reinterpret_cast<const DropLeafRecord&>(record).slot;
-          if (slot < volume->leaves.size()) co_await loader_->leaf_of(*volume, slot);
+          if (slot < volume->leaves.size()) POLLUX_CO_TRY(co_await loader_->leaf_of(*volume, slot));
         }
         break;
       case RecordType::kFork:

@@ -26,9 +26,23 @@ void SimDisk::cut_power_at_write(std::uint64_t nth) {
   cut_at_ = writes_ + nth;
 }
 
-void SimDisk::fail_operation(std::uint64_t nth) {
+void SimDisk::fail_operations(std::uint64_t nth, std::uint64_t count) {
   std::lock_guard lock(mutex_);
   fail_at_ = operations_ + nth;
+  fail_end_ = fail_at_ + count;
+}
+
+void SimDisk::set_fault(std::function<IoStatus(const IoRequest&)> fault) {
+  std::lock_guard lock(mutex_);
+  fault_ = std::move(fault);
+}
+
+IoStatus SimDisk::ordered_failure(const IoRequest& request) {
+  const std::uint64_t number = operations_++;
+  IoStatus status = fault_ ? fault_(request) : IoStatus::kOk;
+  if (number >= fail_at_ && number < fail_end_) status = IoStatus::kIoError;
+  if (status != IoStatus::kOk && request.op == IoOp::kFlush) cached_.clear();
+  return status;
 }
 
 bool SimDisk::power_is_off() const {
@@ -39,6 +53,11 @@ bool SimDisk::power_is_off() const {
 bool SimDisk::has_failed() const {
   std::lock_guard lock(mutex_);
   return operations_ > fail_at_;
+}
+
+bool SimDisk::is_failing() const {
+  std::lock_guard lock(mutex_);
+  return fail_end_ != UINT64_MAX && operations_ < fail_end_;
 }
 
 std::uint64_t SimDisk::writes() const {
@@ -157,7 +176,7 @@ void SimDisk::flush(std::uint64_t writes_before) {
 IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
   std::lock_guard lock(mutex_);
   if (off_) return IoStatus::kIoError;
-  if (operations_++ == fail_at_) return IoStatus::kIoError;
+  if (const IoStatus failed = ordered_failure(request); failed != IoStatus::kOk) return failed;
   if (request.op == IoOp::kFlush) {
     ++flushes_;
     flush(writes_before);

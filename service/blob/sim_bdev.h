@@ -9,7 +9,8 @@
 //    independently of all other sectors: writes are lost, torn and reordered. It can be set to happen at the Nth write;
 //    that write is then under way: nobody is told that it completed.
 //  - What is unmapped reads as random bytes afterwards.
-//  - The Nth operation can be made to fail once, with nothing done.
+//  - The Nth operation can be made to fail, and some after it, with nothing done. A flush that fails loses what it was to
+//    make durable: the next one succeeds without it, and reads show what was there before.
 //  - A request takes no time, or as long as a test says.
 // Everything is replayed by the seed when one reactor uses the disk.
 
@@ -38,12 +39,18 @@ class SimDisk {
   // The power goes off at the nth write from now (0: the next one). After that every operation fails.
   void cut_power_at_write(std::uint64_t nth);
   // The nth operation from now, of any kind, answers kIoError.
-  void fail_operation(std::uint64_t nth);
+  void fail_operation(std::uint64_t nth) { fail_operations(nth, 1); }
+  // The same for `count` operations.
+  void fail_operations(std::uint64_t nth, std::uint64_t count);
+  // From now on what this returns is the answer, if it is not kOk, with nothing done. nullptr: as before.
+  void set_fault(std::function<bdev::IoStatus(const bdev::IoRequest&)> fault);
   // How long each request takes, in microseconds. Before the disk is in use.
   void set_delay(std::function<std::uint64_t(const bdev::IoRequest&)> delay_us) { delay_us_ = std::move(delay_us); }
   bool power_is_off() const;
   // The failure ordered by fail_operation() has happened.
   bool has_failed() const;
+  // Some of those failures are still to come.
+  bool is_failing() const;
   std::uint64_t writes() const;
   std::uint64_t operations() const;
   std::uint64_t flushes() const;
@@ -67,6 +74,7 @@ class SimDisk {
   };
   // `writes_before`: how many writes had completed when the request was submitted; all that a flush answers for.
   bdev::IoStatus perform(bdev::IoRequest& request, std::uint64_t writes_before);
+  bdev::IoStatus ordered_failure(const bdev::IoRequest& request);
   void flush(std::uint64_t writes_before);
   void write_sectors(const bdev::IoRequest& request);
   void keep(std::uint64_t sector, const std::byte* bytes, bool durable);
@@ -83,6 +91,8 @@ class SimDisk {
   std::minstd_rand garbage_{1};
   std::uint64_t cut_at_ = UINT64_MAX;
   std::uint64_t fail_at_ = UINT64_MAX;
+  std::uint64_t fail_end_ = UINT64_MAX;
+  std::function<bdev::IoStatus(const bdev::IoRequest&)> fault_;
   bool off_ = false;
   std::function<std::uint64_t(const bdev::IoRequest&)> delay_us_;
 };

@@ -88,6 +88,9 @@ class State : public PageSource {
   void admit_writers(Volume& volume, std::uint32_t index);
   // Sends writes to this cluster home until admit_writers(), whoever may share it. Its leaf is loaded.
   void hold_shared(const Volume& volume, std::uint32_t index);
+  // Volumes that are open in `before`, the state that this one replaces, keep their Volume and VolumeView, which get the
+  // contents they have here. Their indexes are loaded. `before` lives on until a grace period has passed.
+  void take_over_users(State& before);
   // Makes or refreshes the data path's table.
   void build_view(Volume& volume);
   void publish_slot(Volume& volume, std::size_t slot);

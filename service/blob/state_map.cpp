@@ -111,8 +111,26 @@ void State::publish_slot(Volume& volume, std::size_t slot) {
   if (at.load(std::memory_order_relaxed) != value) at.store(value, std::memory_order_release);
 }
 
+void State::take_over_users(State& before) {
+  for (auto& [number, theirs] : before.volumes_) {
+    if (!theirs->view) continue;
+    std::unique_ptr<Volume>& mine = volumes_.at(number);
+    unindex_names(*mine);
+    mine->view = std::move(theirs->view);
+    mine->opens = theirs->opens;
+    mine->losses_told = theirs->losses_told;
+    *theirs = std::move(*mine);
+    mine = std::move(theirs);
+    index_names(*mine);
+    build_view(*mine);
+    mine->view->size_bytes.store(mine->size_bytes, std::memory_order_release);
+  }
+}
+
 void State::build_view(Volume& volume) {
-  auto table = std::make_unique<LeafTable>(volume.leaves.size());
+  // Never smaller than before: who looked at the size before this may look up what lay behind the new end.
+  const std::size_t before = volume.view->owned_table ? volume.view->owned_table->count : 0;
+  auto table = std::make_unique<LeafTable>(std::max(volume.leaves.size(), before));
   std::swap(table, volume.view->owned_table);
   for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) publish_slot(volume, slot);
   volume.view->table.store(volume.view->owned_table.get(), std::memory_order_release);

@@ -57,11 +57,10 @@ Result<Volume*> Store::live(const Uuid& id) const {
 // Applies a record and queues it. An error leaves the state half changed, so the store takes no more.
 Status Store::change(const RecordHeader& record) {
   if (journal_->failed()) {
-    return fail(ErrorCode::kIoError, "the pool has failed and takes no more changes; see the log for the first error");
+    return fail(ErrorCode::kIoError, "pool '" + name() + "' has failed and takes no changes: " + failure_->reason);
   }
   if (auto applied = state_->apply(record); !applied) {
-    log::critical("{}; the pool takes no more changes", applied.error().message);
-    journal_->fail_all();
+    journal_->give_up(applied.error().message, Journal::Loss::kNone);
     return fail(ErrorCode::kInternal, applied.error().message);
   }
   journal_->append(record);
@@ -141,9 +140,13 @@ reactor::Task<Result<Volume*>> Store::create(CreateOptions options) {
     const auto record = make_create(options, state_->next_volume_number());
     POLLUX_CO_TRY(change(record.header));
     made = state_->find(options.id)->number;
+    state_->find(made)->durable = false;
   }
   POLLUX_CO_TRY(co_await journal_->commit());
-  if (Volume* volume = state_->find(made); volume != nullptr && volume->id == options.id) co_return volume;
+  if (Volume* volume = state_->find(made); volume != nullptr && volume->id == options.id) {
+    volume->durable = true;
+    co_return volume;
+  }
   co_return fail(ErrorCode::kNotFound, "volume " + options.id.to_string() + " was deleted meanwhile");
 }
 
@@ -182,7 +185,9 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
       auto record = make_record<ForkRecord>(RecordType::kFork, state_->next_volume_number());
       record.source = source.number;
       record.create = make_create(options, 0);
-      return change(record.header);
+      POLLUX_TRY(change(record.header));
+      state_->find(options.id)->durable = false;
+      return {};
     };
     const Status done = cut();
     if (source.view) {
@@ -193,7 +198,9 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
   }
   // What the source held at the cut is part of what becomes durable, in place as it may have been written.
   POLLUX_CO_TRY(co_await journal_->commit(Journal::Data::kFlush));
-  co_return live(options.id);
+  auto made = live(options.id);
+  if (made) (*made)->durable = true;
+  co_return made;
 }
 
 reactor::Task<Status> Store::remove(Uuid id) {
@@ -296,8 +303,11 @@ reactor::Task<Result<Volume*>> Store::view(Uuid id) {
   auto found = live(id);
   if (!found) co_return found;
   Volume& volume = **found;
+  // A volume that somebody uses must be there when the pool is loaded again.
+  if (!volume.durable) POLLUX_CO_TRY(co_await journal_->commit());
   POLLUX_CO_TRY(co_await loader_->index(volume));
   if (!volume.view) {
+    volume.losses_told = losses_;
     volume.view = std::make_unique<VolumeView>();
     state_->build_view(volume);
     volume.view->size_bytes.store(volume.size_bytes, std::memory_order_release);
@@ -350,7 +360,7 @@ Usage Store::usage() const {
     ++(volume->snapshot() ? usage.snapshots : usage.volumes);
   }
   usage.used_percent = used_percent();
-  usage.discarded_bytes = discarder_->discarded_bytes();
+  usage.discarded_bytes = discarded_before_bytes_ + discarder_->discarded_bytes();
   usage.discard_pending_bytes = discarder_->noted() * cluster;
   for (std::uint32_t watermark : kWatermarksPercent) {
     if (usage.used_percent >= watermark) usage.watermark_percent = watermark;

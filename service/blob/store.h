@@ -3,8 +3,13 @@
 // through maps, lanes and the Writer.
 //
 // Everything here runs on the store's home reactor unless it says otherwise. An operation that changes something is
-// durable when it returns. After a failed write of metadata the store answers kIoError to every change, and reads go
-// on. Every operation is inside the store's gate: close() waits for those under way, and refuses later ones with kRetry.
+// durable when it returns. Every operation is inside the store's gate: close() waits for those under way, and refuses
+// later ones with kRetry.
+//
+// After a failed write of metadata or a failed flush the store has failed: it answers kIoError to every change, and reads
+// go on. What is in memory is then ahead of what is durable, and a device may have dropped what a failed flush was to
+// make so; hence it is given up, and the pool loaded from its device again as at a start, as soon as that works: see
+// store_failure.cpp. Open volumes stay open, and keep their Volume and VolumeView.
 
 #include <cstdint>
 #include <memory>
@@ -90,6 +95,12 @@ struct Job {
 inline constexpr const char* kFlatten = "flatten";
 inline constexpr const char* kTrim = "trim";
 
+// Why a store takes no changes, and since when.
+struct Failure {
+  std::string reason;
+  std::int64_t at_ms = 0;
+};
+
 class Store {
  public:
   // Makes an empty pool on the device, over whatever was there. kInvalid: options; device too small. kIoError.
@@ -139,7 +150,9 @@ class Store {
   // Takes the device's growth over. kUnsupported: it shrank.
   reactor::Task<Status> grow();
   reactor::Task<Status> checkpoint();
-  // What is done is durable, as FLUSH promises.
+  // What was done before is durable, as FLUSH promises with kFlush. kIoError.
+  reactor::Task<Status> commit(Journal::Data data);
+  // These, and state(), are others after the pool was loaded again: not to be kept across a wait.
   Journal& journal() { return *journal_; }
   Writer& writer() { return *writer_; }
   Lanes& lanes() { return lanes_; }
@@ -148,20 +161,49 @@ class Store {
   bdev::Channel& device() { return lane_->device(); }
   State& state() { return *state_; }
   const Superblock& super() const { return checkpointer_->super(); }
+  // Any thread.
+  std::uint32_t cluster_bytes() const { return cluster_bytes_; }
+  const std::optional<Failure>& failure() const { return failure_; }
+  // Whether a flush of this volume that the journal answered with `ok` may be answered so: not when a flush of the
+  // device has failed since the last one that its user was told of, which may have lost what the user wrote before.
+  bool holds_flush(Volume& volume, bool ok);
   std::uint64_t replayed_records() const { return replayed_records_; }
   Usage usage() const;
   std::uint32_t used_percent() const;
   std::string name() const;
   bool idle() const {
-    return background_ == 0 && space_->idle() && !discarder_->running() && checkpointer_->idle() && journal_->idle();
+    return background_ == 0 && !reviving_ && space_->idle() && !discarder_->running() && checkpointer_->idle() &&
+           journal_->idle();
   }
 
  private:
   Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
   static reactor::Task<Status> format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
                                             FormatOptions options);
-  void start(Recovered recovered, const OpenOptions& options);
-  Result<reactor::Gate::Holder> enter() { return gate_.enter("pool '" + name() + "'"); }
+  // What works on the state, and is replaced with it.
+  struct Parts {
+    std::unique_ptr<State> state;
+    std::unique_ptr<Journal> journal;
+    std::unique_ptr<Checkpointer> checkpointer;
+    std::unique_ptr<Loader> loader;
+    std::unique_ptr<Discarder> discarder;
+    std::unique_ptr<Space> space;
+    std::unique_ptr<Writer> writer;
+  };
+  Parts make_parts(Recovered recovered);
+  void start(Parts parts);
+  // kRetry.
+  Result<reactor::Gate::Holder> enter();
+
+  // store_failure.cpp
+  void fail_changes(const std::string& reason, Journal::Loss loss);
+  reactor::Task<void> revive();
+  reactor::Task<Status> load_again();
+  reactor::Task<Status> load_steps();
+  reactor::Task<void> wait_until_quiet();
+  reactor::Task<Status> load_open_indexes(Parts& parts);
+  reactor::Task<void> pause(std::uint64_t pause_us);
+
   Status change(const RecordHeader& record);
   Result<Volume*> live(const Uuid& id) const;
   Status check_create(const CreateOptions& options) const;
@@ -200,7 +242,19 @@ class Store {
   // Changes of the set of volumes, one at a time up to the point where they are in memory and in the journal's queue.
   reactor::AsyncMutex structure_;
   std::vector<std::unique_ptr<Job>> jobs_;
+  // Deletes and flattens under way.
   std::uint32_t background_ = 0;
+  bool closing_ = false;
+  std::optional<Failure> failure_;
+  bool reviving_ = false;
+  // Failures that may have lost what was written and not flushed, see Journal::Loss.
+  std::uint64_t losses_ = 0;
+  // While the pool is loaded again: guests' requests that came meanwhile.
+  HomeIoList held_;
+  std::uint32_t cluster_bytes_ = 0;
+  Discarder::Pace discard_pace_;
+  // By discarders that the present one has replaced.
+  std::uint64_t discarded_before_bytes_ = 0;
   std::size_t passed_ = 0;  // watermarks
   std::uint64_t replayed_records_ = 0;
 };

@@ -11,6 +11,8 @@ namespace pollux::blob {
 namespace {
 
 constexpr std::size_t kLeavesPerTurn = 16;
+// How long a delete waits after an error of the device.
+constexpr std::uint64_t kReadAgainUs = 1'000'000;
 // Bounds the memory of a flatten: each holds at most one cluster. Leaves room for guests' own slow writes.
 constexpr std::size_t kCopiesAtOnce = 8;
 // Finished jobs that are still listed, so that who waits for one sees how it ended.
@@ -59,8 +61,13 @@ reactor::Task<Status> Store::empty_steps(Volume& volume, Job& job) {
   for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
     job.done = slot * kLeafEntries;
     if (volume.leaves[slot] == 0) continue;
-    if (gate_.closed()) co_return Status{};
-    if (state_->pages.refs(volume.leaves[slot]) == 1) co_await loader_->leaf_of(volume, slot);
+    // What a leaf names can be given back only by reading it.
+    while (state_->pages.refs(volume.leaves[slot]) == 1) {
+      if (closing_ || co_await loader_->leaf_of(volume, slot)) break;
+      co_await pause(kReadAgainUs);
+      if (journal_->failed()) co_return fail(ErrorCode::kIoError, "the pool has failed");
+    }
+    if (closing_) co_return Status{};
     auto record = make_record<DropLeafRecord>(RecordType::kDropLeaf, volume.number);
     record.slot = static_cast<std::uint32_t>(slot);
     POLLUX_CO_TRY(change(record.header));
@@ -93,7 +100,7 @@ reactor::Task<Result<Job>> Store::flatten(Uuid id, Uuid job_id) {
   }
   if (volume.snapshot()) co_return fail(ErrorCode::kInvalid, "a snapshot cannot be flattened; it is read-only");
   if (volume.pinned) co_return fail(ErrorCode::kBusy, "volume " + id.to_string() + " has a job running already");
-  if (journal_->failed()) co_return fail(ErrorCode::kIoError, "the pool has failed and takes no more changes");
+  if (journal_->failed()) co_return fail(ErrorCode::kIoError, "pool '" + name() + "' has failed and takes no changes");
   forget_old_jobs();
   volume.pinned = true;
   Job& job = *jobs_.emplace_back(
@@ -142,13 +149,13 @@ reactor::Task<Status> Store::flatten_steps(Volume& volume, Job& job) {
   POLLUX_CO_TRY(co_await loader_->index(volume));
   std::vector<std::uint32_t> shared;
   for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) {
-    if (job.cancelled || gate_.closed()) {
+    if (job.cancelled || closing_) {
       job.state = JobState::kCancelled;
       co_return Status{};
     }
     const PageNo page = volume.leaves[slot];
     if (page == 0) continue;
-    co_await loader_->leaf_of(volume, slot);
+    POLLUX_CO_TRY(co_await loader_->leaf_of(volume, slot));
     const std::uint32_t mapped = list_shared(volume, slot, shared);
     POLLUX_CO_TRY(co_await parallel(home(), shared.size(), kCopiesAtOnce,
                                     [&](std::size_t i) { return own_cluster(volume, shared[i]); }));

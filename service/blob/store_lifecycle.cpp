@@ -119,7 +119,8 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
                    .pool_id = options.id,
                    .checksum_seed = checksum_seed(options.id),
                    .on_half_full = {},
-                   .on_committed = {}},
+                   .on_committed = {},
+                   .on_failed = {}},
                   start, start);
   Checkpointer first(state, journal, channel, home, super);
   co_return co_await first.run();
@@ -158,32 +159,50 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
     co_await store->lanes_.close();
     co_return fail(std::move(recovered.error()));
   }
-  store->start(std::move(*recovered), options);
+  store->cluster_bytes_ = recovered->super.cluster_bytes;
+  store->discard_pace_ = options.discard_pace;
+  store->replayed_records_ = recovered->replayed_records;
+  store->start(store->make_parts(std::move(*recovered)));
   co_return store;
 }
 
-void Store::start(Recovered recovered, const OpenOptions& options) {
+Store::Parts Store::make_parts(Recovered recovered) {
   const Superblock& super = recovered.super;
+  const std::uint32_t seed = checksum_seed(super.pool_id);
   bdev::Channel& channel = lane_->device();
-  replayed_records_ = recovered.replayed_records;
-  state_ = std::move(recovered.state);
-  journal_ = std::make_unique<Journal>(channel,
-                                       Journal::Options{.ring_offset = super.journal_offset,
-                                                        .ring_bytes = super.journal_bytes,
-                                                        .pool_id = super.pool_id,
-                                                        .checksum_seed = checksum_seed(super.pool_id),
-                                                        .on_half_full = [this] { checkpointer_->want(); },
-                                                        .on_committed = [this] { committed(); }},
-                                       recovered.tail, recovered.head);
-  checkpointer_ = std::make_unique<Checkpointer>(*state_, *journal_, channel, home(), super);
-  loader_ = std::make_unique<Loader>(*state_, channel, home(), checksum_seed(super.pool_id), checkpointer_->number());
-  discarder_ = std::make_unique<Discarder>(*state_, *lane_, lanes_.device(), options.discard_pace,
-                                           (super.compatible_flags & kSuperNoDiscard) == 0,
-                                           [this] { writer_->resume_space_waiters(); });
-  space_ = std::make_unique<Space>(*state_, *journal_, lanes_, *lane_, *discarder_,
-                                   Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
-                                                 .on_settled = [this] { writer_->resume_settle_waiters(); }});
-  writer_ = std::make_unique<Writer>(*state_, *journal_, *loader_, *space_, *lane_);
+  Journal::Options options{
+      .ring_offset = super.journal_offset,
+      .ring_bytes = super.journal_bytes,
+      .pool_id = super.pool_id,
+      .checksum_seed = seed,
+      .on_half_full = [this] { checkpointer_->want(); },
+      .on_committed = [this] { committed(); },
+      .on_failed = [this](const std::string& reason, Journal::Loss loss) { fail_changes(reason, loss); }};
+  Parts parts;
+  parts.state = std::move(recovered.state);
+  parts.journal = std::make_unique<Journal>(channel, std::move(options), recovered.tail, recovered.head);
+  parts.checkpointer = std::make_unique<Checkpointer>(*parts.state, *parts.journal, channel, home(), super);
+  parts.loader = std::make_unique<Loader>(*parts.state, channel, home(), seed, parts.checkpointer->number());
+  parts.discarder = std::make_unique<Discarder>(*parts.state, *lane_, lanes_.device(), discard_pace_,
+                                                (super.compatible_flags & kSuperNoDiscard) == 0,
+                                                [this] { writer_->resume_space_waiters(); });
+  parts.space = std::make_unique<Space>(*parts.state, *parts.journal, lanes_, *lane_, *parts.discarder,
+                                        Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
+                                                      .on_settled = [this] { writer_->resume_settle_waiters(); }});
+  parts.writer = std::make_unique<Writer>(*parts.state, *parts.journal, *parts.loader, *parts.space, *lane_);
+  return parts;
+}
+
+void Store::start(Parts parts) {
+  // Those that refer to others go first.
+  writer_ = std::move(parts.writer);
+  space_ = std::move(parts.space);
+  if (discarder_) discarded_before_bytes_ += discarder_->discarded_bytes();
+  discarder_ = std::move(parts.discarder);
+  loader_ = std::move(parts.loader);
+  checkpointer_ = std::move(parts.checkpointer);
+  journal_ = std::move(parts.journal);
+  state_ = std::move(parts.state);
   for (const auto& [number, volume] : state_->volumes()) {
     if (volume->deleting()) empty_in_background(*volume);
   }
@@ -205,6 +224,17 @@ reactor::Task<void> Store::reserve_metadata() {
     log::warn("the metadata of pool '{}' has no room of its own: {}", name(), reserved.error().message);
     co_return;
   }
+}
+
+Result<reactor::Gate::Holder> Store::enter() {
+  if (closing_) return fail(ErrorCode::kRetry, "pool '" + name() + "' is being closed: repeat the request");
+  return gate_.enter("pool '" + name() + "' is being loaded again after a failure");
+}
+
+reactor::Task<Status> Store::commit(Journal::Data data) {
+  auto inside = enter();
+  if (!inside) co_return fail(std::move(inside.error()));
+  co_return co_await journal_->commit(data);
 }
 
 reactor::Task<Status> Store::checkpoint() {
@@ -250,9 +280,10 @@ reactor::Task<Status> Store::grow() {
 
 reactor::Task<Status> Store::close() {
   co_await home().enter();
+  closing_ = true;
   co_await gate_.close();
   discarder_->stop();
-  // Background work looks at the gate between steps; each turn of the reactor lets it take one.
+  // Background work looks at closing_ or the gate between steps; each turn of the reactor lets it take one.
   while (!idle()) co_await home().sleep_us(200);
   Status status = co_await checkpointer_->run();
   while (!idle()) co_await home().sleep_us(200);

@@ -37,6 +37,10 @@ struct Volume {
   std::uint32_t opens = 0;
   // I/O held back while view->frozen, oldest first.
   HomeIoList parked;
+  // False until the record that made it is known to be durable.
+  bool durable = true;
+  // Of Store's losses: how many its user was told of.
+  std::uint64_t losses_told = 0;
   // A job or a structural change is at work on it; delete and its like answer kBusy.
   bool pinned = false;
 

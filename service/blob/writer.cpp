@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cassert>
 
-#include "base/log.h"
 #include "blob/space.h"
 #include "blob/volume.h"
 
@@ -64,8 +63,14 @@ bool Writer::changes_block(const HomeIo& io) const {
 }
 
 void Writer::start(HomeIo& io) {
+  if (held_ != nullptr) return held_->push(io);
   ready_.push(io);
   drain();
+}
+
+bool Writer::idle() const {
+  return open_.size() + uncommitted_.size() + loading_ + slow_running_ == 0 && !commit_started_ && ready_.empty() &&
+         backlog_.empty() && space_waiters_.empty() && settle_waiters_.empty() && slow_backlog_.empty();
 }
 
 void Writer::resume(HomeIoList& ios) {
@@ -146,6 +151,8 @@ void Writer::dispatch(HomeIo& io) {
     return;
   }
   const std::size_t slot = io.index / kLeafEntries;
+  // A growth that did not become durable may have been taken back.
+  if (slot >= volume.leaves.size()) return finish(io, bdev::IoStatus::kInvalid);
   const PageNo page = volume.leaves[slot];
   if (page != 0) {
     const Leaf* leaf = state_.leaf(page);
@@ -176,8 +183,14 @@ void Writer::dispatch(HomeIo& io) {
 }
 
 reactor::Task<void> Writer::load_and_start(HomeIo& io) {
-  co_await loader_.leaf_of(*io.volume, io.index / kLeafEntries);
-  start(io);
+  ++loading_;
+  const auto loaded = co_await loader_.leaf_of(*io.volume, io.index / kLeafEntries);
+  --loading_;
+  if (loaded) {
+    start(io);
+  } else {
+    finish(io, bdev::IoStatus::kIoError);
+  }
 }
 
 void Writer::write(HomeIo& io) {
@@ -321,8 +334,7 @@ bdev::IoStatus Writer::publish(Volume& volume, std::uint32_t index, const MapEnt
       .entry = {.own = entry.own, .base = entry.base, .bits = entry.bits}};
   if (auto applied = state_.apply(record.header); !applied) {
     // The state in memory can no longer be trusted: what is on the device stays as the last commit left it.
-    log::critical("volume {}: {}; the pool takes no more changes", volume.id.to_string(), applied.error().message);
-    journal_.fail_all();
+    journal_.give_up("volume " + volume.id.to_string() + ": " + applied.error().message, Journal::Loss::kNone);
     return bdev::IoStatus::kIoError;
   }
   journal_.append(record.header);

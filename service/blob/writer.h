@@ -36,6 +36,12 @@ class Writer {
 
   // Takes the request; io.done follows, perhaps before this returns.
   void start(HomeIo& io);
+  // From here on requests that come are put there; those under way go on.
+  void hold(HomeIoList& requests) { held_ = &requests; }
+  // Requests that come are taken again.
+  void unhold() { held_ = nullptr; }
+  // Nothing is under way.
+  bool idle() const;
   // Requests that start() put aside because the volume was frozen, or space or room in the journal was short.
   void resume(HomeIoList& ios);
   // Room in the journal again.
@@ -125,6 +131,8 @@ class Writer {
   } commit_waiter_;
   bool draining_ = false;
   std::uint32_t slow_running_ = 0;
+  std::uint32_t loading_ = 0;
+  HomeIoList* held_ = nullptr;
 };
 
 }  // namespace pollux::blob

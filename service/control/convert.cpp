@@ -314,6 +314,10 @@ rpc::PoolInfo to_rpc(const volume::PoolInfo& pool) {
   info.metadata_bytes = to_i64(pool.metadata_bytes);
   info.__set_used_percent(to_i32(pool.used_percent));
   info.__set_watermark_percent(to_i32(pool.watermark_percent));
+  if (!pool.failure.empty()) {
+    info.__set_failure(pool.failure);
+    info.__set_failed_at_ms(pool.failed_at_ms);
+  }
   info.__set_provisioned_percent(to_i64(pool.provisioned_percent));
   info.__set_discard(pool.discard);
   info.__set_discarded_bytes(to_i64(pool.discarded_bytes));

@@ -143,11 +143,16 @@ Status DataSockets::close(const Uuid& id, Deadline deadline) {
 }
 
 Status DataSockets::end(Open& open, Deadline deadline) {
-  POLLUX_TRY(open.server->stop(deadline));
+  const Status stopped = open.server->stop(deadline);
+  // Requests or the flush are still under way.
+  if (!stopped && stopped.error().code == ErrorCode::kRetry) return stopped;
+  const std::string name = "data socket " + open.request.id.to_string();
   open.server.reset();
   open.claim.reset();
   forget(open);
-  return {};
+  if (stopped) return {};
+  return fail(stopped.error().code,
+              name + " is closed, but what was written to it may not be durable: " + stopped.error().message);
 }
 
 void DataSockets::close_abandoned(const std::optional<Uuid>& volume, Deadline deadline) {

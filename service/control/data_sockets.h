@@ -57,8 +57,8 @@ class DataSockets {
   // sockets are in use, and none is abandoned.
   Result<DataSocket> open(const DataSocketRequest& request, Deadline deadline);
   // Ends every connection, flushes, removes the socket. What has arrived is carried out, at once whatever limits the
-  // volume has. An error means that what was written may not be durable; the socket stays and the call can be repeated.
-  // What is not there is closed.
+  // volume has. kRetry: the device does not answer; the socket stays, and the call can be repeated. Any other error means
+  // that it is closed, and what was written may not be durable. What is not there is closed.
   Status close(const Uuid& id, Deadline deadline);
   // close() of those that are abandoned: of one volume, or of any. What cannot be closed is logged and stays.
   void close_abandoned(const std::optional<Uuid>& volume, Deadline deadline);

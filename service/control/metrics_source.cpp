@@ -103,10 +103,17 @@ class Collector {
           pool.discarded_bytes);
       gauge("pollux_pool_discard_pending_bytes", "Freed space that is not given back to the device yet.",
             pool.discard_pending_bytes);
+      failed(pool.name, !pool.failure.empty());
       gauge("pollux_pool_volumes", "Volumes, without snapshots.", pool.volumes);
       gauge("pollux_pool_snapshots", "Snapshots.", pool.snapshots);
       volumes(pool.name);
     }
+    for (const auto& [name, reason] : backend_.pools.unopened()) failed(name, true);
+  }
+
+  void failed(const std::string& pool, bool has_failed) {
+    add("pollux_pool_failed", "1 while the pool takes no changes because its device failed, or could not be opened.",
+        Kind::kGauge, {{"pool", pool}}, has_failed ? 1 : 0);
   }
 
   void volumes(const std::string& pool) {

@@ -191,6 +191,15 @@ bool Pools::all_open() const {
   return unopened_.empty();
 }
 
+std::map<std::string, std::string> Pools::unopened() const {
+  const std::lock_guard lock(unopened_mutex_);
+  std::map<std::string, std::string> reasons;
+  for (const auto& [id, unopened] : unopened_) {
+    if (!unopened.checking) reasons.emplace(unopened.record.name, unopened.reason);
+  }
+  return reasons;
+}
+
 Error Pools::explain(Error error) const {
   if (error.code != ErrorCode::kNotFound) return error;
   const std::lock_guard lock(unopened_mutex_);

@@ -42,6 +42,8 @@ class Pools {
   // A volume or pool was not found: the same error, unless recorded pools are not open, which may hold it: then kRetry.
   Error explain(Error error) const;
   bool all_open() const;
+  // Those that are recorded, not open and not being checked: their names, and why.
+  std::map<std::string, std::string> unopened() const;
 
  private:
   struct Unopened {

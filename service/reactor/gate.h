@@ -2,7 +2,7 @@
 // Gate: lets an object end only when nobody is inside any more. Operations enter before they touch the object and leave
 // when they are done, across whatever they wait for in between; close() refuses new ones and waits for those inside.
 //
-//   auto inside = gate_.enter("pool 'fast'");
+//   auto inside = gate_.enter("pool 'fast' is being closed");
 //   if (!inside) co_return fail(std::move(inside.error()));
 //   ... co_await ...        // the object stays until `inside` goes
 //
@@ -42,9 +42,9 @@ class Gate {
     Gate* gate_;
   };
 
-  // kRetry: it is closed. `what` is named in the error.
-  Result<Holder> enter(const std::string& what) {
-    if (closed_) return fail(ErrorCode::kRetry, what + " is being closed: repeat the request");
+  // kRetry: it is closed, and `reason` says why.
+  Result<Holder> enter(const std::string& reason) {
+    if (closed_) return fail(ErrorCode::kRetry, reason + ": repeat the request");
     return Holder(*this);
   }
 

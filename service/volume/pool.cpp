@@ -18,6 +18,7 @@ Status Pool::check_unused() const {
 
 PoolInfo Pool::info() const {
   const blob::Usage usage = store->usage();
+  const auto& failure = store->failure();
   return {.id = id,
           .name = name,
           .bdev = spec,
@@ -35,7 +36,9 @@ PoolInfo Pool::info() const {
           .watermark_percent = usage.watermark_percent,
           .discard = store->discards(),
           .discarded_bytes = usage.discarded_bytes,
-          .discard_pending_bytes = usage.discard_pending_bytes};
+          .discard_pending_bytes = usage.discard_pending_bytes,
+          .failure = failure ? failure->reason : std::string(),
+          .failed_at_ms = failure ? failure->at_ms : 0};
 }
 
 VolumeInfo Pool::info(const blob::Volume& volume) const {

@@ -30,7 +30,7 @@ struct Pool {
   // Keeps the device's growth coming.
   bdev::Bdev::ResizeToken resize_token;
 
-  Result<reactor::Gate::Holder> enter() { return gate.enter("pool '" + name + "'"); }
+  Result<reactor::Gate::Holder> enter() { return gate.enter("pool '" + name + "' is being closed"); }
   // kBusy: a volume is open.
   Status check_unused() const;
   PoolInfo info() const;

@@ -43,7 +43,7 @@ void VolumeService::Impl::follow_owner(Pool& pool) {
     const auto found = pools.find(id);
     if (found == pools.end()) return;
     found->second->device->stop_writing();
-    found->second->store->journal().fail_all();
+    found->second->store->journal().give_up("the pool belongs to " + who + " now", blob::Journal::Loss::kNone);
     log::critical("pool {} on {} belongs to {} now: nothing is written to it from here any more; export it here",
                   found->second->name, found->second->device->name(), who);
   });

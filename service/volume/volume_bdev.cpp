@@ -34,7 +34,7 @@ VolumeBdev::VolumeBdev(blob::Store& store, blob::Volume& record)
       view_(*record.view),
       name_(record.name),
       block_bytes_(record.block_bytes(store.lanes().device().block_bytes())),
-      sub_block_bytes_(blob::sub_block_bytes(store.super().cluster_bytes)),
+      sub_block_bytes_(blob::sub_block_bytes(store.cluster_bytes())),
       read_only_(record.snapshot()),
       gone_(std::make_unique<VolumeStats>()) {
   limiter_.set(from_store(record.qos));

@@ -46,7 +46,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_volume(std::string pool_
   if (auto there = impl_->find_volume(spec.id)) {
     if (there->pool != &pool || !same_volume(pool, *there->volume, spec)) co_return fail(taken(spec.id));
     // The first request may still be on its way to the device.
-    POLLUX_CO_TRY(co_await pool.store->journal().commit());
+    POLLUX_CO_TRY(co_await pool.store->commit(blob::Journal::Data::kAsItIs));
     co_return impl_->describe(spec.id);
   }
   blob::CreateOptions options = create_options(spec);
@@ -107,7 +107,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_snapshot(Uuid volume, Uu
     if (!there->volume->snapshot() || there->volume->parent_id != volume || there->volume->name != name) {
       co_return fail(taken(snapshot));
     }
-    POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
+    POLLUX_CO_TRY(co_await store.commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(snapshot);
   }
   blob::CreateOptions options{.id = snapshot, .name = name, .snapshot = true, .created_ms = wall_clock_ms()};
@@ -126,7 +126,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec
     if (!same_volume(*there->pool, *there->volume, spec) || there->volume->parent_id != snapshot) {
       co_return fail(taken(spec.id));
     }
-    POLLUX_CO_TRY(co_await store.journal().commit(blob::Journal::Data::kFlush));
+    POLLUX_CO_TRY(co_await store.commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(spec.id);
   }
   const std::uint32_t block_bytes = place->volume->block_bytes(place->pool->device->block_bytes());

@@ -37,7 +37,7 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       block_bytes_(volume_->block_bytes()),
       device_mask_(store.lanes().device().block_bytes() - 1),
       whole_mask_(std::max(block_bytes_ - 1, device_mask_)),
-      cluster_bytes_(store.super().cluster_bytes),
+      cluster_bytes_(store.cluster_bytes()),
       cluster_mask_(cluster_bytes_ - 1),
       cluster_shift_(static_cast<std::uint32_t>(std::countr_zero(cluster_bytes_))),
       sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))),
@@ -568,6 +568,9 @@ void VolumeChannel::start_flush(IoRequest& request) {
   slot->resumes = false;
   slot->flush.done = [](blob::Journal::Waiter& waiter, bool ok) {
     IoSlot& mine = *static_cast<IoSlot::Flush&>(waiter).slot;
+    const IoRequest& parent = *mine.parent;
+    VolumeChannel& self = *progress(*mine.parent).channel;
+    if (parent.op == IoOp::kFlush) ok = self.store_.holds_flush(self.record_, ok);
     mine.home.status = ok ? IoStatus::kOk : IoStatus::kIoError;
     home_done(mine.home);
   };

@@ -37,7 +37,7 @@ reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_dev
   const std::uint64_t begin_ns = monotonic_ns();
   std::uint64_t said_ns = begin_ns;
   while (true) {
-    auto device = bdev::open(spec);
+    auto device = co_await blocking.run(home, [&spec] { return bdev::open(spec); });
     const std::uint64_t now_ns = monotonic_ns();
     if (device || device.error().code != ErrorCode::kBusy || now_ns - begin_ns >= patience_ns || gate.closed()) {
       co_return device;
@@ -108,8 +108,22 @@ void VolumeService::Impl::follow_growth(Pool& pool) {
 
 // A device does not tell that it grew: a file or a logical volume under a running service has to be looked at.
 void VolumeService::Impl::look_for_growth() {
-  for (const auto& [id, pool] : pools) pool->device->refresh_size();
-  growth.start(home, kGrowthCheckUs);
+  reactor::spawn(refresh_sizes());
+}
+
+reactor::Task<void> VolumeService::Impl::refresh_sizes() {
+  // Closing the service waits for this.
+  const auto inside = enter();
+  if (!inside) co_return;
+  std::vector<std::shared_ptr<bdev::Bdev>> devices;
+  for (const auto& [id, pool] : pools) devices.push_back(pool->device);
+  co_await blocking.run(home, [&devices] {
+    for (const auto& device : devices) device->refresh_size();
+    // Of a pool that was closed meanwhile this may be the last of its device.
+    devices.clear();
+    return true;
+  });
+  if (!pools.empty() && !growth.running()) growth.start(home, kGrowthCheckUs);
 }
 
 reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
@@ -192,11 +206,16 @@ reactor::Task<Status> VolumeService::Impl::close_pool(Pool& pool) {
     co_return unused;
   }
   pool.resize_token.reset();
-  const std::unique_ptr<Pool> leaving = std::move(pools.extract(pool.id).mapped());
+  std::unique_ptr<Pool> leaving = std::move(pools.extract(pool.id).mapped());
   if (pools.empty()) growth.cancel();
   if (leaving->owner) co_await leaving->owner->stop();
   Status closed = co_await leaving->store->close();
-  const Status released = co_await release(*leaving->device, std::move(leaving->owner));
+  Status released = co_await release(*leaving->device, std::move(leaving->owner));
+  // Memory in proportion to the pool, and a file.
+  co_await blocking.run(home, [&leaving] {
+    leaving.reset();
+    return true;
+  });
   co_return closed ? released : closed;
 }
 

@@ -54,6 +54,9 @@ struct PoolInfo {
   bool discard = true;
   std::uint64_t discarded_bytes = 0;        // given back to the device since the pool was opened
   std::uint64_t discard_pending_bytes = 0;  // freed and not given back yet
+  // Not empty: why the pool takes no changes, and since when. What is there can be read.
+  std::string failure;
+  std::int64_t failed_at_ms = 0;
 };
 
 // How full a pool may get before it is said: in the log when it gets there, in PoolInfo for as long as it is.

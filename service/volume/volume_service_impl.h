@@ -8,6 +8,7 @@
 
 #include "blob/checker.h"
 #include "blob/volume.h"
+#include "reactor/blocking_thread.h"
 #include "reactor/mutex.h"
 #include "volume/pool.h"
 #include "volume/volume_service.h"
@@ -30,10 +31,12 @@ struct VolumeService::Impl {
   // One pool comes or goes at a time.
   reactor::AsyncMutex pools_mutex;
 
+  // Opens devices, looks at their size and lets closed pools go, none of which a reactor may wait for.
+  reactor::BlockingThread blocking;
   // Looks for devices that grew.
   reactor::Timer growth{[this] { look_for_growth(); }};
 
-  Result<reactor::Gate::Holder> enter() { return gate.enter("the service"); }
+  Result<reactor::Gate::Holder> enter() { return gate.enter("the service is being stopped"); }
 
   Result<Pool*> find_pool(const std::string& name_or_id) const {
     for (const auto& [id, pool] : pools) {
@@ -98,6 +101,7 @@ struct VolumeService::Impl {
                                                  blob::Repair repair, std::shared_ptr<blob::CheckProgress> progress);
   void follow_growth(Pool& pool);
   void look_for_growth();
+  reactor::Task<void> refresh_sizes();
   reactor::Task<Status> close_pool(Pool& pool);
 };
 

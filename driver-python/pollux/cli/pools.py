@@ -95,10 +95,11 @@ class List(base.Lister):
     """List the pools."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
-        columns = ('ID', 'Name', 'Capacity', 'Free', 'Used %', 'Watermark %', 'Provisioned', 'Provisioned %', 'Volumes',
-                   'Snapshots')
-        return columns, ((pool.pool_id, pool.name, base.Size(pool.capacity_bytes), base.Size(pool.free_bytes),
-                          pool.used_percent, pool.watermark_percent or None, base.Size(pool.provisioned_bytes),
+        columns = ('ID', 'Name', 'State', 'Capacity', 'Free', 'Used %', 'Watermark %', 'Provisioned', 'Provisioned %',
+                   'Volumes', 'Snapshots')
+        return columns, ((pool.pool_id, pool.name, 'failed' if pool.failure else 'ok',
+                          base.Size(pool.capacity_bytes), base.Size(pool.free_bytes), pool.used_percent,
+                          pool.watermark_percent or None, base.Size(pool.provisioned_bytes),
                           pool.provisioned_percent, pool.volumes, pool.snapshots)
                          for pool in self.client.pool_list())
 

@@ -1,0 +1,149 @@
+// A store that has failed, and how it comes back: what is in memory is given up, and the pool is loaded from its device
+// again, with the same steps as at a start. Open volumes stay open.
+//
+// Why not go on from memory: it is ahead of what is durable by the changes that were never answered. They may lead to
+// clusters into which data was copied, durable elsewhere, that the failed flush was to make durable and the device has
+// dropped. What was answered is in the journal, and was flushed before that.
+//
+// What a guest wrote in place and has not flushed may be lost with a failed flush although the next one succeeds; so the
+// next flush of each volume that was open then is answered with an error, once.
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "blob/store.h"
+#include "blob/volume.h"
+
+namespace pollux::blob {
+
+namespace {
+
+// Between attempts to load the pool again; each pause is twice the one before.
+constexpr std::uint64_t kFirstPauseUs = 10'000;
+constexpr std::uint64_t kLongestPauseUs = 10'000'000;
+// How long a pool that closes may wait for a pause to end.
+constexpr std::uint64_t kPauseStepUs = 10'000;
+
+}  // namespace
+
+void Store::fail_changes(const std::string& reason, Journal::Loss loss) {
+  if (loss == Journal::Loss::kPossible) ++losses_;
+  if (failure_) return;
+  failure_ = Failure{.reason = reason, .at_ms = wall_clock_ms()};
+  log::critical("pool '{}' has failed: {}; it takes no changes until its device works again; reads go on", name(),
+                reason);
+  if (reviving_ || closing_) return;
+  reviving_ = true;
+  reactor::spawn(revive());
+}
+
+bool Store::holds_flush(Volume& volume, bool ok) {
+  const bool told = std::exchange(volume.losses_told, losses_) == losses_;
+  return ok && told;
+}
+
+reactor::Task<void> Store::pause(std::uint64_t pause_us) {
+  for (std::uint64_t slept_us = 0; slept_us < pause_us && !closing_; slept_us += kPauseStepUs) {
+    co_await home().sleep_us(std::min(kPauseStepUs, pause_us - slept_us));
+  }
+}
+
+reactor::Task<void> Store::revive() {
+  std::string said;
+  for (std::uint64_t pause_us = kFirstPauseUs; failure_; pause_us = std::min(2 * pause_us, kLongestPauseUs)) {
+    co_await pause(pause_us);
+    if (closing_) break;
+    const Status loaded = co_await load_again();
+    if (loaded || loaded.error().message == said) continue;
+    said = loaded.error().message;
+    log::error("pool '{}' takes no changes still: {}", name(), said);
+  }
+  reviving_ = false;
+}
+
+// Guests' requests wait meanwhile, but for those that need no map from the device and change none.
+reactor::Task<Status> Store::load_again() {
+  // Without this nobody is disturbed in vain.
+  if (auto flushed = bdev::to_status(co_await bdev::flush(lane_->device()), "flush"); !flushed) {
+    ++losses_;
+    co_return flushed;
+  }
+  writer_->hold(held_);
+  // For good: loading the pool again makes another.
+  discarder_->stop();
+  co_await wait_until_quiet();
+  Status loaded = co_await load_steps();
+  writer_->unhold();
+  writer_->resume(held_);
+  gate_.open();
+  if (loaded && !closing_) {
+    // One that failed before.
+    if (auto grown = co_await grow(); !grown) log::error("pool '{}': {}", name(), grown.error().message);
+  }
+  co_return loaded;
+}
+
+// All that is under way ends soon: a journal that has failed answers at once, and the Writer refuses.
+reactor::Task<void> Store::wait_until_quiet() {
+  co_await gate_.close();
+  const auto quiet = [this] {
+    return background_ == 0 && space_->idle() && !discarder_->running() && checkpointer_->idle() && journal_->idle() && loader_->idle() &&
+           writer_->idle();
+  };
+  while (!quiet()) {
+    journal_->kick();
+    writer_->resume_backlog();
+    co_await home().sleep_us(200);
+  }
+}
+
+reactor::Task<Status> Store::load_steps() {
+  bdev::Channel& device = lane_->device();
+  // What is read from here on stays: a commit that answered an error may have reached the device all the same.
+  if (auto flushed = bdev::to_status(co_await bdev::flush(device), "flush"); !flushed) {
+    ++losses_;
+    co_return flushed;
+  }
+  auto super = co_await read_super(device, lanes_.device().size_bytes());
+  if (!super) co_return fail(std::move(super.error()));
+  if (super->pool_id != this->super().pool_id) co_return fail(ErrorCode::kCorrupt, "the device holds another pool");
+  auto recovered = co_await recover(device, home(), *super, Purpose::kUse);
+  if (!recovered) co_return fail(std::move(recovered.error()));
+  Parts parts = make_parts(std::move(*recovered));
+  POLLUX_CO_TRY(co_await load_open_indexes(parts));
+  // Shows that pages, flushes and the superblock can be written again, and empties the ring.
+  const Status written = co_await parts.checkpointer->run();
+  // This may run in a round of that journal.
+  do {
+    co_await home().yield();
+  } while (!parts.journal->idle());
+  if (!written) co_return written;
+
+  // No await from here to start(): the data path sees the old maps or the new ones.
+  const std::unique_ptr<State> before = std::move(state_);
+  parts.state->take_over_users(*before);
+  failure_.reset();
+  start(std::move(parts));
+  log::warn("pool '{}' takes changes again: its device works, and it was loaded from there", name());
+  // Who looked at an old map is done with it afterwards.
+  co_await lanes_.grace();
+  co_return Status{};
+}
+
+// What an open volume's view is made of must be known when the state changes.
+reactor::Task<Status> Store::load_open_indexes(Parts& parts) {
+  std::vector<Volume*> open;
+  for (const auto& [number, volume] : state_->volumes()) {
+    if (!volume->view) continue;
+    Volume* found = parts.state->find(number);
+    if (found == nullptr || found->id != volume->id) {
+      co_return fail(ErrorCode::kCorrupt, "volume " + volume->id.to_string() + " is in use and not on the device");
+    }
+    open.push_back(found);
+  }
+  for (Volume* volume : open) POLLUX_CO_TRY(co_await parts.loader->index(*volume));
+  co_return Status{};
+}
+
+}  // namespace pollux::blob

@@ -1,0 +1,216 @@
+// Devices that fail and work again: what was answered stays, reads go on, and changes go on without a restart.
+//
+//   POLLUX_TEST_SEED      replays a run
+//   POLLUX_TEST_STRIDE    at every how many operations the scenario is failed (default 5)
+
+#include <algorithm>
+#include <atomic>
+#include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <thread>
+
+#include "volume/crash_harness.h"
+
+using namespace pollux;
+using namespace pollux::volume::test;
+using bdev::IoOp;
+using bdev::IoRequest;
+using bdev::IoStatus;
+
+namespace {
+
+constexpr std::uint64_t kDiskBytes = 24 * kMiB;
+constexpr std::uint32_t kClusterBytes = 64 * kKiB;
+constexpr auto kDeadline = std::chrono::seconds(60);
+
+Uuid id_of(std::uint8_t number) {
+  Uuid id;
+  id.bytes[0] = 0x42;
+  id.bytes[15] = number;
+  return id;
+}
+
+struct Fixture {
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(1);
+  reactor::Reactor& home = reactors->main();
+  CrashHarness pool{home};
+
+  void open_new(std::uint64_t seed = 1) { pool.open(CrashHarness::formatted(home, kDiskBytes, kClusterBytes), seed); }
+  void open_again() {
+    pool.drop();
+    pool.open(pool.disk().image(), 1);
+  }
+
+  std::string failure() {
+    const auto look = [this]() -> reactor::Task<Result<std::string>> {
+      co_await home.enter();
+      co_return pool.store().failure() ? pool.store().failure()->reason : std::string();
+    };
+    return must(reactor::call(home, look()));
+  }
+  void wait_until(bool failed) {
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
+    while (failure().empty() == failed) {
+      BOOST_REQUIRE_MESSAGE(std::chrono::steady_clock::now() < end,
+                            (failed ? "the pool has not failed" : "the pool is still failed: " + failure()));
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
+  // What the disk would hold if the power went now is what the model says.
+  void cut_power_and_verify(std::uint64_t seed) {
+    const auto image = pool.disk().image_after_power_cut(seed);
+    CrashHarness::check(home, image, "power cut");
+    pool.open(image, seed);
+    pool.verify();
+  }
+};
+
+// The first request that fits fails, and no other.
+std::function<IoStatus(const IoRequest&)> once(IoOp op, std::uint64_t length_bytes) {
+  auto done = std::make_shared<std::atomic<bool>>(false);
+  return [=](const IoRequest& request) {
+    if (request.op != op || request.length_bytes != length_bytes || done->exchange(true)) return IoStatus::kOk;
+    return IoStatus::kIoError;
+  };
+}
+
+bool scenario(CrashHarness& pool) {
+  const Uuid one = id_of(1), two = id_of(2), snap = id_of(3), clone = id_of(4);
+  return pool.create(one, 2 * kMiB) && pool.write(one, {{0, 4096}, {8192, 4096}, {512 * 300, 512 * 7}}) &&
+         pool.flush(one) && pool.create(two, kMiB) && pool.write(two, {{0, 256 * kKiB}, {300 * kKiB, 8192}}) &&
+         pool.write(one, {{64 * kKiB, 192 * kKiB}, {4096, 4096}}, /*fua=*/true) && pool.fork(one, snap, true) &&
+         pool.write(one, {{0, 4096}, {512 * 3, 512}, {80 * kKiB, 64 * kKiB}}) && pool.checkpoint() &&
+         pool.fork(snap, clone, false) && pool.write(clone, {{8192 + 512, 512}, {64 * kKiB, 64 * kKiB}}) &&
+         pool.flush(clone) && pool.unmap(one, {64 * kKiB, 128 * kKiB}) && pool.flush(one) &&
+         pool.resize(two, 3 * kMiB) && pool.write(two, {{2 * kMiB, 4096}}) && pool.remove(snap) &&
+         pool.write(one, {{0, 8192}}) && pool.wait_until_idle() && pool.flatten(clone) && pool.remove(two) &&
+         pool.checkpoint() && pool.write(one, {{512, 512}, {1024 * 1024, 4096}}) && pool.flush(one) &&
+         pool.wait_until_idle();
+}
+
+}  // namespace
+
+BOOST_FIXTURE_TEST_SUITE(failure, Fixture)
+
+BOOST_AUTO_TEST_CASE(after_errors_at_any_operation_the_pool_goes_on_when_the_device_works_again) {
+  const std::uint64_t seed = test_seed();
+  const char* given = std::getenv("POLLUX_TEST_STRIDE");
+  const std::uint64_t stride = given ? std::strtoull(given, nullptr, 10) : 5;
+  std::uint64_t failures = 0;
+  for (std::uint64_t at = seed % stride;; at += stride) {
+    BOOST_TEST_CONTEXT("POLLUX_TEST_SEED=" << seed << ", errors from operation " << at << " on") {
+      pool.drop();
+      pool.model().clear();
+      open_new(seed + at);
+      pool.disk().fail_operations(at, 1 + (seed + at) % 9);
+      const bool finished = scenario(pool);
+      if (!pool.disk().has_failed()) {
+        BOOST_REQUIRE(finished);
+        break;
+      }
+      // What the scenario left of the errors.
+      while (pool.disk().is_failing()) {
+        static_cast<void>(reactor::call(home, pool.store().checkpoint()));
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      wait_until(/*failed=*/false);
+      ++failures;
+      // What is there now, the device's losses taken off, is what later flushes promise.
+      pool.verify();
+      std::vector<Uuid> volumes;
+      for (const auto& [id, volume] : pool.model()) {
+        if (!volume.snapshot) volumes.push_back(id);
+      }
+      for (const Uuid& id : volumes) {
+        // The first may tell of a loss.
+        pool.flush(id);
+        BOOST_REQUIRE(pool.flush(id));
+      }
+      pool.verify();
+      const Uuid more = id_of(9);
+      BOOST_REQUIRE(pool.create(more, kMiB) && pool.write(more, {{0, 64 * kKiB}, {100 * kKiB, 512}}) &&
+                    pool.flush(more));
+      cut_power_and_verify(seed + at);
+    }
+  }
+  BOOST_TEST_MESSAGE(failures << " failures");
+  BOOST_TEST(failures * stride > 50U);
+}
+
+BOOST_AUTO_TEST_CASE(each_volume_is_told_once_of_a_flush_that_may_have_lost_its_writes) {
+  const Uuid one = id_of(1), two = id_of(2);
+  open_new();
+  for (const Uuid& id : {one, two}) {
+    BOOST_REQUIRE(pool.create(id, kMiB) && pool.write(id, {{0, 64 * kKiB}}) && pool.flush(id));
+  }
+  BOOST_REQUIRE(pool.write(one, {{0, 4096}}));
+  pool.disk().set_fault(once(IoOp::kFlush, 0));
+  BOOST_CHECK_THROW(pool.flush(two), std::runtime_error);
+  wait_until(/*failed=*/false);
+  // Its write is gone, and the device would say that all is well.
+  BOOST_CHECK_THROW(pool.flush(one), std::runtime_error);
+  pool.verify();
+  BOOST_TEST(pool.flush(one));
+  BOOST_TEST(pool.flush(two));
+  pool.verify();
+  cut_power_and_verify(3);
+}
+
+BOOST_AUTO_TEST_CASE(without_space_below_the_pool_changes_fail_and_go_on_when_there_is_some) {
+  const Uuid one = id_of(1);
+  open_new();
+  BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 64 * kKiB}}) && pool.flush(one));
+  // The journal's ring and the superblock; data finds room.
+  const auto full = std::make_shared<std::atomic<bool>>(true);
+  pool.disk().set_fault([full](const IoRequest& request) {
+    const bool fua = request.op == IoOp::kWrite && (request.flags & IoRequest::kFua) != 0;
+    return *full && fua ? IoStatus::kNoSpace : IoStatus::kOk;
+  });
+  BOOST_CHECK_THROW(pool.write(one, {{512 * kKiB, 4096}}), std::runtime_error);
+  wait_until(/*failed=*/true);
+  BOOST_TEST(failure().find("out of space") != std::string::npos);
+  // Several attempts to come back fail; what is there is read all the while.
+  for (int i = 0; i < 20; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    pool.verify();
+    BOOST_REQUIRE(!failure().empty());
+  }
+  *full = false;
+  wait_until(/*failed=*/false);
+  // What was answered with an error could be read until now, and need not be there any more.
+  for (std::uint32_t block = 512 * kKiB / 512; block < 516 * kKiB / 512; ++block) {
+    pool.model().at(one).since[block].insert(0);
+  }
+  pool.verify();
+  BOOST_REQUIRE(pool.write(one, {{128 * kKiB, 64 * kKiB}, {0, 4096}}));
+  // Nothing was flushed in vain, so nobody is told of a loss.
+  BOOST_TEST(pool.flush(one));
+  cut_power_and_verify(5);
+}
+
+BOOST_AUTO_TEST_CASE(a_leaf_that_could_not_be_read_is_read_again_at_the_next_use) {
+  const Uuid one = id_of(1);
+  open_new();
+  BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 64 * kKiB}}) && pool.flush(one));
+  open_again();
+  pool.disk().set_fault(once(IoOp::kRead, blob::kPageBytes));
+  BOOST_CHECK_THROW(pool.verify(), std::runtime_error);
+  pool.verify();
+  BOOST_TEST(pool.write(one, {{0, 4096}, {128 * kKiB, 64 * kKiB}}));
+  pool.verify();
+}
+
+BOOST_AUTO_TEST_CASE(a_delete_reads_again_what_it_could_not_read_and_leaks_nothing) {
+  const Uuid one = id_of(1);
+  open_new();
+  BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 512 * kKiB}}) && pool.flush(one));
+  open_again();
+  pool.disk().set_fault(once(IoOp::kRead, blob::kPageBytes));
+  BOOST_REQUIRE(pool.remove(one));
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(pool.store().usage().allocated_bytes == 0U);
+  pool.drop();
+  CrashHarness::check(home, pool.disk().image(), "deleted");
+}
+
+BOOST_AUTO_TEST_SUITE_END()

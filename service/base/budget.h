@@ -8,6 +8,7 @@
 //
 // A budget counts and keeps nothing. What it counts (buffers, bytes) is up to its user. Not thread-safe.
 
+#include <algorithm>
 #include <cassert>
 #include <cstdint>
 
@@ -36,21 +37,19 @@ class Budget {
   // Precondition: open(). One request may be larger than what is left: the tenant is not open again until that has come
   // back.
   void take(std::int64_t units) {
-    const std::int64_t before = beyond();
     held_ += units;
-    commons_.left_ -= beyond() - before;
+    if (held_ > own_) [[unlikely]]
+      commons_.left_ -= std::min(held_ - own_, units);
   }
   void give(std::int64_t units) {
     assert(units <= held_);
-    const std::int64_t before = beyond();
+    if (held_ > own_) [[unlikely]]
+      commons_.left_ += std::min(held_ - own_, units);
     held_ -= units;
-    commons_.left_ += before - beyond();
   }
   std::int64_t held() const { return held_; }
 
  private:
-  std::int64_t beyond() const { return held_ > own_ ? held_ - own_ : 0; }
-
   Commons& commons_;
   const std::int64_t own_;
   std::int64_t held_ = 0;

@@ -63,16 +63,15 @@ unsigned VhostQueue::go_on_stopping() {
 
 unsigned VhostQueue::take_batch() {
   unsigned done = 0;
-  std::uint64_t bytes = 0;
+  turn_bytes_ = 0;
   while (done < virtio::Virtqueue::kMaxBatch) {
     const unsigned ready = ring_->look();
     if (ready != 0) ring_->disable_kicks();
     for (unsigned i = 0; i < ready; ++i) {
-      if (!within_budget() || bytes >= kBytesPerTurn || !wants_chain()) return done;
+      if (!within_budget() || turn_bytes_ >= kBytesPerTurn || !wants_chain()) return done;
       virtio::Chain chain;
       virtio::IovecList pieces = stock_->iovec_pool.scratch();
       if (!pop(chain, pieces)) return done;
-      bytes += chain.readable_bytes + chain.writable_bytes;
       take(chain, pieces);
       if (++done % kChainsPerPublish == 0) publish();
     }

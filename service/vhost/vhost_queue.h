@@ -116,6 +116,7 @@ class VhostQueue {
     request.held_bytes =
         static_cast<std::uint32_t>(std::min<std::uint64_t>(chain.readable_bytes + chain.writable_bytes, most_bytes));
     tenant_->take_bytes(request.held_bytes);
+    turn_bytes_ += request.held_bytes;
     return &request;
   }
   // Answers a chain whose request began. Its data must be in place.
@@ -159,6 +160,8 @@ class VhostQueue {
   std::uint32_t in_flight_ = 0;
   // An answer that was shown is to be followed by an interrupt.
   bool want_call_ = false;
+  // Of the requests that this turn has begun.
+  std::uint64_t turn_bytes_ = 0;
   bool goes_on_ = false;
   bool ignores_budget_ = false;
   std::function<void()> stopped_;

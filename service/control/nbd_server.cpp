@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <system_error>
 #include <utility>
@@ -25,6 +26,7 @@ constexpr int kBacklog = 16;
 // From its first to its last byte. A client that asks for the export is served for as long as it likes.
 constexpr std::uint64_t kNegotiationMs = 10'000;
 constexpr int kAcceptPauseMs = 200;
+constexpr std::chrono::seconds kPlacePatience{1};
 
 reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device) {
   co_await reactor.enter();
@@ -155,8 +157,9 @@ void NbdServer::take_client() {
     socket.reset();
     return pause_accepting(EMFILE);
   }
-  const std::lock_guard lock(mutex_);
-  if (!make_room()) {
+  std::unique_lock lock(mutex_);
+  // Whoever has just left may not be through with what it had in flight.
+  if (!changed_.wait_for(lock, kPlacePatience, [this] { return make_room(); })) {
     note_breach("there are " + std::to_string(options_.max_connections) + " (data.max_connections)");
     return;
   }

@@ -88,8 +88,8 @@ reactor::Task<Status> Store::load_again() {
 reactor::Task<void> Store::wait_until_quiet() {
   co_await gate_.close();
   const auto quiet = [this] {
-    return background_ == 0 && space_->idle() && !discarder_->running() && checkpointer_->idle() && journal_->idle() && loader_->idle() &&
-           writer_->idle();
+    return background_ == 0 && space_->idle() && !discarder_->running() && checkpointer_->idle() && journal_->idle() &&
+           loader_->idle() && writer_->idle();
   };
   while (!quiet()) {
     journal_->kick();

@@ -121,6 +121,8 @@ BOOST_AUTO_TEST_CASE(without_a_cache_all_that_a_request_changes_is_durable) {
     IoSlot slot(front_end.ram(), 4096);
     for (const bool writeback : {true, false}) {
       if (knows_the_cache) front_end.set_config(32, std::array{std::byte{writeback}});
+      // Turning the cache off flushes what it held.
+      BOOST_TEST(disk->take_seen().size() == (knows_the_cache && !writeback ? 1u : 0u));
       for (const Op op : {Op::kWrite, Op::kDiscard, Op::kWriteZeroes}) {
         BOOST_TEST_CONTEXT("operation " << static_cast<int>(op) << ", writeback " << writeback) {
           BOOST_TEST(run_io(front_end, 1, BlkDisk(), slot, op, 65536, 4096) == "");

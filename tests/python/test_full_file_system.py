@@ -22,8 +22,8 @@ DEADLINE_S = 60
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 of 64 MiB."""
+def small_disk(own_service: Service, tmp_path: Path) -> Iterator[Path]:
+    """An ext4 of 64 MiB for a pool of `own_service`, which ends with it."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system")
     image, folder = tmp_path / "ext4.img", tmp_path / "ext4"
@@ -37,6 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        own_service.polluxd.kill()
         subprocess.run(["umount", folder], check=True)
 
 
@@ -47,7 +48,9 @@ def fill(ballast: Path) -> None:
                 while True:
                     file.write(bytes(size_bytes))
                     os.fsync(file.fileno())
-    assert os.statvfs(ballast.parent).f_bfree == 0
+    # ext4 keeps some of what is free for itself.
+    left = os.statvfs(ballast.parent)
+    assert left.f_bavail * left.f_frsize < 4096
 
 
 class Disk:
@@ -81,12 +84,11 @@ def test_what_failed_for_want_of_space_below_goes_on_without_a_restart(own_servi
     assert disk.does("write -P 0x11 0 4M", "flush")
     ballast = small_disk / "ballast"
     fill(ballast)
-    # Data has no room; nor has the journal, where its ring was never written before.
+    # Data has no room. The journal has, and metadata for as long as what was taken ahead for it lasts.
     assert not disk.does("write -P 0x22 8M 1M", "flush")
     made = [creates(client) for _ in range(300)]
-    if not all(made):
-        assert client.pool_describe(POOL).failure
-        assert any(pool.name == POOL and pool.failed_at_ms for pool in client.pool_list())
+    assert made[0]
+    assert not client.pool_describe(POOL).failure
     assert disk.does("read -P 0x11 0 4M")
     ballast.unlink()
     end = time.monotonic() + DEADLINE_S

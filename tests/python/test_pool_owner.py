@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -43,8 +44,13 @@ class Views:
         client = service.client()
         opened = client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=self.volume))
         url = f"nbd+unix:///{opened.export_name}?socket={opened.path}"
-        return subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 0x5a 0 256k", "-c", "flush", url],
-                              capture_output=True, text=True, check=False)
+        try:
+            return subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 0x5a 0 256k", "-c", "flush", url],
+                                  capture_output=True, text=True, check=False)
+        finally:
+            # Closes also where the flush that belongs to it fails.
+            with contextlib.suppress(errors.PolluxError):
+                client.data_close(opened.socket_id)
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ FrontEnd::FrontEnd(const FrontEndOptions& options)
 }
 
 FrontEnd::~FrontEnd() {
-  disconnect();
+  abandon();
   for (Queue& queue : queues_) {
     ::close(queue.kick);
     ::close(queue.call);
@@ -253,6 +253,10 @@ void FrontEnd::resume() {
 
 void FrontEnd::disconnect() {
   if (wire_) note_positions();
+  abandon();
+}
+
+void FrontEnd::abandon() {
   wire_.reset();
   for (int& fd : backend_channel_) {
     if (fd >= 0) ::close(fd);

@@ -82,6 +82,8 @@ class FrontEnd {
   void resume();
   // Drops the connection without a word.
   void disconnect();
+  // The same for good: the rings, whose memory may be gone, are not looked at any more.
+  void abandon();
   // Connects again, to the same or another process, and goes on with the rings where it took them to be when it lost
   // its back end.
   void reconnect();

@@ -211,7 +211,7 @@ BOOST_AUTO_TEST_CASE(memory_that_shrinks_under_load_hurts_its_own_guest_alone) {
   front_end.kick(0);
   front_end.kick(1);
   front_end.get_vring_base(0);
-  front_end.disconnect();
+  front_end.abandon();
   check_still_served();
 }
 BOOST_AUTO_TEST_CASE(data_that_vanish_while_they_are_read_hurt_their_own_guest_alone) {
@@ -225,7 +225,7 @@ BOOST_AUTO_TEST_CASE(data_that_vanish_while_they_are_read_hurt_their_own_guest_a
   BOOST_REQUIRE(::ftruncate(front_end.ram().parts()[0].fd, static_cast<off_t>(size - 65536)) == 0);
   ring.show_one();
   front_end.get_vring_base(0);
-  front_end.disconnect();
+  front_end.abandon();
   check_still_served();
 }
 

@@ -134,11 +134,10 @@ Status Connection::run() {
   if (!answers_event_) return fail(ErrorCode::kInternal, std::string("no eventfd: ") + std::strerror(errno));
   set_timeout(socket_.get(), SO_RCVTIMEO, kNegotiationTimeoutS);
   set_timeout(socket_.get(), SO_SNDTIMEO, kNegotiationTimeoutS);
-  const auto agreed = negotiate(socket_.get(), export_);
+  const auto agreed = negotiate(socket_.get(), export_, negotiating_);
   if (!agreed) return fail(agreed.error());
   if (!*agreed) return {};
   agreed_ = **agreed;
-  negotiating_ = false;
   // From here on a client may be silent, or busy, for as long as it likes.
   set_timeout(socket_.get(), SO_RCVTIMEO, 0);
   set_timeout(socket_.get(), SO_SNDTIMEO, 0);

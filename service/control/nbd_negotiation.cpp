@@ -135,13 +135,15 @@ bool answer_contexts(int socket, std::uint32_t option, const std::vector<std::ui
 enum class Next { kOption, kTransmission, kEnd };
 
 Next answer_option(int socket, std::uint32_t option, const std::vector<std::uint8_t>& data, const Export& exported,
-                   bool zeroes, Agreement& agreed) {
+                   bool zeroes, Agreement& agreed, std::atomic<bool>& negotiating) {
   const auto go_on = [](bool sent) { return sent ? Next::kOption : Next::kEnd; };
   switch (option) {
     case kOptExportName: {
       // This option knows no error reply: an unknown name ends the connection.
       const std::string name(data.begin(), data.end());
-      return names(name, exported) && send_export(socket, exported, agreed, zeroes) ? Next::kTransmission : Next::kEnd;
+      if (!names(name, exported)) return Next::kEnd;
+      negotiating = false;
+      return send_export(socket, exported, agreed, zeroes) ? Next::kTransmission : Next::kEnd;
     }
     case kOptAbort:
       reply(socket, option, kRepAck);  // the client may be gone already
@@ -154,6 +156,7 @@ Next answer_option(int socket, std::uint32_t option, const std::vector<std::uint
       std::string name;
       if (!parse_info(data, name)) return go_on(reply(socket, option, kRepErrInvalid));
       if (!names(name, exported)) return go_on(reply(socket, option, kRepErrUnknown));
+      if (option == kOptGo) negotiating = false;
       if (!send_info(socket, option, exported, agreed)) return Next::kEnd;
       return option == kOptGo ? Next::kTransmission : Next::kOption;
     }
@@ -205,7 +208,7 @@ bool skip(int socket, std::size_t length) {
   return true;
 }
 
-Result<std::optional<Agreement>> negotiate(int socket, const Export& exported) {
+Result<std::optional<Agreement>> negotiate(int socket, const Export& exported, std::atomic<bool>& negotiating) {
   const std::optional<Agreement> ended;
   Agreement agreed;
   std::vector<std::uint8_t> greeting;
@@ -239,7 +242,7 @@ Result<std::optional<Agreement>> negotiate(int socket, const Export& exported) {
     }
     std::vector<std::uint8_t> data(length);
     if (!receive(socket, data.data(), data.size())) return ended;
-    switch (answer_option(socket, option, data, exported, zeroes, agreed)) {
+    switch (answer_option(socket, option, data, exported, zeroes, agreed, negotiating)) {
       case Next::kOption:
         break;
       case Next::kTransmission:

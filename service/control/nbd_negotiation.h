@@ -2,6 +2,7 @@
 // The haggling before a data socket's client may read and write: the client names the export, the server says how large
 // it is, which requests it takes and in which sizes.
 
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -27,7 +28,8 @@ struct Agreement {
 
 // An agreement: go on to transmission. None: the client ended the negotiation as the protocol allows, or hung up.
 // kInvalid: it broke the protocol. The socket's own time-outs bound how long this takes. Any thread that may block.
-Result<std::optional<Agreement>> negotiate(int socket, const Export& exported);
+// `negotiating` becomes false before the client hears that it has the export.
+Result<std::optional<Agreement>> negotiate(int socket, const Export& exported, std::atomic<bool>& negotiating);
 
 // The whole buffer, or false when the connection ended or timed out.
 bool receive(int socket, void* data, std::size_t length);

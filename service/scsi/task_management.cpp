@@ -32,6 +32,9 @@ Anchors channels_of(const std::vector<Nexus*>& nexuses) {
 // A function under way: it is answered on its own reactor when the tasks it ends are gone and what it changes of the
 // unit's settings is durable.
 struct Ending {
+  Ending(TaskManagement& function, reactor::Reactor& reactor, std::shared_ptr<Nexus> nexus)
+      : request(function), home(reactor), keep(std::move(nexus)) {}
+
   TaskManagement& request;
   reactor::Reactor& home;
   std::shared_ptr<Nexus> keep;

@@ -2,8 +2,8 @@
 // Owner: which service has a pool open, written on the pool's own device.
 //
 // A lock in the kernel keeps two services from one file, but not from two views of one device: a file and a loop device
-// over it, a LUN that two hosts see. So whoever opens a pool looks at a record in its first cluster, writes its own, and
-// rewrites it every few seconds with a counter, the beat, for as long as the pool is open.
+// over it, a LUN that two hosts see. So a service that opens a pool looks at a record in its first cluster, writes its
+// own, and rewrites it every few seconds with a counter, the beat, for as long as the pool is open.
 //
 // Whose record is taken over:
 //  - none, or one that the last owner cleared: at once;

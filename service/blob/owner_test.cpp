@@ -158,7 +158,7 @@ BOOST_AUTO_TEST_CASE(a_service_that_is_silent_for_so_many_beats_is_dead) {
   BOOST_TEST(ms_since(begin_ns) >= kBeatMs * kSilentBeats);
 }
 
-BOOST_AUTO_TEST_CASE(the_same_installation_and_whoever_cleared_its_record_cost_no_wait) {
+BOOST_AUTO_TEST_CASE(the_same_installation_and_a_cleared_record_cost_no_wait) {
   // So long that a wait would not end within the test.
   one->identity.beat_ms = 50'000;
   must(one->claim());

@@ -158,7 +158,7 @@ void NbdServer::take_client() {
     return pause_accepting(EMFILE);
   }
   std::unique_lock lock(mutex_);
-  // Whoever has just left may not be through with what it had in flight.
+  // A client that has just left may still have requests in flight.
   if (!changed_.wait_for(lock, kPlacePatience, [this] { return make_room(); })) {
     note_breach("there are " + std::to_string(options_.max_connections) + " (data.max_connections)");
     return;

@@ -1,7 +1,7 @@
 #pragma once
 // VolumeWriters: who may write a volume at this moment. Guests and data sockets see one volume, but neither a guest's
 // file system nor a program that copies an image into it expects another writer: so a data socket that writes has the
-// volume for itself, unless whoever opened it asked to share it. What guests share among themselves is Cinder's
+// volume for itself, unless its opener asked to share it. What guests share among themselves is Cinder's
 // business.
 //
 // In memory: data sockets are gone when the service stops, and guests claim again as they come back. Any thread.

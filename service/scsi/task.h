@@ -50,7 +50,7 @@ enum class Outcome : std::uint8_t {
 inline constexpr std::size_t kMaxCdbBytes = 32;
 inline constexpr std::size_t kMaxSenseBytes = 32;
 
-// Which command this is, for transports that hand commands in again whose answers a process has taken into its grave.
+// Which command this is, for transports that hand in again commands whose process died before it answered them.
 struct CommandArrival {
   // The nexus has had no other command with it; 0: the transport hands nothing in again.
   std::uint64_t number = 0;

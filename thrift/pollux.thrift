@@ -17,7 +17,7 @@ namespace cpp pollux.rpc
 namespace py pollux.rpc
 
 /** Version of this contract; raised when a field or call is added. */
-const i32 API_VERSION = 4
+const i32 API_VERSION = 5
 
 enum ErrorCode {
   /** A parameter is malformed or out of range; the message names it. */
@@ -151,6 +151,9 @@ struct PoolInfo {
   21: optional i64 discarded_bytes,
   /** Freed, and not given back yet. */
   22: optional i64 discard_pending_bytes,
+  /** Set, with failure, when another owner has taken the pool: which. The service does not try to have it back; pool_import
+      does, once no volume of it is in use here. */
+  23: optional string lost_to,
 }
 
 enum JobState { RUNNING = 1, DONE = 2, FAILED = 3, CANCELLED = 4 }
@@ -364,7 +367,8 @@ service PolluxService {
    * [admin] Opens a pool that the device already holds. BUSY while a service has it open, also one that sees the device
    * under another name or from another host; an owner that is silent for 8 s counts as dead. With force it is taken
    * away from one that is alive: that one stops to write when it notices, 2 s later or when it runs again. What its
-   * guests wrote in between is lost, and may have damaged the pool: check it.
+   * guests wrote in between is lost, and may have damaged the pool: check it. A pool that this service lost to another in
+   * that way is opened anew; BUSY while a volume of it is attached or has a data socket.
    */
   PoolInfo pool_import(1: RequestContext ctx, 2: BdevSpec bdev, 3: bool force) throws (1: PolluxError e),
   /** [admin] Closes the pool and forgets it; its data stays on the device. BUSY while a volume of it is attached. */

@@ -10,6 +10,8 @@
 // go on. What is in memory is then ahead of what is durable, and a device may have dropped what a failed flush was to
 // make so; hence it is given up, and the pool loaded from its device again as at a start, as soon as that works: see
 // store_failure.cpp. Open volumes stay open, and keep their Volume and VolumeView.
+//
+// A store whose device belongs to another owner is fenced: it has failed as well, and stays so until it is closed.
 
 #include <cstdint>
 #include <memory>
@@ -99,6 +101,8 @@ inline constexpr const char* kTrim = "trim";
 struct Failure {
   std::string reason;
   std::int64_t at_ms = 0;
+  // The owner that has the device now; empty when the device failed.
+  std::string lost_to;
 };
 
 class Store {
@@ -113,7 +117,8 @@ class Store {
                                                             OpenOptions options = {});
   ~Store();
 
-  // Waits for operations and for background work to pause, writes a checkpoint, ends the lanes. No volume may be open.
+  // Waits for operations and for background work to pause, writes a checkpoint unless it is fenced, ends the lanes. No
+  // volume may be open.
   // The store is then only good for destruction, whatever this answers.
   reactor::Task<Status> close();
 
@@ -164,6 +169,9 @@ class Store {
   // Any thread.
   std::uint32_t cluster_bytes() const { return cluster_bytes_; }
   const std::optional<Failure>& failure() const { return failure_; }
+  // The device belongs to `who` now: no change is taken, and nothing is written or loaded again, until close().
+  void fence(const std::string& who);
+  bool fenced() const { return failure_ && !failure_->lost_to.empty(); }
   // Whether a flush of this volume that the journal answered with `ok` may be answered so: not when a flush of the
   // device has failed since the last one that its user was told of, which may have lost what the user wrote before.
   bool holds_flush(Volume& volume, bool ok);

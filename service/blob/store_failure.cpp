@@ -7,6 +7,9 @@
 //
 // What a guest wrote in place and has not flushed may be lost with a failed flush although the next one succeeds; so the
 // next flush of each volume that was open then is answered with an error, once.
+//
+// A store that is fenced does not come back: what its device holds is another owner's, and may differ from what guests
+// here have seen. Only closing it and opening the pool anew ends that.
 
 #include <algorithm>
 
@@ -38,13 +41,22 @@ void Store::fail_changes(const std::string& reason, Journal::Loss loss) {
   reactor::spawn(revive());
 }
 
+void Store::fence(const std::string& who) {
+  if (fenced()) return;
+  failure_ = Failure{.reason = "the pool belongs to " + who + " now; import it again to have it back",
+                     .at_ms = wall_clock_ms(),
+                     .lost_to = who};
+  discarder_->stop();
+  journal_->give_up(failure_->reason, Journal::Loss::kNone);
+}
+
 bool Store::holds_flush(Volume& volume, bool ok) {
   const bool told = std::exchange(volume.losses_told, losses_) == losses_;
   return ok && told;
 }
 
 reactor::Task<void> Store::pause(std::uint64_t pause_us) {
-  for (std::uint64_t slept_us = 0; slept_us < pause_us && !closing_; slept_us += kPauseStepUs) {
+  for (std::uint64_t slept_us = 0; slept_us < pause_us && !closing_ && !fenced(); slept_us += kPauseStepUs) {
     co_await home().sleep_us(std::min(kPauseStepUs, pause_us - slept_us));
   }
 }
@@ -53,9 +65,9 @@ reactor::Task<void> Store::revive() {
   std::string said;
   for (std::uint64_t pause_us = kFirstPauseUs; failure_; pause_us = std::min(2 * pause_us, kLongestPauseUs)) {
     co_await pause(pause_us);
-    if (closing_) break;
+    if (closing_ || fenced()) break;
     const Status loaded = co_await load_again();
-    if (loaded || loaded.error().message == said) continue;
+    if (loaded || fenced() || loaded.error().message == said) continue;
     said = loaded.error().message;
     log::error("pool '{}' takes no changes still: {}", name(), said);
   }
@@ -119,6 +131,7 @@ reactor::Task<Status> Store::load_steps() {
     co_await home().yield();
   } while (!parts.journal->idle());
   if (!written) co_return written;
+  if (fenced()) co_return fail(ErrorCode::kIoError, failure_->reason);
 
   // No await from here to start(): the data path sees the old maps or the new ones.
   const std::unique_ptr<State> before = std::move(state_);

@@ -285,7 +285,8 @@ reactor::Task<Status> Store::close() {
   discarder_->stop();
   // Background work looks at closing_ or the gate between steps; each turn of the reactor lets it take one.
   while (!idle()) co_await home().sleep_us(200);
-  Status status = co_await checkpointer_->run();
+  Status status;
+  if (!fenced()) status = co_await checkpointer_->run();
   while (!idle()) co_await home().sleep_us(200);
   co_await lanes_.close();
   co_return status;

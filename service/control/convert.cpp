@@ -318,6 +318,7 @@ rpc::PoolInfo to_rpc(const volume::PoolInfo& pool) {
     info.__set_failure(pool.failure);
     info.__set_failed_at_ms(pool.failed_at_ms);
   }
+  if (!pool.lost_to.empty()) info.__set_lost_to(pool.lost_to);
   info.__set_provisioned_percent(to_i64(pool.provisioned_percent));
   info.__set_discard(pool.discard);
   info.__set_discarded_bytes(to_i64(pool.discarded_bytes));

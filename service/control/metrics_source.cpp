@@ -104,6 +104,8 @@ class Collector {
       gauge("pollux_pool_discard_pending_bytes", "Freed space that is not given back to the device yet.",
             pool.discard_pending_bytes);
       failed(pool.name, !pool.failure.empty());
+      gauge("pollux_pool_lost", "1 when another owner has taken the pool, until it is imported again.",
+            pool.lost_to.empty() ? 0 : 1);
       gauge("pollux_pool_volumes", "Volumes, without snapshots.", pool.volumes);
       gauge("pollux_pool_snapshots", "Snapshots.", pool.snapshots);
       volumes(pool.name);
@@ -112,7 +114,8 @@ class Collector {
   }
 
   void failed(const std::string& pool, bool has_failed) {
-    add("pollux_pool_failed", "1 while the pool takes no changes because its device failed, or could not be opened.",
+    add("pollux_pool_failed",
+        "1 while the pool takes no changes: its device failed, another owner has it, or it could not be opened.",
         Kind::kGauge, {{"pool", pool}}, has_failed ? 1 : 0);
   }
 

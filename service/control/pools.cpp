@@ -85,9 +85,27 @@ Result<volume::PoolInfo> Pools::import(const bdev::Spec& bdev, bool force, Deadl
   const auto lock = turn(deadline);
   if (!lock) return fail(lock.error());
   auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev, {}, force), deadline.remaining_ms());
-  if (!pool) return pool;
+  if (!pool) {
+    POLLUX_TRY(note_closed(bdev, pool.error().message, deadline));
+    return pool;
+  }
   POLLUX_TRY(record(*pool, bdev));
   return pool;
+}
+
+// An import of a pool that was lost to another owner closes it first, and may fail after that.
+Status Pools::note_closed(const bdev::Spec& bdev, const std::string& reason, Deadline deadline) {
+  const auto recorded = store_.pools();
+  if (!recorded) return fail(recorded.error());
+  for (const auto& record : *recorded) {
+    if (record.bdev.path != bdev.path) continue;
+    const auto open =
+        reactor::call(reactors_.main(), volumes_.describe_pool(record.id.to_string()), deadline.remaining_ms());
+    if (open || open.error().code != ErrorCode::kNotFound) continue;
+    const std::lock_guard guard(unopened_mutex_);
+    unopened_.emplace(record.id, Unopened{record, reason});
+  }
+  return {};
 }
 
 Status Pools::forget(const std::string& pool, Deadline deadline) {

@@ -54,6 +54,8 @@ class Pools {
   Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
   Status record(const volume::PoolInfo& pool, const bdev::Spec& bdev);
   Result<volume::PoolInfo> open(const PoolRecord& record);
+  // Recorded pools on this device that are not open are listed as such.
+  Status note_closed(const bdev::Spec& bdev, const std::string& reason, Deadline deadline);
   // kBusy: a job works on a volume of this pool.
   Status check_no_job(const std::string& pool, Deadline deadline);
   Status check_not_checked(const Uuid& pool) const;

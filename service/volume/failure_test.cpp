@@ -188,6 +188,44 @@ BOOST_AUTO_TEST_CASE(without_space_below_the_pool_changes_fail_and_go_on_when_th
   cut_power_and_verify(5);
 }
 
+BOOST_AUTO_TEST_CASE(a_fenced_pool_is_neither_written_nor_loaded_again) {
+  const Uuid one = id_of(1);
+  for (const bool device_failed_before : {false, true}) {
+    pool.model().clear();
+    open_new();
+    BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 64 * kKiB}}) && pool.flush(one));
+    const auto failing = std::make_shared<std::atomic<bool>>(device_failed_before);
+    pool.disk().set_fault([failing](const IoRequest& request) {
+      return *failing && request.op == IoOp::kFlush ? IoStatus::kIoError : IoStatus::kOk;
+    });
+    if (device_failed_before) {
+      BOOST_CHECK_THROW(pool.flush(one), std::runtime_error);
+      wait_until(/*failed=*/true);
+    }
+    const auto fence = [this]() -> reactor::Task<Status> {
+      co_await home.enter();
+      pool.store().fence("somebody else");
+      co_return Status{};
+    };
+    must(reactor::call(home, fence()));
+    BOOST_TEST(failure().find("somebody else") != std::string::npos);
+    // Its device works: any attempt to load the pool would succeed.
+    *failing = false;
+    BOOST_CHECK_THROW(pool.flush(one), std::runtime_error);
+    BOOST_CHECK_THROW(pool.create(id_of(2), kMiB), std::runtime_error);
+    pool.model().erase(id_of(2));
+    pool.verify();
+    const std::uint64_t operations = pool.disk().operations();
+    // Longer than the first six pauses between attempts together.
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    BOOST_TEST(pool.disk().operations() == operations);
+    BOOST_TEST(!failure().empty());
+    const std::uint64_t writes = pool.disk().writes();
+    pool.drop();
+    BOOST_TEST(pool.disk().writes() == writes);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_leaf_that_could_not_be_read_is_read_again_at_the_next_use) {
   const Uuid one = id_of(1);
   open_new();

@@ -38,7 +38,8 @@ PoolInfo Pool::info() const {
           .discarded_bytes = usage.discarded_bytes,
           .discard_pending_bytes = usage.discard_pending_bytes,
           .failure = failure ? failure->reason : std::string(),
-          .failed_at_ms = failure ? failure->at_ms : 0};
+          .failed_at_ms = failure ? failure->at_ms : 0,
+          .lost_to = failure ? failure->lost_to : std::string()};
 }
 
 VolumeInfo Pool::info(const blob::Volume& volume) const {

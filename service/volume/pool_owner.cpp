@@ -43,10 +43,28 @@ void VolumeService::Impl::follow_owner(Pool& pool) {
     const auto found = pools.find(id);
     if (found == pools.end()) return;
     found->second->device->stop_writing();
-    found->second->store->journal().give_up("the pool belongs to " + who + " now", blob::Journal::Loss::kNone);
-    log::critical("pool {} on {} belongs to {} now: nothing is written to it from here any more; export it here",
+    found->second->store->fence(who);
+    log::critical("pool {} on {} belongs to {} now: nothing is written to it from here any more; export it here, or "
+                  "import it again when it is free",
                   found->second->name, found->second->device->name(), who);
   });
+}
+
+// For good: what the pool holds by now, its guests here have not seen, so it is not opened under them.
+reactor::Task<Status> VolumeService::Impl::leave_lost(Pool& pool, blob::Owner::Force force) {
+  if (const auto unused = pool.check_unused(); !unused) {
+    co_return fail(ErrorCode::kBusy, unused.error().message + ", and the pool was lost to another owner: detach its "
+                                                              "volumes and close their data sockets, then import it");
+  }
+  if (force == blob::Owner::Force::kNo) {
+    const auto inside = pool.enter();
+    if (!inside) co_return fail(inside.error());
+    // Until it is known to be free it stays listed as lost.
+    Status vacant = co_await blob::Owner::look(*pool.device, pool.store->device(), home, pool.store->super(), identity);
+    co_await home.yield();
+    if (!vacant) co_return fail(std::move(vacant.error()));
+  }
+  co_return co_await close_pool(pool);
 }
 
 reactor::Task<Result<blob::CheckReport>> VolumeService::Impl::check(std::shared_ptr<bdev::Bdev> device,

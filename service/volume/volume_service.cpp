@@ -172,12 +172,15 @@ reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid
   auto inside = impl_->enter();
   if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await impl_->pools_mutex.lock();
+  const auto forced = force ? blob::Owner::Force::kYes : blob::Owner::Force::kNo;
   for (const auto& [id, pool] : impl_->pools) {
     // A file that a pool was made in has a size in its specification, which an import does without.
     const bool same_file = spec.kind == bdev::Spec::Kind::kUring && pool->spec.path == spec.path;
     if (pool->spec == spec || (pool->spec.kind == spec.kind && same_file)) {
       POLLUX_CO_TRY(check_identity(pool->id, pool->name, spec.path, expected));
-      co_return pool->info();
+      if (!pool->store->fenced()) co_return pool->info();
+      POLLUX_CO_TRY(co_await impl_->leave_lost(*pool, forced));
+      break;
     }
   }
   // Import never makes a file.
@@ -191,7 +194,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid
     const std::string name(super->name, super->name_bytes);
     POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
   }
-  auto pool = co_await impl_->adopt(spec, *device, force ? blob::Owner::Force::kYes : blob::Owner::Force::kNo);
+  auto pool = co_await impl_->adopt(spec, *device, forced);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return (*pool)->info();
 }

@@ -57,6 +57,8 @@ struct PoolInfo {
   // Not empty: why the pool takes no changes, and since when. What is there can be read.
   std::string failure;
   std::int64_t failed_at_ms = 0;
+  // Not empty: who has the pool now. It stays failed until it is imported again.
+  std::string lost_to;
 };
 
 // How full a pool may get before it is said: in the log when it gets there, in PoolInfo for as long as it is.
@@ -152,7 +154,8 @@ class VolumeService {
   reactor::Task<Result<PoolInfo>> create_pool(PoolSpec spec);
   // kCorrupt, with nothing written: the device holds another pool than `expected` (nil: any). kBusy: a service has it
   // open, here or elsewhere. With `force` it is taken from one elsewhere, which stops to write when it notices: what it
-  // answered in between is lost, and what it wrote may have damaged the pool.
+  // answered in between is lost, and what it wrote may have damaged the pool. A pool that was lost in that way is opened
+  // anew; kBusy while it is in use here.
   reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev, Uuid expected = {}, bool force = false);
   // By name or UUID text, as in every call below. kBusy while a volume of it is open.
   reactor::Task<Status> export_pool(std::string pool);

@@ -96,6 +96,9 @@ struct VolumeService::Impl {
                                                             const blob::Superblock& super, blob::Owner::Force force);
   reactor::Task<Status> release(bdev::Bdev& device, std::unique_ptr<blob::Owner> owner);
   void follow_owner(Pool& pool);
+  // Closes a pool that was lost to another owner, so that it can be opened anew. kBusy: in use here, or that owner is
+  // alive.
+  reactor::Task<Status> leave_lost(Pool& pool, blob::Owner::Force force);
   // blob::check_pool() on a pool that is nobody's, and with a repair this service's as long as it runs. kBusy.
   reactor::Task<Result<blob::CheckReport>> check(std::shared_ptr<bdev::Bdev> device, const blob::Superblock& super,
                                                  blob::Repair repair, std::shared_ptr<blob::CheckProgress> progress);

@@ -73,12 +73,15 @@ class Polluxd:
         reactors: int = 2,
         abandoned_after_s: int = 60,
         host_id: str = "test-host",
+        metrics: bool = False,
     ) -> None:
         self.folder = folder
         self.log = log
         # What the next start runs.
         self.binary = _binary()
         self.address = ("127.0.0.1", _free_port())
+        metrics_address = f"127.0.0.1:{_free_port()}" if metrics else ""
+        self.metrics_url = f"http://{metrics_address}/metrics" if metrics else None
         self.authority = Authority(folder / "certs")
         self.admin = self.authority.issue("tester", "admin")
         self.config = folder / "polluxd.toml"
@@ -106,7 +109,7 @@ certificate = "{server.certificate}"
 key = "{server.key}"
 
 [metrics]
-listen = ""
+listen = "{metrics_address}"
 
 [data]
 abandoned_after_s = {abandoned_after_s}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,9 +37,20 @@ class Views:
                                    check=True).stdout.strip()
 
     def import_loop(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pollux.cli.main", "pool", "import", "--device", self.loop, *options],
-            env={**os.environ, **self.second.environment()}, capture_output=True, text=True, timeout=120, check=False)
+        return self.polluxctl(self.second, "pool", "import", "--device", self.loop, *options)
+
+    def polluxctl(self, service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "pollux.cli.main", *arguments],
+                              env={**os.environ, **service.environment()}, capture_output=True, text=True, timeout=120,
+                              check=False)
+
+    def metric(self, service: Service, name: str) -> float:
+        with urllib.request.urlopen(service.polluxd.metrics_url, timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f'{name}{{pool="{self.name}"}}'))
+
+    def import_file(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.polluxctl(self.first, "pool", "import", "--file", str(self.file), *options)
 
     def write(self, service: Service) -> subprocess.CompletedProcess[str]:
         client = service.client()
@@ -54,9 +66,9 @@ class Views:
 
 
 @pytest.fixture
-def views(start_service: Callable[[str], Service], request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Views]:
+def views(start_service: Callable[..., Service], request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Views]:
     name = request.node.name
-    views = Views(start_service(f"{name}-first"), start_service(f"{name}-second"), tmp_path / "pool.img")
+    views = Views(start_service(f"{name}-first", metrics=True), start_service(f"{name}-second"), tmp_path / "pool.img")
     yield views
     for service in (views.first, views.second):
         service.polluxd.kill()
@@ -115,4 +127,55 @@ def test_who_loses_a_pool_by_force_stops_writing(views: Views) -> None:
         time.sleep(0.05)
     # Nothing of the first reaches the device: not a write, not a stop.
     assert "write failed" in views.write(views.first).stdout
+    views.write(views.second).check_returncode()
+
+
+def test_a_lost_pool_is_shown_as_lost_and_stays_so_until_it_is_imported_again(views: Views) -> None:
+    views.write(views.first).check_returncode()
+    assert views.metric(views.first, "pollux_pool_lost") == 0
+    client = views.first.client()
+    opened = client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=views.volume, read_only=True))
+    views.import_loop("--force").check_returncode()
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (lost := client.pool_describe(views.name)).lost_to:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "test-host" in lost.lost_to
+    assert lost.failure and lost.failed_at_ms
+    listed = views.polluxctl(views.first, "pool", "list", "-c", "Name", "-c", "State", "-f", "value")
+    assert f"{views.name} lost" in listed.stdout.splitlines(), listed.stderr
+    assert views.metric(views.first, "pollux_pool_lost") == 1
+    assert views.metric(views.first, "pollux_pool_failed") == 1
+
+    # Its owner is alive; then a volume of it is in use here.
+    client.data_close(opened.socket_id)
+    refused = views.import_file()
+    assert refused.returncode == 4, refused.stderr
+    assert "is open elsewhere" in refused.stderr
+    views.second.client().pool_export(views.name)
+    opened = client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=views.volume, read_only=True))
+    refused = views.import_file()
+    assert refused.returncode == 4, refused.stderr
+    assert "was lost to another owner" in refused.stderr
+    client.data_close(opened.socket_id)
+    assert client.pool_describe(views.name).lost_to == lost.lost_to
+    assert "takes changes again" not in views.first.log_text()
+
+    views.import_file().check_returncode()
+    found = client.pool_describe(views.name)
+    assert not found.lost_to
+    assert not found.failure
+    assert views.metric(views.first, "pollux_pool_lost") == 0
+    views.write(views.first).check_returncode()
+
+
+def test_a_lost_pool_is_exported_without_an_error(views: Views) -> None:
+    views.import_loop("--force").check_returncode()
+    client = views.first.client()
+    deadline = time.monotonic() + _PATIENCE_S
+    while not client.pool_describe(views.name).lost_to:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    client.pool_export(views.name)
+    assert views.name not in {pool.name for pool in client.pool_list()}
     views.write(views.second).check_returncode()

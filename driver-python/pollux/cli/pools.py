@@ -97,7 +97,7 @@ class List(base.Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[Sequence[str], Iterator[Sequence[Any]]]:
         columns = ('ID', 'Name', 'State', 'Capacity', 'Free', 'Used %', 'Watermark %', 'Provisioned', 'Provisioned %',
                    'Volumes', 'Snapshots')
-        return columns, ((pool.pool_id, pool.name, 'failed' if pool.failure else 'ok',
+        return columns, ((pool.pool_id, pool.name, 'lost' if pool.lost_to else 'failed' if pool.failure else 'ok',
                           base.Size(pool.capacity_bytes), base.Size(pool.free_bytes), pool.used_percent,
                           pool.watermark_percent or None, base.Size(pool.provisioned_bytes),
                           pool.provisioned_percent, pool.volumes, pool.snapshots)

@@ -200,6 +200,26 @@ struct QosLimits {
   4: optional i64 read_bytes_per_s,
   5: optional i64 write_bytes_per_s,
   6: optional i64 total_bytes_per_s,
+  /**
+   * Bursts: what a limit above, which must be set and not be higher, allows after a pause. 0 or absent: none. It is saved
+   * up at the rate of the limit while that is not used: burst * length requests or bytes at most.
+   */
+  7: optional i64 read_burst_iops,
+  8: optional i64 write_burst_iops,
+  9: optional i64 total_burst_iops,
+  10: optional i64 read_burst_bytes_per_s,
+  11: optional i64 write_burst_bytes_per_s,
+  12: optional i64 total_burst_bytes_per_s,
+  /**
+   * For how long a full burst lasts, 1 to 3600; 0 or absent: 1. With 1 what was saved up may be used at any rate, with
+   * more at the rate of the burst.
+   */
+  13: optional i32 read_iops_burst_s,
+  14: optional i32 write_iops_burst_s,
+  15: optional i32 total_iops_burst_s,
+  16: optional i32 read_bytes_burst_s,
+  17: optional i32 write_bytes_burst_s,
+  18: optional i32 total_bytes_burst_s,
 }
 
 struct VolumeSpec {

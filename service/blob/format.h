@@ -194,6 +194,13 @@ constexpr bool valid_block_shift(std::uint8_t shift) {
 struct Qos {
   std::uint64_t limits[6];  // read, write, total IOPS; read, write, total bytes/s; 0: none
 };
+// What each of the limits allows for a while, in the same order.
+struct Bursts {
+  std::uint64_t limits[6];  // 0: no burst
+  std::uint16_t lengths_s[6];
+  std::uint8_t reserved[4];
+};
+static_assert(sizeof(Bursts) == 64);
 
 struct VolumeRecord {
   std::uint8_t live;  // 0: this record is free and the rest of it is zero
@@ -213,11 +220,13 @@ struct VolumeRecord {
   std::uint32_t mapped;
   std::uint32_t charged;
   std::uint8_t reserved1[8];
+  // Of a name of at most kMaxNameWithBurstsBytes the last sizeof(Bursts) bytes here are its volume's Bursts.
   char name[256];
   // Leaves when the volume has at most kRoots of them, else index pages.
   PageNo roots[kRoots];
 };
 static_assert(sizeof(VolumeRecord) == 1016);
+inline constexpr std::size_t kMaxNameWithBurstsBytes = sizeof(VolumeRecord::name) - sizeof(Bursts);
 inline constexpr std::uint32_t kRecordsPerPage = kPagePayloadBytes / sizeof(VolumeRecord);  // 4
 
 struct VolumesPage {
@@ -262,6 +271,7 @@ enum class RecordType : std::uint16_t {
   kMetadataGrow = 9,  // MetadataGrowRecord
   kRevert = 10,       // RevertRecord
   kDetach = 11,       // VolumeOnlyRecord: the volume no longer has a parent
+  kSetBursts = 12,    // SetBurstsRecord; only where they change, for older programs do not know it
 };
 
 // Records say what became of the state, in absolute terms, and are applied in order by the functions that also apply
@@ -320,6 +330,10 @@ struct DropLeafRecord {
 struct SetQosRecord {
   RecordHeader header;
   Qos qos;
+};
+struct SetBurstsRecord {
+  RecordHeader header;
+  Bursts bursts;
 };
 struct MetadataGrowRecord {
   RecordHeader header;

@@ -318,6 +318,7 @@ class Recovery {
       case RecordType::kVolumeCreate:
       case RecordType::kDelete:
       case RecordType::kSetQos:
+      case RecordType::kSetBursts:
       case RecordType::kMetadataGrow:
       case RecordType::kDetach:
         break;

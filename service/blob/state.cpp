@@ -37,6 +37,8 @@ Status State::apply(const RecordHeader& record) {
       return run(record, &State::apply_volume_free);
     case RecordType::kSetQos:
       return run(record, &State::apply_set_qos);
+    case RecordType::kSetBursts:
+      return run(record, &State::apply_set_bursts);
     case RecordType::kMetadataGrow:
       return run(record, &State::apply_metadata_grow);
     case RecordType::kRevert:
@@ -239,6 +241,16 @@ Status State::apply_set_qos(const SetQosRecord& record) {
   return {};
 }
 
+Status State::apply_set_bursts(const SetBurstsRecord& record) {
+  Volume* volume = find(record.header.volume);
+  if (volume == nullptr || volume->deleting() || volume->name.size() > kMaxNameWithBurstsBytes) {
+    return corrupt("bursts for a volume that is missing, or has no room for them");
+  }
+  touch_volume(*volume);
+  volume->bursts = record.bursts;
+  return {};
+}
+
 Status State::apply_detach(const RecordHeader& record) {
   Volume* volume = find(record.volume);
   if (volume == nullptr || volume->deleting()) return corrupt("detach of a missing volume");
@@ -306,6 +318,9 @@ Status State::load_volume(VolumeNo number, const VolumeRecord& record) {
   volume->flags = record.flags;
   volume->block_shift = record.block_shift;
   volume->qos = record.qos;
+  if (record.name_bytes <= kMaxNameWithBurstsBytes) {
+    std::memcpy(&volume->bursts, record.name + kMaxNameWithBurstsBytes, sizeof(Bursts));
+  }
   volume->mapped = record.mapped;
   volume->charged = record.charged;
   volume->leaves.assign(leaves_of(record.size_bytes), 0);
@@ -388,6 +403,9 @@ void State::serialize_volume(const Volume& volume, VolumeRecord& record) const {
   record.mapped = volume.mapped;
   record.charged = volume.charged;
   std::memcpy(record.name, volume.name.data(), volume.name.size());
+  if (volume.name.size() <= kMaxNameWithBurstsBytes) {
+    std::memcpy(record.name + kMaxNameWithBurstsBytes, &volume.bursts, sizeof(Bursts));
+  }
   const auto& roots = volume.indexed() ? volume.index_pages : volume.leaves;
   std::copy(roots.begin(), roots.end(), record.roots);
 }

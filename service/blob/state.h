@@ -120,6 +120,7 @@ class State : public PageSource {
   Status apply_drop_leaf(const DropLeafRecord& record);
   Status apply_volume_free(const RecordHeader& record);
   Status apply_set_qos(const SetQosRecord& record);
+  Status apply_set_bursts(const SetBurstsRecord& record);
   Status apply_metadata_grow(const MetadataGrowRecord& record);
   Status apply_revert(const RevertRecord& record);
   Status apply_detach(const RecordHeader& record);

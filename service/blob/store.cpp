@@ -250,14 +250,22 @@ reactor::Task<Status> Store::resize(Uuid id, std::uint64_t size_bytes) {
   co_return co_await journal_->commit();
 }
 
-reactor::Task<Status> Store::set_qos(Uuid id, Qos qos) {
+reactor::Task<Status> Store::set_qos(Uuid id, Qos qos, Bursts bursts) {
   auto inside = enter();
   if (!inside) co_return fail(std::move(inside.error()));
   auto found = live(id);
   if (!found) co_return fail(std::move(found.error()));
   auto record = make_record<SetQosRecord>(RecordType::kSetQos, (*found)->number);
   record.qos = qos;
+  auto with_bursts = make_record<SetBurstsRecord>(RecordType::kSetBursts, (*found)->number);
+  with_bursts.bursts = bursts;
+  const bool other_bursts = std::memcmp(&bursts, &(*found)->bursts, sizeof(bursts)) != 0;
+  if (other_bursts && (*found)->name.size() > kMaxNameWithBurstsBytes) {
+    co_return fail(ErrorCode::kInvalid, "bursts need a volume whose name has at most " +
+                                            std::to_string(kMaxNameWithBurstsBytes) + " bytes");
+  }
   POLLUX_CO_TRY(change(record.header));
+  if (other_bursts) POLLUX_CO_TRY(change(with_bursts.header));
   co_return co_await journal_->commit();
 }
 

@@ -130,7 +130,8 @@ class Store {
   reactor::Task<Status> remove(Uuid id);
   // kInvalid: smaller. kNoSpace: thick.
   reactor::Task<Status> resize(Uuid id, std::uint64_t size_bytes);
-  reactor::Task<Status> set_qos(Uuid id, Qos qos);
+  // kInvalid: a name that leaves no room for bursts.
+  reactor::Task<Status> set_qos(Uuid id, Qos qos, Bursts bursts = {});
   // The volume's contents become those of the snapshot. kBusy: open. kInvalid: not its snapshot.
   reactor::Task<Status> revert(Uuid id, Uuid snapshot);
   // Starts to give the volume its own copy of all that it shares with others; then it has no parent any more. The

@@ -193,6 +193,37 @@ BOOST_AUTO_TEST_CASE(what_holds_no_pool_is_told_from_what_holds_a_damaged_one) {
   BOOST_TEST((damaged.error().code == ErrorCode::kCorrupt));
 }
 
+BOOST_AUTO_TEST_CASE(bursts_last_in_the_journal_and_in_pages_where_the_name_leaves_room) {
+  format(24 * kMiB);
+  open();
+  const std::string longest(kMaxNameWithBurstsBytes, 'n');
+  const std::string too_long(kMaxNameBytes, 'n');
+  const Uuid with = create(longest, kMiB);
+  const Uuid without = create(too_long, kMiB);
+  const Qos qos{.limits = {1, 2, 3, 4, 5, 6}};
+  const Bursts bursts{
+      .limits = {10, 20, 30, 40, 50, UINT64_MAX}, .lengths_s = {1, 2, 3, 4, 5, 3600}, .reserved = {}};
+  must(call(home, store->set_qos(with, qos, bursts)));
+  must(call(home, store->set_qos(without, qos)));
+  const auto refused = call(home, store->set_qos(without, qos, bursts));
+  BOOST_REQUIRE(!refused.has_value());
+  BOOST_TEST((refused.error().code == ErrorCode::kInvalid));
+  // From the journal, and from the pages of a checkpoint.
+  for (const bool clean : {false, true}) {
+    if (clean) must(call(home, store->close()));
+    auto copy = std::make_shared<SimDisk>(disk->image());
+    auto again = must(call(home, Store::open(make_sim_bdev(copy, 1), home)));
+    const Volume& found = *again->state().find(with);
+    BOOST_TEST(found.name == longest);
+    BOOST_TEST((std::memcmp(&found.bursts, &bursts, sizeof(bursts)) == 0));
+    BOOST_TEST((std::memcmp(&found.qos, &qos, sizeof(qos)) == 0));
+    BOOST_TEST(again->state().find(without)->name == too_long);
+    BOOST_TEST(again->state().find(without)->bursts.limits[0] == 0U);
+    must(call(home, again->close()));
+  }
+  store.reset();
+}
+
 BOOST_AUTO_TEST_CASE(the_journal_goes_round_its_ring_many_times) {
   format(24 * kMiB);
   open();

@@ -24,6 +24,7 @@ struct Volume {
   std::uint8_t flags = 0;
   std::uint8_t block_shift = 0;
   Qos qos{};
+  Bursts bursts{};
   std::uint32_t mapped = 0;
   std::uint32_t charged = 0;
 

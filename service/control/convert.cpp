@@ -51,11 +51,29 @@ std::int32_t to_i32(std::uint64_t value) {
   return static_cast<std::int32_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int32_t>::max()));
 }
 
-Status take_limit(bool set, std::int64_t value, std::uint64_t& limit, const char* parameter) {
-  limit = 0;
-  if (!set) return {};
+constexpr std::int32_t kMaxBurstS = 3600;
+
+Status take_limit(std::int64_t value, const char* parameter, std::uint64_t& limit) {
   if (value < 0) return invalid(parameter, "a limit cannot be negative; 0 means none");
   limit = static_cast<std::uint64_t>(value);
+  return {};
+}
+
+// Above this limit. QEMU has the same rules for its own.
+Status take_burst(std::int64_t per_s, std::int32_t length_s, const char* parameter, std::uint64_t limit,
+                  volume::QosBurst& burst) {
+  if (per_s < 0) return invalid(parameter, "a burst cannot be negative; 0 means none");
+  if (length_s < 0 || length_s > kMaxBurstS) {
+    return invalid(parameter, "its length must be 1 to " + std::to_string(kMaxBurstS) + " seconds, or 0 for 1");
+  }
+  if (per_s == 0) {
+    if (length_s > 1) return invalid(parameter, "a length without a burst has no meaning");
+    return {};
+  }
+  burst.per_s = static_cast<std::uint64_t>(per_s);
+  burst.length_s = static_cast<std::uint16_t>(std::max(length_s, 1));
+  if (limit == 0) return invalid(parameter, "a burst needs the limit that it is to exceed");
+  if (burst.per_s < limit) return invalid(parameter, "a burst cannot be lower than its limit");
   return {};
 }
 
@@ -235,17 +253,62 @@ Result<volume::VolumeSpec> from_rpc(const rpc::VolumeSpec& spec, bool size_may_b
   return invalid("provisioning", "expected THIN or THICK");
 }
 
+// What is absent is 0.
 Result<volume::QosLimits> from_rpc(const rpc::QosLimits& limits) {
   volume::QosLimits result;
-  const auto& set = limits.__isset;
-  POLLUX_TRY(take_limit(set.read_iops, limits.read_iops, result.read_iops, "read_iops"));
-  POLLUX_TRY(take_limit(set.write_iops, limits.write_iops, result.write_iops, "write_iops"));
-  POLLUX_TRY(take_limit(set.total_iops, limits.total_iops, result.total_iops, "total_iops"));
-  POLLUX_TRY(take_limit(set.read_bytes_per_s, limits.read_bytes_per_s, result.read_bytes_per_s, "read_bytes_per_s"));
-  POLLUX_TRY(
-      take_limit(set.write_bytes_per_s, limits.write_bytes_per_s, result.write_bytes_per_s, "write_bytes_per_s"));
-  POLLUX_TRY(
-      take_limit(set.total_bytes_per_s, limits.total_bytes_per_s, result.total_bytes_per_s, "total_bytes_per_s"));
+  POLLUX_TRY(take_limit(limits.read_iops, "read_iops", result.read_iops));
+  POLLUX_TRY(take_limit(limits.write_iops, "write_iops", result.write_iops));
+  POLLUX_TRY(take_limit(limits.total_iops, "total_iops", result.total_iops));
+  POLLUX_TRY(take_limit(limits.read_bytes_per_s, "read_bytes_per_s", result.read_bytes_per_s));
+  POLLUX_TRY(take_limit(limits.write_bytes_per_s, "write_bytes_per_s", result.write_bytes_per_s));
+  POLLUX_TRY(take_limit(limits.total_bytes_per_s, "total_bytes_per_s", result.total_bytes_per_s));
+  POLLUX_TRY(take_burst(limits.read_burst_iops, limits.read_iops_burst_s, "read_burst_iops",
+                        result.read_iops, result.read_iops_burst));
+  POLLUX_TRY(take_burst(limits.write_burst_iops, limits.write_iops_burst_s, "write_burst_iops",
+                        result.write_iops, result.write_iops_burst));
+  POLLUX_TRY(take_burst(limits.total_burst_iops, limits.total_iops_burst_s, "total_burst_iops",
+                        result.total_iops, result.total_iops_burst));
+  POLLUX_TRY(take_burst(limits.read_burst_bytes_per_s, limits.read_bytes_burst_s, "read_burst_bytes_per_s",
+                        result.read_bytes_per_s, result.read_bytes_burst));
+  POLLUX_TRY(take_burst(limits.write_burst_bytes_per_s, limits.write_bytes_burst_s, "write_burst_bytes_per_s",
+                        result.write_bytes_per_s, result.write_bytes_burst));
+  POLLUX_TRY(take_burst(limits.total_burst_bytes_per_s, limits.total_bytes_burst_s, "total_burst_bytes_per_s",
+                        result.total_bytes_per_s, result.total_bytes_burst));
+  return result;
+}
+
+rpc::QosLimits to_rpc(const volume::QosLimits& limits) {
+  rpc::QosLimits result;
+  result.__set_read_iops(to_i64(limits.read_iops));
+  result.__set_write_iops(to_i64(limits.write_iops));
+  result.__set_total_iops(to_i64(limits.total_iops));
+  result.__set_read_bytes_per_s(to_i64(limits.read_bytes_per_s));
+  result.__set_write_bytes_per_s(to_i64(limits.write_bytes_per_s));
+  result.__set_total_bytes_per_s(to_i64(limits.total_bytes_per_s));
+  if (limits.read_iops_burst.per_s != 0) {
+    result.__set_read_burst_iops(to_i64(limits.read_iops_burst.per_s));
+    result.__set_read_iops_burst_s(to_i32(limits.read_iops_burst.length_s));
+  }
+  if (limits.write_iops_burst.per_s != 0) {
+    result.__set_write_burst_iops(to_i64(limits.write_iops_burst.per_s));
+    result.__set_write_iops_burst_s(to_i32(limits.write_iops_burst.length_s));
+  }
+  if (limits.total_iops_burst.per_s != 0) {
+    result.__set_total_burst_iops(to_i64(limits.total_iops_burst.per_s));
+    result.__set_total_iops_burst_s(to_i32(limits.total_iops_burst.length_s));
+  }
+  if (limits.read_bytes_burst.per_s != 0) {
+    result.__set_read_burst_bytes_per_s(to_i64(limits.read_bytes_burst.per_s));
+    result.__set_read_bytes_burst_s(to_i32(limits.read_bytes_burst.length_s));
+  }
+  if (limits.write_bytes_burst.per_s != 0) {
+    result.__set_write_burst_bytes_per_s(to_i64(limits.write_bytes_burst.per_s));
+    result.__set_write_bytes_burst_s(to_i32(limits.write_bytes_burst.length_s));
+  }
+  if (limits.total_bytes_burst.per_s != 0) {
+    result.__set_total_burst_bytes_per_s(to_i64(limits.total_bytes_burst.per_s));
+    result.__set_total_bytes_burst_s(to_i32(limits.total_bytes_burst.length_s));
+  }
   return result;
 }
 
@@ -340,16 +403,7 @@ rpc::VolumeInfo to_rpc(const volume::VolumeInfo& volume, std::uint32_t attachmen
   info.created_at_ms = volume.created_at_ms;
   info.attachments = to_i32(attachments);
   info.__set_block_bytes(to_i32(volume.block_bytes));
-  if (volume.qos != volume::QosLimits{}) {
-    rpc::QosLimits limits;
-    limits.__set_read_iops(to_i64(volume.qos.read_iops));
-    limits.__set_write_iops(to_i64(volume.qos.write_iops));
-    limits.__set_total_iops(to_i64(volume.qos.total_iops));
-    limits.__set_read_bytes_per_s(to_i64(volume.qos.read_bytes_per_s));
-    limits.__set_write_bytes_per_s(to_i64(volume.qos.write_bytes_per_s));
-    limits.__set_total_bytes_per_s(to_i64(volume.qos.total_bytes_per_s));
-    info.__set_qos(limits);
-  }
+  if (volume.qos != volume::QosLimits{}) info.__set_qos(to_rpc(volume.qos));
   return info;
 }
 

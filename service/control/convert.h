@@ -42,6 +42,7 @@ Result<volume::PoolSpec> from_rpc(const rpc::PoolSpec& spec);
 // size_may_be_zero: a clone that keeps its snapshot's size.
 Result<volume::VolumeSpec> from_rpc(const rpc::VolumeSpec& spec, bool size_may_be_zero);
 Result<volume::QosLimits> from_rpc(const rpc::QosLimits& limits);
+rpc::QosLimits to_rpc(const volume::QosLimits& limits);
 Result<AttachRequest> from_rpc(const rpc::AttachSpec& spec);
 Result<AuthorisationRecord> from_rpc(const rpc::Authorisation& authorisation);
 

@@ -55,7 +55,7 @@ VolumeInfo Pool::info(const blob::Volume& volume) const {
   info.mapped_bytes = std::uint64_t{volume.mapped} * store->super().cluster_bytes;
   info.created_at_ms = volume.created_ms;
   info.open_count = volume.opens;
-  info.qos = from_store(volume.qos);
+  info.qos = from_store(volume.qos, volume.bursts);
   return info;
 }
 
@@ -73,13 +73,33 @@ blob::Qos to_store(const QosLimits& limits) {
            limits.total_bytes_per_s}};
 }
 
-QosLimits from_store(const blob::Qos& qos) {
+blob::Bursts bursts_to_store(const QosLimits& limits) {
+  const QosBurst each[] = {limits.read_iops_burst,  limits.write_iops_burst,  limits.total_iops_burst,
+                           limits.read_bytes_burst, limits.write_bytes_burst, limits.total_bytes_burst};
+  blob::Bursts bursts{};
+  for (std::size_t i = 0; i < std::size(each); ++i) {
+    bursts.limits[i] = each[i].per_s;
+    bursts.lengths_s[i] = each[i].length_s;
+  }
+  return bursts;
+}
+
+QosLimits from_store(const blob::Qos& qos, const blob::Bursts& bursts) {
+  const auto burst = [&bursts](std::size_t i) {
+    return QosBurst{.per_s = bursts.limits[i], .length_s = bursts.lengths_s[i]};
+  };
   return {.read_iops = qos.limits[0],
           .write_iops = qos.limits[1],
           .total_iops = qos.limits[2],
           .read_bytes_per_s = qos.limits[3],
           .write_bytes_per_s = qos.limits[4],
-          .total_bytes_per_s = qos.limits[5]};
+          .total_bytes_per_s = qos.limits[5],
+          .read_iops_burst = burst(0),
+          .write_iops_burst = burst(1),
+          .total_iops_burst = burst(2),
+          .read_bytes_burst = burst(3),
+          .write_bytes_burst = burst(4),
+          .total_bytes_burst = burst(5)};
 }
 
 }  // namespace pollux::volume

@@ -39,6 +39,7 @@ struct Pool {
 };
 
 blob::Qos to_store(const QosLimits& limits);
-QosLimits from_store(const blob::Qos& qos);
+blob::Bursts bursts_to_store(const QosLimits& limits);
+QosLimits from_store(const blob::Qos& qos, const blob::Bursts& bursts);
 
 }  // namespace pollux::volume

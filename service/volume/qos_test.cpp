@@ -119,6 +119,75 @@ BOOST_AUTO_TEST_CASE(a_limit_counts_what_it_names_alone) {
   BOOST_TEST(!limiter.active());
 }
 
+// How many reads may start from one instant to another when more are always waiting.
+std::uint64_t starts(QosLimiter& limiter, std::uint64_t from_ns, std::uint64_t to_ns) {
+  const auto one = request(bdev::IoOp::kRead, 4096);
+  std::uint64_t now = from_ns;
+  std::uint64_t count = 0;
+  while (true) {
+    now = std::max(now, limiter.book(one, now));
+    if (now >= to_ns) return count;
+    ++count;
+  }
+}
+
+// At a thousand a second the ordinary credit is worth five, and the last booking of a span counts in the next.
+constexpr std::uint64_t kSlack = 8;
+
+BOOST_AUTO_TEST_CASE(a_burst_goes_at_its_rate_until_what_was_saved_up_is_used) {
+  constexpr std::uint64_t kStart = 1000 * kSecondNs;
+  const auto near = [](std::uint64_t count, std::uint64_t expected) {
+    return count + kSlack >= expected && count <= expected + kSlack;
+  };
+  QosLimiter limiter;
+  for (const bool by_bytes : {false, true}) {
+    if (by_bytes) {
+      limiter.set({.read_bytes_per_s = 100 * 4096, .read_bytes_burst = {.per_s = 1000 * 4096, .length_s = 9}});
+    } else {
+      limiter.set({.total_iops = 100, .total_iops_burst = {.per_s = 1000, .length_s = 9}});
+    }
+    // 9,000 saved up, and 100 more each second: at 1,000 a second that is used up after 10 s.
+    for (std::uint64_t second = 0; second < 10; ++second) {
+      const std::uint64_t count = starts(limiter, kStart + second * kSecondNs, kStart + (second + 1) * kSecondNs);
+      BOOST_TEST(near(count, 1000), count << " in second " << second);
+    }
+    std::uint64_t count = starts(limiter, kStart + 11 * kSecondNs, kStart + 13 * kSecondNs);
+    BOOST_TEST(near(count, 200 + 100), count << " afterwards");
+    // 20 s without a request save up 2,000.
+    count = starts(limiter, kStart + 33 * kSecondNs, kStart + 34 * kSecondNs);
+    BOOST_TEST(near(count, 1000), count << " after a pause");
+    count = starts(limiter, kStart + 34 * kSecondNs, kStart + 36 * kSecondNs);
+    BOOST_TEST(near(count, 1000 + 300), count << " in the two seconds after that");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_burst_of_one_second_goes_at_any_rate) {
+  constexpr std::uint64_t kStart = 1000 * kSecondNs;
+  QosLimiter limiter;
+  limiter.set({.read_iops = 100, .read_iops_burst = {.per_s = 2000, .length_s = 1}});
+  const std::uint64_t at_once = starts(limiter, kStart, kStart + kSecondNs / 1000);
+  BOOST_TEST(at_once >= 2000U);
+  BOOST_TEST(at_once <= 2000U + kSlack);
+  const std::uint64_t later = starts(limiter, kStart + kSecondNs, kStart + 2 * kSecondNs);
+  BOOST_TEST(later <= 200U + kSlack);
+  // Without the burst there is none of that.
+  limiter.set({.read_iops = 100});
+  BOOST_TEST(starts(limiter, kStart, kStart + kSecondNs / 1000) <= kSlack);
+}
+
+BOOST_AUTO_TEST_CASE(no_limit_burst_or_request_is_too_large_to_count) {
+  constexpr std::uint64_t kMost = INT64_MAX;
+  QosLimiter limiter;
+  limiter.set({.read_iops = 1, .total_bytes_per_s = 1, .read_iops_burst = {.per_s = kMost, .length_s = 3600}});
+  std::uint64_t last = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const std::uint64_t due = limiter.book(request(bdev::IoOp::kRead, kMost), kSecondNs);
+    BOOST_REQUIRE(due >= last);
+    last = due;
+  }
+  BOOST_TEST(last > kSecondNs);
+}
+
 BOOST_FIXTURE_TEST_CASE(reactors_share_the_limit_of_a_volume, Fixture) {
   RemoteChannel first(*device, reactors->at(0));
   RemoteChannel second(*device, reactors->at(1));

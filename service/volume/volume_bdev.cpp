@@ -37,7 +37,7 @@ VolumeBdev::VolumeBdev(blob::Store& store, blob::Volume& record)
       sub_block_bytes_(blob::sub_block_bytes(store.cluster_bytes())),
       read_only_(record.snapshot()),
       gone_(std::make_unique<VolumeStats>()) {
-  limiter_.set(from_store(record.qos));
+  limiter_.set(from_store(record.qos, record.bursts));
 }
 
 VolumeBdev::~VolumeBdev() {

@@ -153,7 +153,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::set_qos(Uuid volume, QosLimits 
   auto place = impl_->enter_volume(volume);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
-  POLLUX_CO_TRY(co_await pool.store->set_qos(volume, to_store(limits)));
+  POLLUX_CO_TRY(co_await pool.store->set_qos(volume, to_store(limits), bursts_to_store(limits)));
   if (auto open = pool.opened(volume)) open->limiter().set(limits);
   co_return impl_->describe(volume);
 }

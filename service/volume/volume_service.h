@@ -97,6 +97,14 @@ struct PoolCheck {
   bool all_repaired() const { return lost + doubly_used + leaked + damaged == repaired; }
 };
 
+// A rate that a limit allows for so many seconds after a pause; a length of 1 is an amount, at any rate. 0: no burst.
+struct QosBurst {
+  std::uint64_t per_s = 0;
+  std::uint16_t length_s = 0;
+
+  bool operator==(const QosBurst&) const = default;
+};
+
 // 0: no limit.
 struct QosLimits {
   std::uint64_t read_iops = 0;
@@ -105,6 +113,9 @@ struct QosLimits {
   std::uint64_t read_bytes_per_s = 0;
   std::uint64_t write_bytes_per_s = 0;
   std::uint64_t total_bytes_per_s = 0;
+  // Each with the limit of its name alone.
+  QosBurst read_iops_burst{}, write_iops_burst{}, total_iops_burst{};
+  QosBurst read_bytes_burst{}, write_bytes_burst{}, total_bytes_burst{};
 
   bool operator==(const QosLimits&) const = default;
 };

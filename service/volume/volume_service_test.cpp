@@ -332,7 +332,10 @@ BOOST_AUTO_TEST_CASE(a_full_pool_goes_on_when_its_file_grows) {
 BOOST_AUTO_TEST_CASE(limits_are_kept_with_the_volume_and_io_is_counted) {
   must(run(service->create_pool(ram_pool())));
   const auto made = must(run(service->create_volume("pool", spec("one"))));
-  const QosLimits limits{.read_iops = 100, .total_bytes_per_s = 5 * kMiB};
+  const QosLimits limits{.read_iops = 100,
+                         .total_bytes_per_s = 5 * kMiB,
+                         .read_iops_burst = {.per_s = 300, .length_s = 2},
+                         .total_bytes_burst = {.per_s = 6 * kMiB, .length_s = 1}};
   BOOST_TEST((must(run(service->set_qos(made.id, limits))).qos == limits));
   auto device = must(run(service->open(made.id)));
   BOOST_TEST(must(run(service->describe_volume(made.id))).open_count == 1U);

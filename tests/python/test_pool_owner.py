@@ -141,7 +141,8 @@ def test_a_lost_pool_is_shown_as_lost_and_stays_so_until_it_is_imported_again(vi
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert "test-host" in lost.lost_to
-    assert lost.failure and lost.failed_at_ms
+    assert lost.failure
+    assert lost.failed_at_ms
     listed = views.polluxctl(views.first, "pool", "list", "-c", "Name", "-c", "State", "-f", "value")
     assert f"{views.name} lost" in listed.stdout.splitlines(), listed.stderr
     assert views.metric(views.first, "pollux_pool_lost") == 1

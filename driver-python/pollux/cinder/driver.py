@@ -43,6 +43,7 @@ LOG = logging.getLogger(__name__)
 #: Names what is made on the way to something else, so that a repetition finds it.
 _NAMESPACE = uuid.UUID('0a4c2f86-90a5-5dc5-9d8e-0f6b4a2b7c11')
 _API_VERSION = 3
+_API_WITH_BURSTS = 5
 #: Key of a connector: the grant that the host got for it, by volume. Cinder keeps the connector with the attachment.
 GRANTS_PROPERTY = 'pollux_grants'
 #: Of authorisations from before there were grants.
@@ -140,6 +141,9 @@ class PolluxDriver(driver.VolumeDriver):
         wanted = types.limits(kind, size_gib)
         if types.same_limits(self.client.volume_describe(volume.name_id).qos, wanted):
             return
+        if types.has_bursts(wanted) and self.client.describe().api_version < _API_WITH_BURSTS:
+            LOG.warning('Volume %s gets no bursts above its limits: polluxd at %s is too old for them', volume.id,
+                        self.client.settings.address)
         LOG.info('Volume %s gets the limits %s', volume.id, wanted)
         self.client.volume_set_qos(volume.name_id, wanted)
 

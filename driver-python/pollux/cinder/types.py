@@ -24,6 +24,16 @@ _LIMITS = {
     'write_bytes_sec': 'write_bytes_per_s',
     'total_bytes_sec': 'total_bytes_per_s',
 }
+#: Of each limit: its burst, and how long that lasts.
+_BURSTS = {
+    'read_iops': ('read_burst_iops', 'read_iops_burst_s'),
+    'write_iops': ('write_burst_iops', 'write_iops_burst_s'),
+    'total_iops': ('total_burst_iops', 'total_iops_burst_s'),
+    'read_bytes_per_s': ('read_burst_bytes_per_s', 'read_bytes_burst_s'),
+    'write_bytes_per_s': ('write_burst_bytes_per_s', 'write_bytes_burst_s'),
+    'total_bytes_per_s': ('total_burst_bytes_per_s', 'total_bytes_burst_s'),
+}
+_LONGEST_BURST_S = 3600
 
 
 def extra_specs(volume: Any) -> Mapping[str, str]:
@@ -71,6 +81,7 @@ def limits(volume_type: Any, size_gib: int) -> rpc.QosLimits:
 
     The consumer of the specification does not matter: a hypervisor cannot limit a disk whose requests it never sees.
     Each limit is fixed, or KEY_per_gb with KEY_per_gb_min and KEY_max, which count as in Cinder's front-end handling.
+    With a fixed limit KEY_max is a burst, as in libvirt and Nova, and KEY_max_length says how many seconds it lasts.
     What is not known or no number is left out, and a warning says so.
     """
     if not volume_type or not volume_type.qos_specs_id:
@@ -96,12 +107,32 @@ def limits(volume_type: Any, size_gib: int) -> rpc.QosLimits:
             fixed = fixed if most is None else min(fixed, most)
         if fixed:
             values[limit] = fixed
+            if per_gib is None and (burst := take(f'{key}_max')):
+                values.update(_burst(name, key, limit, fixed, burst, take(f'{key}_max_length')))
     if specs:
-        LOG.warning('QoS specification %s: %s cannot be enforced by the service, and is ignored. Enforced are %s and '
-                    'their forms with _per_gb', name, ', '.join(sorted(specs)), ', '.join(_LIMITS))
+        LOG.warning('QoS specification %s: %s cannot be enforced by the service, and is ignored. Enforced are %s, '
+                    'their forms with _per_gb, and with _max where the limit itself is set', name,
+                    ', '.join(sorted(specs)), ', '.join(_LIMITS))
     return rpc.QosLimits(**values)
+
+
+def _burst(name: str, key: str, limit: str, fixed: int, burst: int, length_s: int | None) -> dict[str, int]:
+    if burst < fixed:
+        LOG.warning('QoS specification %s: %s_max is %s, below the limit: it is ignored', name, key, burst)
+        return {}
+    if length_s is not None and not 1 <= length_s <= _LONGEST_BURST_S:
+        LOG.warning('QoS specification %s: %s_max_length is %s, and must be 1 to %s: 1 is taken', name, key, length_s,
+                    _LONGEST_BURST_S)
+        length_s = None
+    rate, length = _BURSTS[limit]
+    return {rate: burst, length: length_s or 1}
 
 
 def same_limits(one: rpc.QosLimits | None, other: rpc.QosLimits | None) -> bool:
     """0 is no limit, and so is nothing."""
-    return all((getattr(one, limit, None) or 0) == (getattr(other, limit, None) or 0) for limit in _LIMITS.values())
+    fields = (*_LIMITS.values(), *(field for pair in _BURSTS.values() for field in pair))
+    return all((getattr(one, field, None) or 0) == (getattr(other, field, None) or 0) for field in fields)
+
+
+def has_bursts(limits: rpc.QosLimits) -> bool:
+    return any(getattr(limits, rate) for rate, _ in _BURSTS.values())

@@ -12,6 +12,11 @@ from pollux.rpc import ttypes as types
 
 _VOLUME_HELP = 'Id, name, or POOL/NAME.'
 _LIMITS = ('read_iops', 'write_iops', 'total_iops', 'read_bytes_per_s', 'write_bytes_per_s', 'total_bytes_per_s')
+#: Of each limit: its burst, and for how long that may last.
+_BURSTS = ('read_burst_iops', 'write_burst_iops', 'total_burst_iops',
+           'read_burst_bytes_per_s', 'write_burst_bytes_per_s', 'total_burst_bytes_per_s')
+_LENGTHS = ('read_iops_burst_s', 'write_iops_burst_s', 'total_iops_burst_s',
+            'read_bytes_burst_s', 'write_bytes_burst_s', 'total_bytes_burst_s')
 
 _Shown = tuple[Sequence[str], Sequence[Any]]
 
@@ -182,16 +187,28 @@ class Stats(_OnVolume, base.ShowOne):
 
 
 class QosSet(_OnVolume, base.ShowOne):
-    """Limit a volume. Limits that are not named are lifted."""
+    """Limit a volume. Limits and bursts that are not named are lifted.
+
+    A burst is a higher rate that a limit allows after a pause, until burst times length requests or bytes were saved up
+    and used; they are saved up at the rate of the limit. With a length of 1 they may be used at any rate.
+    """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         for limit in _LIMITS:
             parser.add_argument(f'--{limit.replace("_", "-")}', type=base.size, metavar='N', help='0: no limit.')
-        return base.add_examples(parser, ['polluxctl volume qos set data --total-iops 5000 --write-bytes-per-s 100M'])
+        for burst in _BURSTS:
+            parser.add_argument(f'--{burst.replace("_", "-")}', type=base.size, metavar='N',
+                                help='At least as high as the limit. 0: no burst.')
+        for length in _LENGTHS:
+            parser.add_argument(f'--{length.replace("_", "-")}', type=int, metavar='SECONDS',
+                                help='How long the burst may last, 1 to 3600. Default: 1.')
+        return base.add_examples(parser, [
+            'polluxctl volume qos set data --total-iops 5000 --write-bytes-per-s 100M',
+            'polluxctl volume qos set data --total-iops 1000 --total-burst-iops 5000 --total-iops-burst-s 60'])
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Shown:
-        limits = {name: getattr(parsed_args, name) for name in _LIMITS}
+        limits = {name: getattr(parsed_args, name) for name in (*_LIMITS, *_BURSTS, *_LENGTHS)}
         if all(value is None for value in limits.values()):
             raise errors.Invalid('Name at least one limit; --total-iops 0 lifts all of them')
         return _show(self.client.volume_set_qos(base.volume_id(self.client, parsed_args.volume),

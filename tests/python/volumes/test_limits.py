@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pollux import errors
+from pollux.rpc import ttypes as rpc
 from pollux_testing import MIB
 
 from python.services import Service, new_id
@@ -84,12 +90,20 @@ def test_a_specification_that_changes_counts_from_the_next_attachment_on(
 def test_what_cannot_be_enforced_is_left_out_with_a_warning(
     driver: Any, service: Service, context: Any, specification: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    specs = {"total_iops_sec": "100", "total_iops_sec_max": "1000", "size_iops_sec": "4096", "read_iops_sec": "many"}
+    specs = {
+        "total_iops_sec": "100", "total_iops_sec_max": "50", "size_iops_sec": "4096", "read_iops_sec": "many",
+        "write_iops_sec_max": "1000", "read_bytes_sec": "1000", "read_bytes_sec_max": "2000",
+        "read_bytes_sec_max_length": "4000",
+    }
     made = a_volume(context, qos=specification("back-end", **specs))
     driver.create_volume(made)
-    assert limits(service, made) == {"total_iops": 100}
+    assert limits(service, made) == {
+        "total_iops": 100, "read_bytes_per_s": 1000, "read_burst_bytes_per_s": 2000, "read_bytes_burst_s": 1,
+    }
     warnings = "\n".join(one.getMessage() for one in caplog.records if one.levelname == "WARNING")
-    assert "size_iops_sec, total_iops_sec_max cannot be enforced" in warnings
+    assert "size_iops_sec, write_iops_sec_max cannot be enforced" in warnings
+    assert "total_iops_sec_max is 50, below the limit" in warnings
+    assert "read_bytes_sec_max_length is 4000, and must be 1 to 3600" in warnings
     assert "read_iops_sec is 'many'" in warnings
     driver.delete_volume(made)
 
@@ -103,3 +117,66 @@ def test_a_type_with_other_limits_changes_in_place(
     free = objects.VolumeType(id=new_id(), extra_specs={}, qos_specs_id=None)
     assert driver.retype(context, volume, free, {}, {"host": volume.host}) == (True, None)
     assert limits(service, volume) == {}
+
+
+@pytest.mark.parametrize("consumer", ["back-end", "front-end"])
+def test_a_maximum_beside_a_fixed_limit_is_a_burst(
+    driver: Any, service: Service, context: Any, specification: Any, consumer: str
+) -> None:
+    specs = {
+        "total_iops_sec": "100", "total_iops_sec_max": "1000", "total_iops_sec_max_length": "60",
+        "write_bytes_sec": "4096", "write_bytes_sec_max": "8192",
+        "read_iops_sec_per_gb": "10", "read_iops_sec_max": "15",
+    }
+    kind = specification(consumer, **specs)
+    made = a_volume(context, size=2, qos=kind)
+    driver.create_volume(made)
+    expected = {
+        "total_iops": 100, "total_burst_iops": 1000, "total_iops_burst_s": 60,
+        "write_bytes_per_s": 4096, "write_burst_bytes_per_s": 8192, "write_bytes_burst_s": 1,
+        "read_iops": 15,
+    }
+    assert limits(service, made) == expected
+    # A burst alone that changes is a change.
+    qos_specs.update(context, kind, {"total_iops_sec_max": "2000"})
+    driver.initialize_connection(made, dict(CONNECTOR))
+    assert limits(service, made) == {**expected, "total_burst_iops": 2000}
+    driver.terminate_connection(made, None)
+    driver.delete_volume(made)
+
+
+def test_bursts_are_set_and_shown_by_the_command_line(service: Service) -> None:
+    volume = service.create_volume().volume_id
+
+    def polluxctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "pollux.cli.main", "volume", "qos", "set", *arguments, volume],
+                              env={**os.environ, **service.environment()}, capture_output=True, text=True, check=False)
+
+    done = polluxctl("--total-iops", "100", "--total-burst-iops", "1k", "--total-iops-burst-s", "60", "-f", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["qos"] == {"total_iops": 100, "total_burst_iops": 1024, "total_iops_burst_s": 60}
+    assert "--read-bytes-burst-s" in polluxctl("--help").stdout
+    refused = polluxctl("--read-burst-iops", "100")
+    assert refused.returncode != 0
+    assert "a burst needs the limit" in refused.stderr
+    service.client().volume_delete(volume)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"read_burst_iops": 5}, "needs the limit"),
+        ({"read_iops": 10, "read_burst_iops": 5}, "lower than its limit"),
+        ({"read_iops": 10, "read_burst_iops": -1}, "negative"),
+        ({"read_iops": 10, "read_iops_burst_s": 5}, "without a burst"),
+        ({"total_bytes_per_s": 10, "total_burst_bytes_per_s": 20, "total_bytes_burst_s": 3601}, "1 to 3600"),
+        ({"total_bytes_per_s": 10, "total_burst_bytes_per_s": 20, "total_bytes_burst_s": -1}, "1 to 3600"),
+    ],
+)
+def test_bursts_that_make_no_sense_are_refused(service: Service, wrong: dict[str, int], why: str) -> None:
+    volume = service.create_volume().volume_id
+    client = service.client()
+    with pytest.raises(errors.Invalid, match=why):
+        client.volume_set_qos(volume, rpc.QosLimits(**wrong))
+    assert client.volume_describe(volume).qos is None
+    client.volume_delete(volume)

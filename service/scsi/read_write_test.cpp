@@ -107,17 +107,22 @@ BOOST_AUTO_TEST_CASE(fua_reaches_the_device_and_a_read_with_it_flushes_first) {
 
 BOOST_AUTO_TEST_CASE(device_errors_become_the_sense_data_of_the_table) {
   Bench bench;
+  constexpr SenseCode kAborted{SenseKey::kAbortedCommand, 0, 0};
   const struct {
     bdev::IoStatus status;
     SenseCode on_read;
     SenseCode on_write;
+    SenseCode on_flush;
   } kTable[] = {
-      {bdev::IoStatus::kIoError, {SenseKey::kMediumError, 0x11, 0}, {SenseKey::kMediumError, 0x0c, 0}},
-      {bdev::IoStatus::kMediumError, {SenseKey::kMediumError, 0x11, 0}, {SenseKey::kMediumError, 0x11, 0}},
-      {bdev::IoStatus::kNoSpace, {SenseKey::kDataProtect, 0x27, 7}, {SenseKey::kDataProtect, 0x27, 7}},
-      {bdev::IoStatus::kInvalid, {SenseKey::kHardwareError, 0x44, 0}, {SenseKey::kHardwareError, 0x44, 0}},
-      {bdev::IoStatus::kReadOnly, {SenseKey::kDataProtect, 0x27, 0}, {SenseKey::kDataProtect, 0x27, 0}},
-      {bdev::IoStatus::kAborted, {SenseKey::kAbortedCommand, 0, 0}, {SenseKey::kAbortedCommand, 0, 0}},
+      {bdev::IoStatus::kIoError, sense::kUnrecoveredReadError, sense::kWriteError, sense::kInternalTargetFailure},
+      {bdev::IoStatus::kMediumError, sense::kUnrecoveredReadError, sense::kUnrecoveredReadError,
+       sense::kUnrecoveredReadError},
+      {bdev::IoStatus::kNoSpace, sense::kSpaceAllocationFailed, sense::kSpaceAllocationFailed,
+       sense::kSpaceAllocationFailed},
+      {bdev::IoStatus::kInvalid, sense::kInternalTargetFailure, sense::kInternalTargetFailure,
+       sense::kInternalTargetFailure},
+      {bdev::IoStatus::kReadOnly, sense::kWriteProtected, sense::kWriteProtected, sense::kWriteProtected},
+      {bdev::IoStatus::kAborted, kAborted, kAborted, kAborted},
   };
   for (const auto& row : kTable) {
     bench.bdev->fail_next(bdev::IoOp::kRead, row.status);
@@ -125,7 +130,7 @@ BOOST_AUTO_TEST_CASE(device_errors_become_the_sense_data_of_the_table) {
     bench.bdev->fail_next(bdev::IoOp::kWrite, row.status);
     check_sense(bench.run({.cdb = range_cdb({0x2a, 0, 1}), .data_out = Bytes(kBlock)}), row.on_write);
     bench.bdev->fail_next(bdev::IoOp::kFlush, row.status);
-    check_sense(bench.run({.cdb = range_cdb({0x35, 0, 0})}), row.on_write);
+    check_sense(bench.run({.cdb = range_cdb({0x35, 0, 0})}), row.on_flush);
   }
 }
 

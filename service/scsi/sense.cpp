@@ -93,6 +93,9 @@ SenseCode to_sense(bdev::IoStatus status, bdev::IoOp op) {
     case bdev::IoStatus::kOk:
       break;
     case bdev::IoStatus::kIoError:
+      // Initiators (Linux) send a command that a write error ended once more. Of a write that brings its data again; a
+      // flush may succeed then without what the first lost, and nobody would have heard of it.
+      if (op == bdev::IoOp::kFlush) return sense::kInternalTargetFailure;
       return op == bdev::IoOp::kRead ? sense::kUnrecoveredReadError : sense::kWriteError;
     case bdev::IoStatus::kMediumError:
       return sense::kUnrecoveredReadError;

@@ -208,9 +208,7 @@ reactor::Task<void> Journal::write_chunk(Chunk& chunk) {
   const auto status = co_await bdev::write(channel_, options_.ring_offset + head_.offset, chunk.bytes.data(), bytes,
                                            bdev::IoRequest::kFua);
   if (status != bdev::IoStatus::kOk) {
-    // FUA may be a flush of the kernel's. Without space nothing was written, and nothing flushed.
-    give_up(std::string("write of its journal failed: ") + bdev::to_string(status),
-            status == bdev::IoStatus::kNoSpace ? Loss::kNone : Loss::kPossible);
+    fail_writing(status);
     co_return;
   }
   head_.offset += bytes;
@@ -218,6 +216,22 @@ reactor::Task<void> Journal::write_chunk(Chunk& chunk) {
   used_bytes_ += bytes;
   ++head_.sequence;
   head_.previous_crc = header.crc;
+}
+
+reactor::Task<Status> Journal::try_writing() {
+  AlignedBuffer zeros = take_buffer();
+  std::memset(zeros.data(), 0, kPageBytes);
+  const auto status = co_await bdev::write(channel_, options_.ring_offset + head_.offset, zeros.data(), kPageBytes,
+                                           bdev::IoRequest::kFua);
+  spare_.push_back(std::move(zeros));
+  if (status != bdev::IoStatus::kOk) fail_writing(status);
+  co_return bdev::to_status(status, "write of its journal");
+}
+
+void Journal::fail_writing(bdev::IoStatus status) {
+  // FUA may be a flush of the kernel's. Without space nothing was written, and nothing flushed.
+  give_up(std::string("write of its journal failed: ") + bdev::to_string(status),
+          status == bdev::IoStatus::kNoSpace ? Loss::kNone : Loss::kPossible);
 }
 
 }  // namespace pollux::blob

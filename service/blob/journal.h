@@ -69,6 +69,9 @@ class Journal {
   reactor::Task<Status> commit(Data data = Data::kAsItIs);
   // Writes what is queued without anybody waiting.
   void kick();
+  // Whether the next commit's place can be written, before anything is appended: zeros go there, which are no commit.
+  // kIoError, kNoSpace: it cannot, and the journal has failed.
+  reactor::Task<Status> try_writing();
 
   // Fixes an instant: the position of the first commit that holds records appended after this call. All before it are
   // durable, or, when the ring has no room for them, wait until release_before() says that a checkpoint has made them
@@ -107,6 +110,7 @@ class Journal {
   reactor::Task<void> run();
   reactor::Task<bool> run_round(std::deque<Chunk> chunks, bool flush);
   reactor::Task<void> write_chunk(Chunk& chunk);
+  void fail_writing(bdev::IoStatus status);
   // False: there will be none.
   reactor::Task<bool> wait_for_space(const Chunk& chunk, std::uint64_t bytes);
   void reach_cut();

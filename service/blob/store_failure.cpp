@@ -124,6 +124,8 @@ reactor::Task<Status> Store::load_steps() {
   if (!recovered) co_return fail(std::move(recovered.error()));
   Parts parts = make_parts(std::move(*recovered));
   POLLUX_CO_TRY(co_await load_open_indexes(parts));
+  // That the journal can be written again. Else the pool would fail at the next change, and be back in a moment.
+  POLLUX_CO_TRY(co_await parts.journal->try_writing());
   // Shows that pages, flushes and the superblock can be written again, and empties the ring.
   const Status written = co_await parts.checkpointer->run();
   // This may run in a round of that journal.

@@ -115,7 +115,9 @@ BOOST_AUTO_TEST_CASE(after_errors_at_any_operation_the_pool_goes_on_when_the_dev
         break;
       }
       // What the scenario left of the errors.
+      const auto end = std::chrono::steady_clock::now() + kDeadline;
       while (pool.disk().is_failing()) {
+        BOOST_REQUIRE_MESSAGE(std::chrono::steady_clock::now() < end, "the pool leaves its device alone: " + failure());
         static_cast<void>(reactor::call(home, pool.store().checkpoint()));
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
       }

@@ -51,15 +51,18 @@ def _io(url: str, *commands: str) -> None:
 
 
 @pytest.mark.parametrize("transport", ["scsi", "blk"])
-def test_an_image_of_512_byte_blocks_boots(polluxd_4096: Polluxd, boot_image: Path, transport: str) -> None:
+@pytest.mark.parametrize("firmware", ["bios", pytest.param("uefi", marks=pytest.mark.full)])
+def test_an_image_of_512_byte_blocks_boots(
+    polluxd_4096: Polluxd, boot_image: Path, firmware: str, transport: str
+) -> None:
     polluxd = polluxd_4096
     volume = polluxd.create_volume(64 * MIB)
     assert volume.block_bytes == 512
     polluxd.write_image(volume.volume_id, boot_image)
     attachment = polluxd.attach(volume.volume_id, transport)
     for boots in (1, 2):
-        with QemuBoot([disk_of(attachment, boot=True)]) as guest:
-            guest.wait(f"@@POLLUX-BOOTED .* boots={boots} ", _BOOT_S)
+        with QemuBoot([disk_of(attachment, boot=True)], firmware=firmware) as guest:
+            guest.wait(f"@@POLLUX-BOOTED .* boots={boots} fw={firmware} ", _BOOT_S)
             guest.power_button()
             guest.wait("@@POLLUX-POWEROFF")
             guest.wait_end()

@@ -180,3 +180,21 @@ def test_a_lost_pool_is_exported_without_an_error(views: Views) -> None:
     client.pool_export(views.name)
     assert views.name not in {pool.name for pool in client.pool_list()}
     views.write(views.second).check_returncode()
+
+
+def test_a_data_socket_closes_though_its_flush_fails(views: Views) -> None:
+    client = views.first.client()
+    opened = client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=views.volume))
+    url = f"nbd+unix:///{opened.export_name}?socket={opened.path}"
+    subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 0x11 1M 64k", url], check=True, stdout=subprocess.DEVNULL)
+    views.import_loop("--force").check_returncode()
+    deadline = time.monotonic() + _PATIENCE_S
+    while not client.pool_describe(views.name).lost_to:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(errors.Internal, match="is closed, but what was written to it may not be durable"):
+        client.data_close(opened.socket_id)
+    assert not Path(opened.path).exists()
+    # Closing what is closed succeeds, and nothing holds the volume any more.
+    client.data_close(opened.socket_id)
+    client.pool_export(views.name)

@@ -106,11 +106,17 @@ BOOST_AUTO_TEST_CASE(the_service_ends_while_calls_are_under_way) {
     auto own = std::make_unique<VolumeService>(*reactors);
     must(run(own->create_pool({.id = pool_id, .name = "file", .bdev = file})));
     // Started, and not waited for: they are under way when the service closes.
-    std::atomic<unsigned> left{0};
+    std::atomic<unsigned> left{0}, unexpected{0}, answered{0};
     const auto start = [&](auto task) {
       ++left;
       auto owned = std::make_shared<decltype(task)>(std::move(task));
-      reactors->main().post([owned, &left] { reactor::spawn(std::move(*owned), [&left](auto) { --left; }); });
+      reactors->main().post([owned, &left, &unexpected, &answered] {
+        reactor::spawn(std::move(*owned), [&](auto result) {
+          unexpected += !expected(result);
+          answered += result.has_value();
+          --left;
+        });
+      });
     };
     for (int i = 0; i < 30; ++i) {
       start(own->create_volume("file", {.id = Uuid::random(), .name = std::to_string(i), .size_bytes = kMiB}));
@@ -119,6 +125,13 @@ BOOST_AUTO_TEST_CASE(the_service_ends_while_calls_are_under_way) {
     start(own->export_pool("file"));
     start(own->import_pool(file, pool_id));
     BOOST_TEST(run(own->close()).has_value());
+    // It has waited for all of them, and refuses what comes later.
+    BOOST_TEST(left == 0U);
+    BOOST_TEST(unexpected == 0U);
+    BOOST_TEST(answered > 0U);
+    const auto late = run(own->import_pool(file, pool_id));
+    BOOST_REQUIRE(!late.has_value());
+    BOOST_TEST((late.error().code == ErrorCode::kRetry));
     while (left != 0) std::this_thread::yield();
     BOOST_TEST(must(run(own->list_pools())).empty());
     own.reset();

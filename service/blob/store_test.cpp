@@ -2,10 +2,15 @@
 
 #include "blob/store.h"
 
+#include <spdlog/sinks/ostream_sink.h>
+
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <cstring>
+#include <sstream>
 #include <vector>
 
+#include "base/log.h"
 #include "blob/checker.h"
 #include "blob/page_codec.h"
 #include "blob/sim_bdev.h"
@@ -132,9 +137,61 @@ class VastBdev : public bdev::Bdev, public std::enable_shared_from_this<VastBdev
   const std::uint64_t size_bytes_;
 };
 
+// A device that has come to say that it is larger than it is: what lies beyond it answers errors.
+class GrownBdev : public bdev::Bdev {
+ public:
+  explicit GrownBdev(std::shared_ptr<SimDisk> disk) : below_(make_sim_bdev(std::move(disk), 1)) {}
+  const std::string& name() const override { return below_->name(); }
+  std::uint64_t size_bytes() const override { return grown_bytes != 0 ? grown_bytes.load() : below_->size_bytes(); }
+  std::uint32_t block_bytes() const override { return below_->block_bytes(); }
+  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
+    return below_->open_channel(reactor);
+  }
+  std::atomic<std::uint64_t> grown_bytes{0};
+
+ private:
+  const std::shared_ptr<bdev::Bdev> below_;
+};
+
+// The log of its lifetime.
+class LogText {
+ public:
+  LogText() : before_(spdlog::default_logger()) {
+    spdlog::set_default_logger(
+        std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(text_)));
+  }
+  ~LogText() { spdlog::set_default_logger(before_); }
+  std::string text() const { return text_.str(); }
+
+ private:
+  std::ostringstream text_;
+  const std::shared_ptr<spdlog::logger> before_;
+};
+
 }  // namespace
 
 BOOST_FIXTURE_TEST_SUITE(store, Fixture)
+
+BOOST_AUTO_TEST_CASE(a_device_that_grows_beyond_what_a_pool_can_have_is_named_in_the_log) {
+  format(32 * kMiB);
+  auto device = std::make_shared<GrownBdev>(disk);
+  auto pool = must(call(home, Store::open(device, home)));
+  const auto grow_to = [&](std::uint64_t bytes) {
+    const LogText log;
+    device->grown_bytes = bytes;
+    // The space beyond the device cannot be made ready, so that the pool stays as it is.
+    BOOST_TEST(!call(home, pool->grow()).has_value());
+    return log.text();
+  };
+  std::string said = grow_to(63 * kTiB);
+  BOOST_TEST(said.find("does not grow with all of its device") == std::string::npos, said);
+  said = grow_to(80 * kTiB);
+  BOOST_TEST(said.find("pool 'sim' does not grow with all of its device") != std::string::npos, said);
+  BOOST_TEST(said.find("the device has 81920 GiB") != std::string::npos, said);
+  BOOST_TEST(said.find("clusters of 128 KiB can use all of it") != std::string::npos, said);
+  device->grown_bytes = 0;
+  must(call(home, pool->close()));
+}
 
 BOOST_AUTO_TEST_CASE(a_device_of_more_clusters_than_a_pool_can_have_is_refused_with_the_size_that_does) {
   const auto format_vast = [this](std::uint64_t bytes, std::uint32_t cluster_bytes, std::uint64_t& requests) {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +229,42 @@ def test_a_file_does_not_take_more_than_the_volume_or_its_pool_holds(
 def test_a_compute_host_gets_no_files(connector: Any, volume_id: str) -> None:
     with pytest.raises(exception.BrickException, match="compute"):
         connector.connect_volume(properties(volume_id, client_id=""))
+
+
+_GLANCE = '''
+import glance_store
+from os_brick import exception
+from os_brick.initiator import connector
+from pollux import brick
+from pollux.brick import clients
+brick.register()
+clients.configure({SETTINGS})
+device = connector.InitiatorConnector.factory("pollux", "sudo")
+try:
+    device.connect_volume({PROPERTIES})
+except exception.BrickException as error:
+    print(error)
+else:
+    raise SystemExit("the volume was connected")
+'''
+
+
+def test_glances_cinder_store_is_refused_and_told_why(service: Service, volume_id: str, tmp_path: Path) -> None:
+    """It would open the path, and there is none: see `_open_cinder_volume` of glance_store's cinder driver."""
+    # The process is known by its having loaded that package.
+    package = tmp_path / "glance_store"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    settings = service.settings("cinder")
+    values = {"address": settings.address, "ca": str(settings.ca), "certificate": str(settings.certificate),
+              "key": str(settings.key)}
+    program = _GLANCE.replace("{SETTINGS}", repr(values)).replace(
+        "{PROPERTIES}", repr(properties(volume_id, client_id="")))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120,
+                          env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
+    assert done.returncode == 0, done.stderr
+    assert f"Volume {volume_id} cannot be connected" in done.stdout
+    assert "use another store of Glance" in done.stdout
 
 
 def test_errors_of_leaving_are_ignored_only_when_asked(tmp_path: Path) -> None:

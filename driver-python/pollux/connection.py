@@ -45,7 +45,7 @@ class Connection:
 
     @property
     def attachment_id(self) -> str:
-        """The same for every repetition, whoever makes it."""
+        """The same for every repetition, on whatever host it is made."""
         return str(uuid.uuid5(_NAMESPACE, f'{self.volume_id}/{self.client_id}'))
 
     def as_data(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #pragma once
 // Which of the clients that wait to be let in has to leave when there is no place for one more. Refusing the newest
 // would shut a port to everybody for the price of some connections that say nothing; so one of those that wait goes,
-// and whoever is in earnest, who is done in a moment, keeps the place.
+// and a client that means to be served, which is done in a moment, keeps its place.
 
 #include <algorithm>
 #include <cstddef>

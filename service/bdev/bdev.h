@@ -89,11 +89,11 @@ class Channel {
  public:
   virtual ~Channel() = default;
   // On the channel's reactor. Submission to the kernel or hardware may wait for the reactor's next turn, so that
-  // everything one turn collects goes out together.
+  // all requests of one turn go out together.
   virtual void submit(IoRequest& request) = 0;
-  // Somebody waits for what is in flight to end, to go away: a device that holds requests back on purpose (limits) lets
-  // go of those that it holds now. What is submitted later is held back as ever. On the channel's reactor, and not from
-  // within a completion.
+  // The caller waits for what is in flight to end, before it leaves: a device that holds requests back on purpose
+  // (limits) submits those that it holds now. What comes later is held back as ever. On the channel's reactor, and not
+  // from within a completion.
   virtual void expedite() {}
 };
 

@@ -56,7 +56,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
         is_block_device_(is_block_device) {}
   ~UringBdev() override {
     device_thread_.reset();
-    // Explicitly: the kernel may let go of the last requests' hold on the file a little later.
+    // Explicitly: the kernel may drop the last requests' references to the file a little later.
     flock(fd_, LOCK_UN);
     close(fd_);
   }

@@ -2,7 +2,7 @@
 // DirtyPages: which metadata pages differ from the last checkpoint, and how a checkpoint gets an exact image of one
 // instant while changes go on.
 //
-// Whoever changes a page calls touch() before the change. cut() fixes the instant: the pages dirty then are the
+// Code that changes a page calls touch() before the change. cut() fixes the instant: the pages dirty then are the
 // checkpoint's. A touch of such a page before its image was written first saves the image. Home reactor only.
 
 #include <cstddef>

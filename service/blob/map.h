@@ -3,7 +3,7 @@
 // every reactor, which reads it without a lock: one look-up an I/O, at any depth of snapshots.
 //
 // A volume's LeafTable has a slot for each leaf; a Leaf has an Entry for each cluster. What is unlinked from here is
-// destroyed only after a grace period (lanes.h), so whoever found a pointer within one call may follow it.
+// destroyed only after a grace period (lanes.h), so a pointer that was found within one call may be followed in it.
 
 #include <atomic>
 #include <bit>

@@ -4,7 +4,7 @@
 // Thick volumes have their space promised: others allocate only from what is left beyond the promises. A little is kept
 // for metadata, so that a full pool can still be changed (a delete needs none, an unmap may need a leaf). Freed
 // clusters come back when the journal says durably that they are free and no I/O of before is under way; the same makes
-// clusters that others let go their last owner's alone. Home reactor only.
+// clusters that others have released their last owner's alone. Home reactor only.
 
 #include <cstdint>
 #include <functional>

@@ -86,7 +86,7 @@ class State : public PageSource {
   bool contested(const Volume& volume, std::uint32_t index) const;
   // Lets the data path write to this cluster in place, which is exclusive and whose entry is durable.
   void admit_writers(Volume& volume, std::uint32_t index);
-  // Sends writes to this cluster home until admit_writers(), whoever may share it. Its leaf is loaded.
+  // Sends writes to this cluster home until admit_writers(), shared or not. Its leaf is loaded.
   void hold_shared(const Volume& volume, std::uint32_t index);
   // Volumes that are open in `before`, the state that this one replaces, keep their Volume and VolumeView, which get the
   // contents they have here. Their indexes are loaded. `before` lives on until a grace period has passed.

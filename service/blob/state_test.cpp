@@ -119,7 +119,7 @@ BOOST_AUTO_TEST_CASE(a_fork_shares_leaves_and_the_first_change_copies_one) {
   BOOST_TEST(state.refcounts.word(c) == 1U);
   BOOST_TEST(state.entry(volume(2), 0).own == a);
   BOOST_TEST(state.exclusive(volume(1), 0));
-  // Written in full, the base is let go.
+  // Written in full, the base is released.
   BOOST_REQUIRE(map(1, 0, {.own = c, .base = 0, .bits = kAllBits}).has_value());
   BOOST_TEST(state.refcounts.word(a) == 1U);
 }

@@ -1,5 +1,5 @@
 #pragma once
-// AccessLog: one line in the log for each refusal, whoever is refused, and no more than a bounded number of them: a
+// AccessLog: one line in the log for each refusal, of any client, and no more than a bounded number of them: a
 // peer that keeps knocking cannot fill the disk. What was left out is counted, and told with the next line.
 
 #include <chrono>

@@ -3,7 +3,7 @@
 //
 //   state -> reactors -> volumes -> vhost -> pools -> attachments -> data sockets -> metrics -> control port
 //
-// The control port opens last, so whoever gets an answer gets it from a service whose guests have their disks back.
+// The control port opens last, so a caller gets its answer from a service whose guests have their disks back.
 // stop() goes the other way round. All calls on the main thread.
 
 #include <cstdint>

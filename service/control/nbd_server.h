@@ -39,7 +39,7 @@ class NbdServer {
   // kIoError: the socket cannot be made there.
   static Result<std::unique_ptr<NbdServer>> start(reactor::ReactorGroup& reactors, std::shared_ptr<bdev::Bdev> device,
                                                   Options options);
-  // Cuts off whoever is still connected, and waits.
+  // Cuts off the clients that are still connected, and waits.
   ~NbdServer();
 
   // Removes the socket and ends connections; what they had in flight goes on. May be repeated.

@@ -168,8 +168,8 @@ Result<PoolRecord> Pools::begin_check(const std::string& pool, Deadline deadline
     return fail(ErrorCode::kUnsupported, "pool " + known->name + " is in memory: closing it for a check would lose it");
   }
   POLLUX_TRY(check_no_job(known->name, deadline));
-  // From here on it is away, so that whoever asks for it comes again. A crash leaves it recorded, to be opened at
-  // start.
+  // From here on it counts as not open, so that callers repeat their requests. A crash leaves it recorded, to be opened
+  // at start.
   const std::string why = "it is being checked";
   std::optional<Unopened> before;
   {

@@ -252,7 +252,7 @@ void RpcServer::admit(std::unique_ptr<TlsStream> stream, const std::string& peer
 void RpcServer::serve(Connection& connection) {
   const auto processor = factory_(connection.caller);
   while (serve_call(connection, *processor)) {
-    // Whoever has no role is told so once.
+    // A caller without a role is told so once.
     if (connection.caller.role == Role::kNone) break;
     connection.idle_since_ns = monotonic_ns();
   }

@@ -1,5 +1,5 @@
 #pragma once
-// The Prometheus page. Values are gathered when somebody asks for the page and at no other time: whoever owns counters
+// The Prometheus page. Values are gathered when the page is asked for and at no other time: the owner of counters
 // gives a function that reads them, so the data path counts in plain integers and knows nothing of this.
 
 #include <cstdint>

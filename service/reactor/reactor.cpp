@@ -167,7 +167,7 @@ Status Reactor::watch(int fd) {
 }
 
 void Reactor::unwatch(int fd) {
-  // ENOENT and EBADF: whoever closed the descriptor took it out of the set already.
+  // ENOENT and EBADF: closing the descriptor has taken it out of the set already.
   if (epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, fd, nullptr) != 0 && errno != ENOENT && errno != EBADF) {
     log::error("reactor {}: cannot stop watching descriptor {}: {}", options_.id, fd, std::strerror(errno));
   }

@@ -3,7 +3,7 @@
 //
 // A core in a deep sleep state takes up to some hundred microseconds to come back. The bound is the kernel's PM QoS of
 // each core (Documentation/ABI/testing/sysfs-devices-power, pm_qos_resume_latency_us), so other cores sleep as they
-// did. It outlives the process: what the cores had before is written to a record first, from which whoever comes next
+// did. It outlives the process: what the cores had before is written to a record first, from which the next process
 // puts back what a killed process left behind. The record lies where nothing survives a start of the host, as the
 // bounds themselves do not.
 

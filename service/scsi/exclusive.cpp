@@ -89,7 +89,7 @@ void ExclusiveRanges::release(Task& task) {
     }
   }
   if (next != nullptr) {
-    // Takes the range over in every channel, which lets go of this one. Posted, lest a row of commands that complete at
+    // Takes the range over in every channel, which releases this one. Posted, lest a row of commands that complete at
     // once goes ever deeper.
     next->work.channel->reactor().post([this, unit = unit_.shared_from_this(), next] { begin(*next); });
     return;

@@ -6,9 +6,9 @@
 //   LunChannel    one a (nexus, reactor): where tasks are submitted and completed.
 //
 // The path of READ and WRITE takes no lock: whatever may stand in the way of a nexus's commands (a unit attention,
-// somebody's reservation, write protection) is one atomic word of the nexus, zero when there is nothing. Whoever
-// changes such state does it under the logical unit's mutex, which commands off that path hold briefly and never across
-// I/O.
+// somebody's reservation, write protection) is one atomic word of the nexus, zero when there is nothing. Code
+// that changes such state does so under the logical unit's mutex, which commands off that path hold briefly and never
+// across I/O.
 
 #include <array>
 #include <atomic>

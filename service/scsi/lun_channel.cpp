@@ -21,7 +21,7 @@ constexpr unsigned kStepsPerTurn = 2;
 
 }  // namespace
 
-// The loop in which steps of a task run, on the stack of whoever runs it. The task may be gone after a step; the loop
+// The loop in which steps of a task run, on the caller's stack. The task may be gone after a step; the loop
 // then knows it from its own members alone.
 struct StepLoop {
   bool another = false;    // the step asked for the device again

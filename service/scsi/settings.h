@@ -3,7 +3,7 @@
 // do not notice: the mode parameters, which all nexuses share, and which nexus holds the reservation of RESERVE.
 //
 // A change is in effect at once; the command that made it is answered when it is durable. What was set ends with the
-// attachments: whoever implements SettingStore forgets it then.
+// attachments: the implementation of SettingStore forgets it then.
 
 #include <cstdint>
 #include <functional>

@@ -65,7 +65,7 @@ BOOST_AUTO_TEST_CASE(abort_task_ends_the_named_one_and_waits_for_the_device) {
   BOOST_TEST((bench.manage(TaskFunction::kAbortTask, {0, 0}, 300) == TaskFunctionResponse::kComplete));
   check_ended(waiting->answer(), Outcome::kAborted);
   BOOST_TEST(!first->done());
-  // One that the device has: the answer comes when the device has let go of its buffers.
+  // One that the device has: the answer comes when the device has released its buffers.
   auto abort = bench.start_managing(TaskFunction::kAbortTask, {0, 0}, 100);
   bench.settle();
   BOOST_TEST(!abort->done.is_set());

@@ -87,7 +87,7 @@ class InflightRegion {
   bool packed() const { return packed_; }
   std::uint16_t queue_size() const { return queue_size_; }
   std::uint16_t queues() const { return queues_; }
-  // Precondition: index < queues(), and queues() * queue_bytes() fit the mapping, which whoever makes the region has
+  // Precondition: index < queues(), and queues() * queue_bytes() fit the mapping, which the maker of the region has
   // checked.
   std::byte* queue(std::uint16_t index) const { return mapping_->data() + queue_bytes(queue_size_, packed_) * index; }
 

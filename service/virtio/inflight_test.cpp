@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::uint16_t kSize = 8;
 
-// The region's memory, which outlives whoever tracks in it.
+// The region's memory, which outlives those that track in it.
 struct Memory {
   alignas(64) std::byte bytes[1024] = {};
   InflightSplit split() {

@@ -216,7 +216,7 @@ BOOST_AUTO_TEST_CASE(what_another_volume_holds_until_the_journal_says_otherwise_
     pool.open(blank, seed + order);
     BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 128 * kKiB}}) && pool.fork(one, snap, true));
     if (order % 2 == 0) {
-      // The clone lets go of the first cluster, and its other is a copy: the volume is left alone with them.
+      // The clone releases the first cluster, and its other is a copy: the volume is left alone with them.
       BOOST_REQUIRE(pool.fork(snap, clone, false) && pool.remove(snap) && pool.wait_until_idle() &&
                     pool.write(clone, {{64 * kKiB, 512}}) && pool.flush(clone));
     }

@@ -1,6 +1,6 @@
 #pragma once
-// VolumeBdev: an open volume as a block device. Shared by all who opened it; when the last one lets go, on any thread,
-// the volume counts as closed. The store outlives it (VolumeService refuses to close a pool with open volumes).
+// VolumeBdev: an open volume as a block device. Shared by all who opened it; when the last reference goes, on any
+// thread, the volume counts as closed. The store outlives it (VolumeService refuses to close a pool with open volumes).
 
 #include <memory>
 #include <mutex>

@@ -9,7 +9,7 @@
 //   4  cuts the guest's memory off, or grows it back: one byte
 //   5  bytes that need not be a message: length, bytes
 //   6  GET_VRING_BASE, which waits for what the queue has in flight
-// At the end the front end goes, and the service must have let go of the session.
+// At the end the front end goes, and the service must have ended the session.
 
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -214,7 +214,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         break;
       }
       case 4:
-        // Whoever touches memory that is gone is this process: only the service may.
+        // This process must not touch memory that is gone; only the service may.
         if (input.byte() & 1) {
           require(::ftruncate(world.memory, 0) == 0, "guest memory");
           return 0;

@@ -2,5 +2,5 @@
 
 A guest talks to a test through its console alone: scripts print lines that begin with ``@@`` and the
 test waits for them with a deadline (`guest.console`). Nothing here knows Pollux: a guest is handed
-vhost-user sockets, whoever serves them.
+vhost-user sockets, of any server.
 """

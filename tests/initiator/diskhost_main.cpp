@@ -55,7 +55,7 @@ std::shared_ptr<bdev::Bdev> open_disk(const std::string& spec) {
     const auto second = rest.find(':');
     bdev::Spec file{.kind = bdev::Spec::Kind::kUring, .path = rest.substr(0, second)};
     if (second != std::string::npos) file.size_bytes = parse_size(rest.substr(second + 1));
-    // After a kill the kernel ends the dead process's requests, and lets go of its lock, in its own time.
+    // After a kill the kernel ends the dead process's requests, and drops its lock, in its own time.
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     do {
       opened = bdev::open(file);
@@ -167,7 +167,7 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  // Whoever read its standard output may be gone: that is no reason to take the guests' disks away.
+  // The reader of its standard output may be gone: that is no reason to take the guests' disks away.
   ::signal(SIGPIPE, SIG_IGN);
   try {
     if (auto ready = log::init(level, ""); !ready) throw std::runtime_error(ready.error().message);

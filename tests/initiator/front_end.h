@@ -1,6 +1,6 @@
 #pragma once
 // FrontEnd: the other end of a vhost-user socket, as QEMU is: it shares guest memory, describes rings, starts and stops
-// them, and can lose and find its back end again. Every message can also be sent raw, for whoever wants to misbehave.
+// them, and can lose and find its back end again. Every message can also be sent raw, for tests that misbehave.
 //
 // Errors are exceptions (std::runtime_error): this is a test's tool. A back end that does not answer within the
 // deadline is an error.

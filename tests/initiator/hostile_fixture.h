@@ -67,7 +67,7 @@ class HostileFixture : public ServiceFixture {
     }
   }
 
-  // The bad device serves whoever comes next as if nothing had been. A front end is refused while as many as an
+  // The bad device serves the next front end as if nothing had been. A front end is refused while as many as an
   // endpoint takes have hung up but not ended yet; like QEMU it comes again.
   void check_still_served() {
     FrontEnd front_end(options_for(socket));

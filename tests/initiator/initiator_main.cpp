@@ -42,7 +42,7 @@ void reconnect(FrontEnd& front_end) {
   }
 }
 
-// Reports when the service answered again, on the clock (CLOCK_MONOTONIC) that whoever killed it has too.
+// Reports when the service answered again, on the clock (CLOCK_MONOTONIC) that the process which killed it has too.
 void report_answer(const std::atomic<std::uint64_t>& answers, const std::atomic<bool>& finished) {
   const std::uint64_t before = answers;
   while (answers == before && !finished) std::this_thread::sleep_for(std::chrono::microseconds(100));

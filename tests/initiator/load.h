@@ -35,7 +35,7 @@ struct LoadOptions {
   bool use_calls = true;
   // No answer for so long is an error.
   int stall_ms = 60000;
-  // Counts the answers, of all queues together, for whoever watches from another thread.
+  // Counts the answers, of all queues together, for a watcher on another thread.
   std::atomic<std::uint64_t>* answers = nullptr;
   // Ends the load of all queues, as a bound does, when somebody sets it.
   const std::atomic<bool>* end = nullptr;

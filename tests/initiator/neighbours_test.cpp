@@ -1,5 +1,5 @@
 // What one guest, or its front end, does to the others on its reactor: nothing. For each thing that they share there is
-// a guest that takes all it can get, or a descriptor that would block whoever touches it.
+// a guest that takes all it can get, or a descriptor that would block its user.
 
 #include "initiator/neighbours.h"
 

@@ -111,7 +111,7 @@ BOOST_AUTO_TEST_CASE(everybody_else_comes_and_goes_while_a_removal_waits) {
   BOOST_TEST(service().remove_scsi_controller("other").has_value());
   blk("other", ram(), 1);
   BOOST_TEST(service().remove_blk("other").has_value());
-  // Whoever asks about the disk itself is told.
+  // A call about the disk itself is told.
   BOOST_TEST((service().remove_scsi_target("guest", {0, 0}).error().code == ErrorCode::kBusy));
   BOOST_TEST((service().remove_scsi_controller("guest").error().code == ErrorCode::kBusy));
   BOOST_TEST(waits(removal));

@@ -15,7 +15,7 @@ from pollux.rpc import ttypes as rpc
 LOG = logging.getLogger(__name__)
 TRANSPORT, PROVISIONING, SCSI_NAMES = 'pollux:transport', 'pollux:provisioning', 'pollux:scsi_names'
 _PROVISIONING = {'thin': rpc.Provisioning.THIN, 'thick': rpc.Provisioning.THICK}
-#: Keys of a QoS specification, as Nova calls them too, whoever is to consume it: see `limits`.
+#: Keys of a QoS specification, as Nova calls them too; its consumer does not matter, see `limits`.
 _LIMITS = {
     'read_iops_sec': 'read_iops',
     'write_iops_sec': 'write_iops',

@@ -268,15 +268,15 @@ reactor::Task<Result<CheckReport>> check_steps(bdev::Bdev& device, bdev::Channel
 
 }  // namespace
 
-reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, Repair repair,
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on, Repair repair,
                                               std::shared_ptr<CheckProgress> progress) {
   if (progress == nullptr) progress = std::make_shared<CheckProgress>();
-  co_await home.enter();
-  auto channel = device->open_channel(home);
+  co_await on.enter();
+  auto channel = device->open_channel(on);
   if (!channel) co_return fail(std::move(channel.error()));
-  auto report = co_await check_steps(*device, **channel, home, repair, *progress);
+  auto report = co_await check_steps(*device, **channel, on, repair, *progress);
   // This runs in a completion of the channel, which ends with this scope.
-  co_await home.yield();
+  co_await on.yield();
   co_return report;
 }
 

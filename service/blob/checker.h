@@ -54,9 +54,9 @@ enum class Repair : bool { kNo, kYes };
 // gets its page back, what is leaked becomes free, unless something is damaged, for what a page that cannot be read
 // leads to is not known to be nobody's. Damaged and doubly used things are left as they are. When a volume names a page
 // that holds something else by now, nothing is written: the pool would not open afterwards. Errors of read_super() and
-// recover(): the pool cannot be loaded at all; kIoError from a repair; kRetry: cancelled. Other work of the home
-// reactor goes on.
-reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
+// recover(): the pool cannot be loaded at all; kIoError from a repair; kRetry: cancelled. On any reactor, and ends
+// there; takes time and turns in proportion to the pool.
+reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on,
                                               Repair repair = Repair::kNo,
                                               std::shared_ptr<CheckProgress> progress = nullptr);
 

@@ -19,7 +19,7 @@ constexpr std::uint64_t kMinPauseUs = 1000;
 }  // namespace
 
 void Discarder::note(ClusterNo cluster) {
-  if (cluster / 64 >= noted_.size()) noted_.resize(cluster / 64 + 1, 0);
+  if (cluster / 64 >= noted_.size()) noted_.grow(state_.refcounts.free_words());
   if (noted(cluster)) return;
   noted_[cluster / 64] |= 1ULL << (cluster % 64);
   ++noted_count_;
@@ -51,7 +51,7 @@ void Discarder::freed(const std::vector<ClusterNo>& clusters) {
 
 void Discarder::trim() {
   if (!device_.supports_unmap()) return;
-  noted_.resize(std::max(noted_.size(), state_.refcounts.free_words()), 0);
+  noted_.grow(state_.refcounts.free_words());
   trim_words_ = noted_.size();
   if (!running_) schedule(0);
 }

@@ -86,7 +86,7 @@ class Discarder {
   bool enabled_;
   const std::function<void()> on_returned_;
   reactor::Timer next_;
-  std::vector<std::uint64_t> noted_;
+  GrowingArray<std::uint64_t> noted_;
   std::uint64_t noted_count_ = 0;
   std::size_t cursor_ = 0;  // word of noted_ where the search goes on
   // Words of the free map that a trim has not yet noted whole.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/crc32c.h"
+#include "base/growing_array.h"
 #include "base/log.h"
 #include "blob/aligned_buffer.h"
 #include "blob/loader.h"
@@ -71,7 +72,7 @@ class Recovery {
   }
 
   reactor::Task<Status> read_refcounts() {
-    words_.assign(super_.cluster_count, 0);
+    words_.grow(super_.cluster_count);
     POLLUX_CO_TRY(co_await parallel(home_, state_->geometry.zones(), 8,
                                     [this](std::size_t zone) { return read_zone(static_cast<std::uint32_t>(zone)); }));
     std::uint32_t metadata = 0;
@@ -335,7 +336,7 @@ class Recovery {
   const std::uint32_t seed_;
   std::unique_ptr<State> state_;
   std::unique_ptr<Loader> loader_;
-  std::vector<std::uint32_t> words_;
+  GrowingArray<std::uint32_t> words_;
   std::vector<std::uint32_t> leftover_refcounts_;
   std::vector<ClusterNo> metadata_clusters_;
   AlignedBuffer directories_;

@@ -34,7 +34,8 @@ reactor::Task<Result<Superblock>> read_super(bdev::Channel& channel, std::uint64
 // they are for the checker to find, and leaves that the replay frees stay in memory.
 enum class Purpose : bool { kUse, kCheck };
 
-// Read-only: the device is not written. kCorrupt, kIoError.
+// Read-only: the device is not written. On any reactor; takes time, and single turns, in proportion to the pool.
+// kCorrupt, kIoError.
 reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super,
                                          Purpose purpose);
 

@@ -1,18 +1,18 @@
 #include "blob/refcounts.h"
 
 #include <algorithm>
-#include <bit>
 #include <cassert>
 #include <cstring>
 
 namespace pollux::blob {
 
-void Refcounts::assign(std::vector<std::uint32_t> words) {
+void Refcounts::assign(GrowingArray<std::uint32_t> words) {
   words_ = std::move(words);
-  free_map_.assign(words_.size() / 64 + 1, 0);
-  for (Contested& each : contested_) each = {.bits = std::vector<std::uint64_t>(free_map_.size()), .list = {}};
+  free_ = FreeMap(cluster_count());
+  for (Contested& each : contested_) each = {.bits = GrowingArray<std::uint64_t>(free_.words()), .list = {}};
   released_.clear();
-  cursor_ = free_count_ = used_count_ = metadata_count_ = system_count_ = released_count_ = 0;
+  cursor_ = 0;
+  used_count_ = metadata_count_ = system_count_ = released_count_ = 0;
   for (ClusterNo cluster = 0; cluster < words_.size(); ++cluster) {
     const std::uint32_t word = words_[cluster];
     if (word == 0) {
@@ -28,45 +28,45 @@ void Refcounts::assign(std::vector<std::uint32_t> words) {
 }
 
 void Refcounts::grow(std::uint32_t cluster_count) {
-  const ClusterNo first = static_cast<ClusterNo>(words_.size());
+  const auto first = static_cast<ClusterNo>(words_.size());
   assert(cluster_count >= first);
   // A page that changes must be touched before; a page that is new has nothing to save.
   for (std::uint32_t page = first / kWordsPerPage; page < div_ceil(cluster_count, kWordsPerPage); ++page) {
     dirty_.touch(PageKey::refcounts(page));
   }
-  words_.resize(cluster_count, 0);
-  free_map_.resize(cluster_count / 64 + 1, 0);
-  for (Contested& each : contested_) each.bits.resize(free_map_.size(), 0);
-  for (ClusterNo cluster = first; cluster < cluster_count; ++cluster) {
-    if (geometry_.is_system(cluster)) {
+  words_.grow(cluster_count);
+  free_.grow(cluster_count);
+  for (Contested& each : contested_) each.bits.grow(free_.words());
+  mark_system(first);
+}
+
+// Only the head of a zone is not for data.
+void Refcounts::mark_system(ClusterNo first) {
+  for (std::uint32_t zone = first / kZoneClusters; zone * kZoneClusters < words_.size(); ++zone) {
+    const ClusterNo begin = std::max(first, zone * kZoneClusters);
+    for (ClusterNo cluster = begin; cluster < words_.size() && geometry_.is_system(cluster); ++cluster) {
       words_[cluster] = kSystemCluster;
       ++system_count_;
     }
   }
 }
 
-void Refcounts::open_grown(ClusterNo first) {
-  for (ClusterNo cluster = first; cluster < words_.size(); ++cluster) {
+void Refcounts::open_grown(ClusterNo first, std::uint32_t count) {
+  const ClusterNo end = first + std::min(count, cluster_count() - first);
+  for (ClusterNo cluster = first; cluster < end; ++cluster) {
     if (words_[cluster] == 0) mark_free(cluster);
   }
 }
 
 void Refcounts::mark_free(ClusterNo cluster) {
   assert(words_[cluster] == 0 && !in_free_map(cluster));
-  free_map_[cluster / 64] |= 1ULL << (cluster % 64);
-  ++free_count_;
-}
-
-void Refcounts::take(ClusterNo cluster) {
-  free_map_[cluster / 64] &= ~(1ULL << (cluster % 64));
-  --free_count_;
+  free_.add(cluster);
 }
 
 std::optional<ClusterNo> Refcounts::allocate() {
-  if (free_count_ == 0) return std::nullopt;
-  const std::uint32_t words = static_cast<std::uint32_t>(free_map_.size());
-  while (free_map_[cursor_] == 0) cursor_ = cursor_ + 1 == words ? 0 : cursor_ + 1;
-  const ClusterNo cluster = cursor_ * 64 + static_cast<std::uint32_t>(std::countr_zero(free_map_[cursor_]));
+  if (free_.count() == 0) return std::nullopt;
+  const ClusterNo cluster = free_.find(cursor_);
+  cursor_ = cluster / 64;
   take(cluster);
   return cluster;
 }

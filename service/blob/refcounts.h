@@ -6,13 +6,14 @@
 //   taken      count 0, out of the free map: allocate() handed it out and no map entry names it yet; what is not mapped
 //              in the end comes back with give_back()
 //   used       count > 0
-//   contested  used, and the count fell to 1 by a journal record that is not durable yet: who let go may have the
-//   cluster
-//              back after a crash, so it counts as shared until settled
+//   contested  used, and the count fell to 1 by a journal record that is not durable yet: the volume that gave the
+//              cluster up may have it back after a crash, so it counts as shared until settled
 //   released   count fell to 0, but the journal record that says so is not durable yet, or an I/O that looked the
-//              cluster up earlier may still be on its way; collect_released() hands these to whoever waits for both
-//              and then calls make_free(). Also a free cluster that hold_free() keeps from being allocated until
-//              make_free() is called for it
+//              cluster up earlier may still be on its way; the caller of collect_released() waits for both and then
+//              calls make_free(). Also a free cluster that hold_free() keeps from being allocated until make_free() is
+//              called for it
+//
+// A pool has up to 2^30 clusters, so only assign() goes through all of them.
 // Home reactor only.
 
 #include <cstdint>
@@ -20,7 +21,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/growing_array.h"
 #include "blob/dirty_pages.h"
+#include "blob/free_map.h"
 #include "blob/geometry.h"
 
 namespace pollux::blob {
@@ -29,12 +32,13 @@ class Refcounts {
  public:
   Refcounts(const Geometry& geometry, DirtyPages& dirty) : geometry_(geometry), dirty_(dirty) {}
 
-  // Takes over the words of all clusters, at load.
-  void assign(std::vector<std::uint32_t> words);
+  // Takes over the words of all clusters, at load; not on a reactor that serves.
+  void assign(GrowingArray<std::uint32_t> words);
   // The pool grows: counts of the new clusters, with the zones' own clusters marked. The new ones are allocated only
   // after open_grown(), since until a checkpoint knows them no journal record may name them.
   void grow(std::uint32_t cluster_count);
-  void open_grown(ClusterNo first);
+  // Of the new clusters [first, first + count), as far as they are there.
+  void open_grown(ClusterNo first, std::uint32_t count = kMaxClusters);
 
   std::uint32_t word(ClusterNo cluster) const { return words_[cluster]; }
   // True for a cluster that a map entry may name.
@@ -67,8 +71,8 @@ class Refcounts {
   }
   bool is_free(ClusterNo cluster) const { return cluster < words_.size() && in_free_map(cluster); }
   // The free map, 64 clusters a word; 0 beyond its end.
-  std::uint64_t free_word(std::size_t index) const { return index < free_map_.size() ? free_map_[index] : 0; }
-  std::size_t free_words() const { return free_map_.size(); }
+  std::uint64_t free_word(std::size_t index) const { return free_.word(index); }
+  std::size_t free_words() const { return free_.words(); }
   void make_free(const std::vector<ClusterNo>& clusters) {
     released_count_ -= static_cast<std::uint32_t>(clusters.size());
     for (ClusterNo cluster : clusters) mark_free(cluster);
@@ -80,7 +84,7 @@ class Refcounts {
   void end_settling() { contested_[settling_ ^ 1].clear(); }
   bool has_contested() const { return !contested_[0].list.empty() || !contested_[1].list.empty(); }
 
-  std::uint32_t free_count() const { return free_count_; }
+  std::uint32_t free_count() const { return free_.count(); }
   // Released and not free yet; they count as free space for what people see.
   std::uint32_t released_count() const { return released_count_; }
   std::uint32_t used_count() const { return used_count_; }
@@ -99,7 +103,7 @@ class Refcounts {
     words_[cluster] = word;
   }
   struct Contested {
-    std::vector<std::uint64_t> bits;
+    GrowingArray<std::uint64_t> bits;
     std::vector<ClusterNo> list;
 
     bool has(ClusterNo cluster) const { return ((bits[cluster / 64] >> (cluster % 64)) & 1) != 0; }
@@ -115,21 +119,21 @@ class Refcounts {
   };
 
   void mark_free(ClusterNo cluster);
-  void take(ClusterNo cluster);
-  bool in_free_map(ClusterNo cluster) const { return (free_map_[cluster / 64] >> (cluster % 64)) & 1; }
+  void mark_system(ClusterNo first);
+  void take(ClusterNo cluster) { free_.remove(cluster); }
+  bool in_free_map(ClusterNo cluster) const { return free_.has(cluster); }
 
   const Geometry& geometry_;
   DirtyPages& dirty_;
-  std::vector<std::uint32_t> words_;
-  std::vector<std::uint64_t> free_map_;
+  GrowingArray<std::uint32_t> words_;
+  FreeMap free_;
   std::vector<ClusterNo> released_;
   // [settling_]: what becomes contested; the other: what is being settled.
   Contested contested_[2];
   unsigned settling_ = 0;
   std::vector<std::uint8_t> slots_;
-  std::uint32_t cursor_ =
-      0;  // word of the free map where the search goes on: neighbours in time become neighbours on disk
-  std::uint32_t free_count_ = 0;
+  // Word of the free map where the search goes on: neighbours in time become neighbours on disk.
+  std::size_t cursor_ = 0;
   std::uint32_t used_count_ = 0;
   std::uint32_t metadata_count_ = 0;
   std::uint32_t system_count_ = 0;

@@ -41,7 +41,11 @@ std::uint32_t index_pages(const Volume& volume) {
 
 }  // namespace
 
-Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : gate_(home), lanes_(std::move(device), home) {}
+Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, const OpenOptions& options)
+    : gate_(home),
+      loads_on_(options.loads_on != nullptr ? *options.loads_on : home),
+      lanes_(std::move(device), home),
+      discard_pace_(options.discard_pace) {}
 Store::~Store() = default;
 
 std::string Store::name() const {

@@ -47,6 +47,8 @@ struct FormatOptions {
 
 struct OpenOptions {
   Discarder::Pace discard_pace;
+  // Where the pool is loaded, which takes time in proportion to it; null: on the home reactor.
+  reactor::Reactor* loads_on = nullptr;
 };
 
 struct CreateOptions {
@@ -107,11 +109,11 @@ struct Failure {
 
 class Store {
  public:
-  // Makes an empty pool on the device, over whatever was there. kInvalid: options; device too small. kIoError.
-  static reactor::Task<Status> format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
-                                      FormatOptions options);
-  // The superblock alone, for who wants to know what is there. Errors of read_super().
-  static reactor::Task<Result<Superblock>> probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
+  // Makes an empty pool on the device, over whatever was there, on any reactor. Takes time in proportion to the device.
+  // kInvalid: options; device too small. kIoError.
+  static reactor::Task<Status> format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on, FormatOptions options);
+  // The superblock alone, on any reactor, to see what is there. Errors of read_super().
+  static reactor::Task<Result<Superblock>> probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on);
   // Loads the pool and goes on with deletes that a crash interrupted. Errors of read_super() and recover().
   static reactor::Task<Result<std::unique_ptr<Store>>> open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
                                                             OpenOptions options = {});
@@ -186,9 +188,14 @@ class Store {
   }
 
  private:
-  Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home);
-  static reactor::Task<Status> format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
+  Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, const OpenOptions& options);
+  static reactor::Task<Status> format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& on,
                                             FormatOptions options);
+  // Reads the pool where loading runs, and comes back home. `expected`: the pool's id, nil for any. kCorrupt: another.
+  reactor::Task<Result<Recovered>> load(Uuid expected);
+  reactor::Task<Result<Recovered>> load_steps(bdev::Channel& channel, Uuid expected);
+  // Destroys a state where loading runs, and comes back home.
+  reactor::Task<void> dispose(std::unique_ptr<State> state);
   // What works on the state, and is replaced with it.
   struct Parts {
     std::unique_ptr<State> state;
@@ -208,8 +215,9 @@ class Store {
   void fail_changes(const std::string& reason, Journal::Loss loss);
   reactor::Task<void> revive();
   reactor::Task<Status> load_again();
-  reactor::Task<Status> load_steps();
+  reactor::Task<Status> replace_parts();
   reactor::Task<void> wait_until_quiet();
+  reactor::Task<Status> prepare(Parts& parts);
   reactor::Task<Status> load_open_indexes(Parts& parts);
   reactor::Task<void> pause(std::uint64_t pause_us);
 
@@ -239,6 +247,7 @@ class Store {
   void watch_space();
 
   reactor::Gate gate_;
+  reactor::Reactor& loads_on_;
   Lanes lanes_;
   Lane* lane_ = nullptr;
   std::unique_ptr<State> state_;
@@ -261,7 +270,7 @@ class Store {
   // While the pool is loaded again: guests' requests that came meanwhile.
   HomeIoList held_;
   std::uint32_t cluster_bytes_ = 0;
-  Discarder::Pace discard_pace_;
+  const Discarder::Pace discard_pace_;
   // By discarders that the present one has replaced.
   std::uint64_t discarded_before_bytes_ = 0;
   std::size_t passed_ = 0;  // watermarks

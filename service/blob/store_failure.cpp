@@ -85,7 +85,7 @@ reactor::Task<Status> Store::load_again() {
   // For good: loading the pool again makes another.
   discarder_->stop();
   co_await wait_until_quiet();
-  Status loaded = co_await load_steps();
+  Status loaded = co_await replace_parts();
   writer_->unhold();
   writer_->resume(held_);
   gate_.open();
@@ -110,40 +110,46 @@ reactor::Task<void> Store::wait_until_quiet() {
   }
 }
 
-reactor::Task<Status> Store::load_steps() {
-  bdev::Channel& device = lane_->device();
+reactor::Task<Status> Store::replace_parts() {
   // What is read from here on stays: a commit that answered an error may have reached the device all the same.
-  if (auto flushed = bdev::to_status(co_await bdev::flush(device), "flush"); !flushed) {
+  if (auto flushed = bdev::to_status(co_await bdev::flush(lane_->device()), "flush"); !flushed) {
     ++losses_;
     co_return flushed;
   }
-  auto super = co_await read_super(device, lanes_.device().size_bytes());
-  if (!super) co_return fail(std::move(super.error()));
-  if (super->pool_id != this->super().pool_id) co_return fail(ErrorCode::kCorrupt, "the device holds another pool");
-  auto recovered = co_await recover(device, home(), *super, Purpose::kUse);
+  auto recovered = co_await load(super().pool_id);
   if (!recovered) co_return fail(std::move(recovered.error()));
   Parts parts = make_parts(std::move(*recovered));
-  POLLUX_CO_TRY(co_await load_open_indexes(parts));
-  // That the journal can be written again. Else the pool would fail at the next change, and be back in a moment.
-  POLLUX_CO_TRY(co_await parts.journal->try_writing());
-  // Shows that pages, flushes and the superblock can be written again, and empties the ring.
-  const Status written = co_await parts.checkpointer->run();
-  // This may run in a round of that journal.
-  do {
-    co_await home().yield();
-  } while (!parts.journal->idle());
-  if (!written) co_return written;
-  if (fenced()) co_return fail(ErrorCode::kIoError, failure_->reason);
+  if (const Status prepared = co_await prepare(parts); !prepared) {
+    std::unique_ptr<State> state = std::move(parts.state);
+    parts = {};
+    co_await dispose(std::move(state));
+    co_return prepared;
+  }
 
   // No await from here to start(): the data path sees the old maps or the new ones.
-  const std::unique_ptr<State> before = std::move(state_);
+  std::unique_ptr<State> before = std::move(state_);
   parts.state->take_over_users(*before);
   failure_.reset();
   start(std::move(parts));
   log::warn("pool '{}' takes changes again: its device works, and it was loaded from there", name());
-  // Who looked at an old map is done with it afterwards.
+  // Afterwards nobody looks at an old map any more.
   co_await lanes_.grace();
+  co_await dispose(std::move(before));
   co_return Status{};
+}
+
+reactor::Task<Status> Store::prepare(Parts& parts) {
+  POLLUX_CO_TRY(co_await load_open_indexes(parts));
+  // That the journal can be written again. Else the pool would fail at the next change, and be back in a moment.
+  Status written = co_await parts.journal->try_writing();
+  // Shows that pages, flushes and the superblock can be written again, and empties the ring.
+  if (written) written = co_await parts.checkpointer->run();
+  // This may run in a round of that journal.
+  do {
+    co_await home().yield();
+  } while (!parts.journal->idle());
+  if (written && fenced()) co_return fail(ErrorCode::kIoError, failure_->reason);
+  co_return written;
 }
 
 // What an open volume's view is made of must be known when the state changes.

@@ -16,6 +16,8 @@ namespace {
 constexpr std::uint64_t kMaxJournalBytes = 32 * kMiB;
 constexpr std::uint64_t kMinJournalBytes = 1 * kMiB;
 constexpr std::uint32_t kMaxInitialMetadataClusters = 8;
+// Of a device that grew.
+constexpr std::uint32_t kOpenedPerTurn = 65536;
 
 std::uint64_t journal_bytes_for(std::uint64_t device_bytes, std::uint64_t cluster_bytes) {
   const std::uint64_t wanted = std::clamp(device_bytes / 64, kMinJournalBytes, kMaxJournalBytes);
@@ -35,17 +37,17 @@ std::string too_many_clusters(std::uint64_t device_bytes, std::uint32_t cluster_
 
 }  // namespace
 
-reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, FormatOptions options) {
-  co_await home.enter();
-  auto channel = device->open_channel(home);
+reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on, FormatOptions options) {
+  co_await on.enter();
+  auto channel = device->open_channel(on);
   if (!channel) co_return fail(std::move(channel.error()));
-  Status done = co_await format_steps(*device, **channel, home, std::move(options));
+  Status done = co_await format_steps(*device, **channel, on, std::move(options));
   // This may run in a completion of the channel, which ends with this scope.
-  co_await home.yield();
+  co_await on.yield();
   co_return done;
 }
 
-reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
+reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& on,
                                           FormatOptions options) {
   const std::uint32_t cluster_bytes = options.cluster_bytes == 0 ? kDefaultClusterBytes : options.cluster_bytes;
   if (!std::has_single_bit(cluster_bytes) || cluster_bytes < kMinClusterBytes || cluster_bytes > kMaxClusterBytes) {
@@ -71,7 +73,7 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
 
   // Before anything is lost. What is there stays as it is, unless the file system cannot promise room.
   for (const ByteRange& range : system_ranges(geometry, 0)) {
-    POLLUX_CO_TRY(co_await reserve_new(device, channel, home, range));
+    POLLUX_CO_TRY(co_await reserve_new(device, channel, on, range));
   }
   // From here to the last step the device holds no pool, neither the old nor the new.
   POLLUX_CO_TRY(
@@ -95,7 +97,7 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
         .header = {.type = RecordType::kMetadataGrow, .bytes = sizeof(MetadataGrowRecord), .volume = 0},
         .number = number,
         .cluster = *state.refcounts.allocate()};
-    POLLUX_CO_TRY(co_await reserve_new(device, channel, home,
+    POLLUX_CO_TRY(co_await reserve_new(device, channel, on,
                                        {geometry.cluster_offset(record.cluster), geometry.cluster_bytes}));
     POLLUX_CO_TRY(state.apply(record.header));
   }
@@ -122,48 +124,73 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
                    .on_committed = {},
                    .on_failed = {}},
                   start, start);
-  Checkpointer first(state, journal, channel, home, super);
+  Checkpointer first(state, journal, channel, on, super);
   co_return co_await first.run();
 }
 
-reactor::Task<Result<Superblock>> Store::probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) {
-  co_await home.enter();
-  auto channel = device->open_channel(home);
+reactor::Task<Result<Superblock>> Store::probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on) {
+  co_await on.enter();
+  auto channel = device->open_channel(on);
   if (!channel) co_return fail(std::move(channel.error()));
   auto super = co_await read_super(**channel, device->size_bytes());
-  co_await home.yield();
+  co_await on.yield();
   co_return super;
 }
 
 reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home,
                                                           OpenOptions options) {
   co_await home.enter();
-  std::unique_ptr<Store> store(new Store(device, home));
+  std::unique_ptr<Store> store(new Store(device, home, options));
+  auto recovered = co_await store->load(Uuid{});
+  if (!recovered) co_return fail(std::move(recovered.error()));
   auto lane = store->lanes_.open(home);
-  if (!lane) co_return fail(std::move(lane.error()));
+  if (!lane) {
+    co_await store->dispose(std::move(recovered->state));
+    co_return fail(std::move(lane.error()));
+  }
   store->lane_ = *lane;
-  auto super = co_await read_super((*lane)->device(), device->size_bytes());
-  if (!super) {
-    co_await store->lanes_.close();
-    co_return fail(std::move(super.error()));
+  store->cluster_bytes_ = recovered->super.cluster_bytes;
+  store->replayed_records_ = recovered->replayed_records;
+  store->start(store->make_parts(std::move(*recovered)));
+  co_return store;
+}
+
+reactor::Task<Result<Recovered>> Store::load(Uuid expected) {
+  co_await loads_on_.enter();
+  auto channel = lanes_.device().open_channel(loads_on_);
+  if (!channel) {
+    co_await home().enter();
+    co_return fail(std::move(channel.error()));
+  }
+  auto recovered = co_await load_steps(**channel, expected);
+  // This may run in a completion of the channel.
+  co_await loads_on_.yield();
+  channel->reset();
+  co_await home().enter();
+  co_return recovered;
+}
+
+reactor::Task<Result<Recovered>> Store::load_steps(bdev::Channel& channel, Uuid expected) {
+  bdev::Bdev& device = lanes_.device();
+  auto super = co_await read_super(channel, device.size_bytes());
+  if (!super) co_return fail(std::move(super.error()));
+  if (!expected.is_nil() && super->pool_id != expected) {
+    co_return fail(ErrorCode::kCorrupt, "the device holds another pool");
   }
   // Of a pool that was made without, or copied.
   const Geometry geometry = Geometry::from(super->cluster_bytes, super->cluster_count, super->journal_bytes);
   auto ranges = system_ranges(geometry, 0);
   ranges.resize(1);
-  if (const auto reserved = co_await reserve_used(*device, home, std::move(ranges)); !reserved) {
-    log::warn("the journal of the pool on {} has no room of its own: {}", device->name(), reserved.error().message);
+  if (const auto reserved = co_await reserve_used(device, loads_on_, std::move(ranges)); !reserved) {
+    log::warn("the journal of the pool on {} has no room of its own: {}", device.name(), reserved.error().message);
   }
-  auto recovered = co_await recover((*lane)->device(), home, *super, Purpose::kUse);
-  if (!recovered) {
-    co_await store->lanes_.close();
-    co_return fail(std::move(recovered.error()));
-  }
-  store->cluster_bytes_ = recovered->super.cluster_bytes;
-  store->discard_pace_ = options.discard_pace;
-  store->replayed_records_ = recovered->replayed_records;
-  store->start(store->make_parts(std::move(*recovered)));
-  co_return store;
+  co_return co_await recover(channel, loads_on_, *super, Purpose::kUse);
+}
+
+reactor::Task<void> Store::dispose(std::unique_ptr<State> state) {
+  co_await loads_on_.enter();
+  state.reset();
+  co_await home().enter();
 }
 
 Store::Parts Store::make_parts(Recovered recovered) {
@@ -273,8 +300,11 @@ reactor::Task<Status> Store::grow() {
   state_->geometry.cluster_count = clusters;
   state_->refcounts.grow(clusters);
   POLLUX_CO_TRY(co_await checkpointer_->run());
-  state_->refcounts.open_grown(old);
-  writer_->resume_space_waiters();
+  for (ClusterNo first = old; first < clusters; first += kOpenedPerTurn) {
+    state_->refcounts.open_grown(first, kOpenedPerTurn);
+    writer_->resume_space_waiters();
+    co_await home().yield();
+  }
   co_return Status{};
 }
 

@@ -93,7 +93,7 @@ Status Reactor::start() {
                   "cannot pin a reactor to core " + std::to_string(*options_.core) + ": " + std::strerror(rc));
     }
   }
-  const std::string name = "reactor-" + std::to_string(options_.id);
+  const std::string name = options_.background ? "background" : "reactor-" + std::to_string(options_.id);
   pthread_setname_np(thread_.native_handle(), name.c_str());
   return {};
 }
@@ -286,7 +286,7 @@ void Reactor::loop() {
       const std::uint64_t took_tsc = __rdtsc() - begin_tsc;
       counters_.busy_tsc += took_tsc;
       counters_.longest_turn_tsc = std::max(counters_.longest_turn_tsc, took_tsc);
-      turn_watch_.end();
+      if (!options_.background) turn_watch_.end();
       was_busy = true;
       if (--turns_to_clock != 0) continue;
     } else if (--turns_to_clock != 0) {
@@ -316,6 +316,9 @@ Result<std::unique_ptr<ReactorGroup>> ReactorGroup::start(const std::vector<Reac
     group->reactors_.push_back(std::make_unique<Reactor>(each));
     POLLUX_TRY(group->reactors_.back()->start());
   }
+  group->background_ =
+      std::make_unique<Reactor>(Reactor::Options{.id = static_cast<unsigned>(options.size()), .background = true});
+  POLLUX_TRY(group->background_->start());
   return group;
 }
 
@@ -325,6 +328,7 @@ ReactorGroup::~ReactorGroup() {
 
 void ReactorGroup::stop() {
   for (auto& each : reactors_) each->stop();
+  if (background_) background_->stop();
 }
 
 }  // namespace pollux::reactor

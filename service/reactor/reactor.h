@@ -70,6 +70,8 @@ class Reactor {
     std::optional<unsigned> core;
     IdlePolicy idle = IdlePolicy::kAdaptive;
     std::uint32_t idle_after_us = 100;
+    // No guest waits for it, so its turns may be long.
+    bool background = false;
   };
 
   explicit Reactor(Options options);
@@ -98,7 +100,7 @@ class Reactor {
 
   // `co_await reactor.enter()`: the coroutine goes on on this reactor; without a hop when it is there already.
   auto enter() { return Enter(*this, /*always=*/false); }
-  // `co_await reactor.yield()`: lets the loop turn once before going on.
+  // `co_await reactor.yield()`: lets the loop turn once before going on: all others have had their turn.
   auto yield() { return Enter(*this, /*always=*/true); }
   // `co_await reactor.sleep_us(n)`: on this reactor.
   Task<void> sleep_us(std::uint64_t delay_us);
@@ -129,7 +131,12 @@ class Reactor {
     void await_suspend(std::coroutine_handle<> self) {
       self_ = self;
       run = [](Message& message) { static_cast<Enter&>(message).self_.resume(); };
-      reactor_.post(*this);
+      if (reactor_.is_current()) {
+        // A message that is posted may run in this turn still.
+        reactor_.next_turn(*this);
+      } else {
+        reactor_.post(*this);
+      }
     }
     void await_resume() const noexcept {}
 
@@ -186,21 +193,25 @@ Result<T> call(Reactor& reactor, Task<Result<T>> task, std::uint64_t deadline_ms
   return future.get();
 }
 
-// The reactors of the process, in order of id. Reactor 0 is the one that owns what is not spread (pool tables).
+// The reactors of the process, in order of id. Reactor 0 is the one that owns what is not spread (pool tables). Besides
+// them there is one that serves no guest, for work in proportion to a pool: loading and checking it.
 class ReactorGroup {
  public:
-  // One reactor an entry; see Reactor::start for failures, after which none runs.
+  // One reactor an entry, and the one in the background; see Reactor::start for failures, after which none runs.
   static Result<std::unique_ptr<ReactorGroup>> start(const std::vector<Reactor::Options>& options);
   ~ReactorGroup();
 
   std::size_t size() const { return reactors_.size(); }
   Reactor& at(std::size_t index) { return *reactors_.at(index); }
   Reactor& main() { return at(0); }
+  // Not one of the size(), on no core of its own.
+  Reactor& background() { return *background_; }
   void stop();
 
  private:
   ReactorGroup() = default;
   std::vector<std::unique_ptr<Reactor>> reactors_;
+  std::unique_ptr<Reactor> background_;
 };
 
 }  // namespace pollux::reactor

@@ -66,6 +66,12 @@ Task<Result<std::uint64_t>> turns_of(Reactor& reactor, unsigned count) {
   co_return reactor.counters().loops - before;
 }
 
+Task<Result<std::uint64_t>> turns_of_yields(Reactor& reactor, unsigned count) {
+  const std::uint64_t before = reactor.counters().loops;
+  for (unsigned i = 0; i < count; ++i) co_await reactor.yield();
+  co_return reactor.counters().loops - before;
+}
+
 Task<void> append_in_section(Reactor& reactor, AsyncMutex& mutex, std::vector<int>& order, int id) {
   auto guard = co_await mutex.lock();
   order.push_back(id);
@@ -119,6 +125,13 @@ bool eventually(Condition condition) {
 BOOST_AUTO_TEST_CASE(what_asks_for_the_next_turn_gets_one_turn_after_the_other) {
   auto group = start_two();
   const auto turns = call(group->at(1), turns_of(group->at(1), 1000), 20'000);
+  BOOST_REQUIRE(turns.has_value());
+  BOOST_TEST(*turns >= 999u);
+}
+
+BOOST_AUTO_TEST_CASE(a_task_that_yields_again_and_again_gets_one_turn_after_the_other) {
+  auto group = start_two();
+  const auto turns = call(group->at(1), turns_of_yields(group->at(1), 1000), 20'000);
   BOOST_REQUIRE(turns.has_value());
   BOOST_TEST(*turns >= 999u);
 }

@@ -76,7 +76,9 @@ reactor::Task<Result<blob::CheckReport>> VolumeService::Impl::check(std::shared_
     Status vacant = co_await blob::Owner::look(*device, **channel, home, super, identity);
     co_await home.yield();
     if (!vacant) co_return fail(std::move(vacant.error()));
-    co_return co_await blob::check_pool(std::move(device), home, repair, std::move(progress));
+    auto report = co_await blob::check_pool(std::move(device), background, repair, std::move(progress));
+    co_await home.enter();
+    co_return report;
   }
   auto owner =
       co_await blob::Owner::claim(*device, **channel, home, super, identity, blob::Owner::Force::kNo);
@@ -88,7 +90,8 @@ reactor::Task<Result<blob::CheckReport>> VolumeService::Impl::check(std::shared_
     device->stop_writing();
     log::critical("{} was taken by {} while it was repaired", device->name(), who);
   });
-  auto report = co_await blob::check_pool(device, home, repair, std::move(progress));
+  auto report = co_await blob::check_pool(device, background, repair, std::move(progress));
+  co_await home.enter();
   co_await (*owner)->stop();
   const Status released = co_await (*owner)->release(**channel);
   co_await home.yield();

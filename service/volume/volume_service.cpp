@@ -50,15 +50,29 @@ reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::Impl::open_dev
   }
 }
 
+reactor::Task<Result<blob::Superblock>> VolumeService::Impl::probe(std::shared_ptr<bdev::Bdev> device) {
+  auto super = co_await blob::Store::probe(std::move(device), background);
+  co_await home.enter();
+  co_return super;
+}
+
+reactor::Task<Status> VolumeService::Impl::format(std::shared_ptr<bdev::Bdev> device, blob::FormatOptions options) {
+  Status done = co_await blob::Store::format(std::move(device), background, std::move(options));
+  co_await home.enter();
+  co_return done;
+}
+
 // Loads the pool on the device and takes it in. kExists when its name or id is taken.
 reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device,
                                                         blob::Owner::Force force) {
-  const auto super = co_await blob::Store::probe(device, home);
+  const auto super = co_await probe(device);
   if (!super) co_return fail(super.error());
   POLLUX_CO_TRY(check_not_open(*super));
   auto owner = co_await claim(spec, *device, *super, force);
   if (!owner) co_return fail(std::move(owner.error()));
-  auto store = co_await blob::Store::open(device, home);
+  // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
+  blob::OpenOptions options{.discard_pace = {}, .loads_on = &background};
+  auto store = co_await blob::Store::open(device, home, options);
   if (!store) {
     if (const auto released = co_await release(*device, std::move(*owner)); !released) {
       log::warn("{}", released.error().message);
@@ -72,6 +86,10 @@ reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::sh
     // Of the two errors the first says why.
     static_cast<void>(co_await (*store)->close());
     static_cast<void>(co_await release(*device, std::move(*owner)));
+    co_await blocking.run(home, [&store] {
+      store->reset();
+      return true;
+    });
     co_return fail(std::move(grown.error()));
   }
   auto pool = std::make_unique<Pool>(home);
@@ -143,7 +161,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
   if (spec.id.is_nil() || spec.name.empty()) co_return fail(ErrorCode::kInvalid, "a pool needs an id and a name");
   auto device = co_await impl_->open_device(spec.bdev, kPatienceNs);
   if (!device) co_return fail(std::move(device.error()));
-  auto there = co_await blob::Store::probe(*device, impl_->home);
+  auto there = co_await impl_->probe(*device);
   if (there) {
     const std::string name(there->name, there->name_bytes);
     if (there->pool_id != spec.id || name != spec.name) {
@@ -156,11 +174,10 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
   } else if (!spec.may_format) {
     co_return fail(std::move(there.error()));
   } else {
-    // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
     blob::FormatOptions options{
         .id = spec.id, .name = spec.name, .cluster_bytes = spec.cluster_bytes, .created_ms = wall_clock_ms(),
         .discard = spec.discard};
-    POLLUX_CO_TRY(co_await blob::Store::format(*device, impl_->home, std::move(options)));
+    POLLUX_CO_TRY(co_await impl_->format(*device, std::move(options)));
   }
   auto pool = co_await impl_->adopt(spec.bdev, *device, blob::Owner::Force::kNo);
   if (!pool) co_return fail(std::move(pool.error()));
@@ -189,7 +206,7 @@ reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid
   if (!device) co_return fail(std::move(device.error()));
   if (!expected.is_nil()) {
     // Opening writes a checkpoint: not into somebody else's pool.
-    const auto super = co_await blob::Store::probe(*device, impl_->home);
+    const auto super = co_await impl_->probe(*device);
     if (!super) co_return fail(super.error());
     const std::string name(super->name, super->name_bytes);
     POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
@@ -246,7 +263,7 @@ reactor::Task<Result<PoolCheck>> VolumeService::check_pool(bdev::Spec spec, Uuid
   spec.size_bytes = 0;
   auto device = co_await impl_->open_device(spec, kPatienceNs);
   if (!device) co_return fail(std::move(device.error()));
-  const auto super = co_await blob::Store::probe(*device, impl_->home);
+  const auto super = co_await impl_->probe(*device);
   if (!super) co_return fail(super.error());
   const std::string name(super->name, super->name_bytes);
   POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));

@@ -19,11 +19,13 @@ using blob::Volume;
 
 struct VolumeService::Impl {
   Impl(reactor::ReactorGroup& group, blob::Owner::Identity who)
-      : reactors(group), home(group.main()), identity(std::move(who)), gate(home) {}
+      : reactors(group), home(group.main()), background(group.background()), identity(std::move(who)), gate(home) {}
 
   reactor::ReactorGroup& reactors;
   // Everything here, and every store, is on this reactor.
   reactor::Reactor& home;
+  // What takes time in proportion to a pool: see Store::open.
+  reactor::Reactor& background;
   const blob::Owner::Identity identity;
   std::map<Uuid, std::unique_ptr<Pool>> pools;
   // Calls that make pools come and go, and checks, are inside.
@@ -88,6 +90,9 @@ struct VolumeService::Impl {
     return place->pool->info(*place->volume);
   }
 
+  // What is on the device. Runs in the background, as the next does, and comes back home.
+  reactor::Task<Result<blob::Superblock>> probe(std::shared_ptr<bdev::Bdev> device);
+  reactor::Task<Status> format(std::shared_ptr<bdev::Bdev> device, blob::FormatOptions options);
   reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec, std::uint64_t patience_ns);
   reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device, blob::Owner::Force force);
   // pool_owner.cpp. Nothing for a device in memory. kExists: a pool with this id or name is open here.
@@ -99,7 +104,8 @@ struct VolumeService::Impl {
   // Closes a pool that was lost to another owner, so that it can be opened anew. kBusy: in use here, or that owner is
   // alive.
   reactor::Task<Status> leave_lost(Pool& pool, blob::Owner::Force force);
-  // blob::check_pool() on a pool that is nobody's, and with a repair this service's as long as it runs. kBusy.
+  // blob::check_pool() in the background, on a pool that is nobody's, and with a repair this service's as long as it
+  // runs. kBusy.
   reactor::Task<Result<blob::CheckReport>> check(std::shared_ptr<bdev::Bdev> device, const blob::Superblock& super,
                                                  blob::Repair repair, std::shared_ptr<blob::CheckProgress> progress);
   void follow_growth(Pool& pool);

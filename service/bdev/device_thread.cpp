@@ -10,6 +10,8 @@
 
 #include <cerrno>
 
+#include "base/cores.h"
+
 namespace pollux::bdev {
 
 DeviceThread::~DeviceThread() {
@@ -47,9 +49,8 @@ int DeviceThread::make(const Job& job) const {
 
 void DeviceThread::run() {
   pthread_setname_np(pthread_self(), "device");
-  // The thread that made this one is a reactor's, whose core is not for others: where the main thread runs.
-  cpu_set_t cores;
-  if (sched_getaffinity(getpid(), sizeof(cores), &cores) == 0) sched_setaffinity(0, sizeof(cores), &cores);
+  // The thread that made this one is a reactor's, whose core is not for others.
+  if (const auto cores = main_thread_cores()) sched_setaffinity(0, sizeof(*cores), &*cores);
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return ending_ || first_ != nullptr; });

@@ -18,6 +18,7 @@
 #include <mutex>
 #include <vector>
 
+#include "base/cores.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
@@ -143,6 +144,7 @@ class UringChannel : public Channel, public reactor::Poller {
     } discard;
   };
 
+  void move_workers();
   bool valid(const IoRequest& request) const;
   void enqueue(IoRequest& request);
   bool start_op(Op& op);
@@ -182,9 +184,21 @@ Status UringChannel::start() {
                                           " (is io_uring disabled by kernel.io_uring_disabled?)");
   }
   ring_open_ = true;
+  move_workers();
   POLLUX_TRY(reactor_.watch(ring_.ring_fd));
   reactor_.add_poller(*this);
   return {};
+}
+
+// The kernel's own threads, which run what may block (fsync, fallocate, RWF_DSYNC writes), inherit the core of the thread
+// that made the ring. There they would wait until the reactor sleeps.
+void UringChannel::move_workers() {
+  const auto cores = main_thread_cores();
+  if (!cores) return;
+  if (int rc = io_uring_register_iowq_aff(&ring_, sizeof(*cores), &*cores); rc < 0) {
+    log::warn("{}: the kernel's workers stay on the reactor's core, and flushes wait for it: {}", bdev_->name(),
+              std::strerror(-rc));
+  }
 }
 
 UringChannel::~UringChannel() {

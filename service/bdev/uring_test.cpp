@@ -5,11 +5,15 @@
 
 #include "bdev/uring.h"
 
-#include <boost/test/unit_test.hpp>
+#include <sched.h>
 
+#include <boost/test/unit_test.hpp>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "base/units.h"
@@ -166,7 +170,51 @@ void check_layouts(Reactor& reactor, const std::string& path) {
   }
 }
 
+// The cores that each of the kernel's workers for io_uring in this process may run on.
+std::vector<cpu_set_t> workers() {
+  std::vector<cpu_set_t> found;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string name;
+    std::ifstream(task.path() / "comm") >> name;
+    cpu_set_t cores;
+    if (!name.starts_with("iou-wrk-")) continue;
+    if (sched_getaffinity(std::stoi(task.path().filename()), sizeof(cores), &cores) == 0) found.push_back(cores);
+  }
+  return found;
+}
+
+Task<Result<IoStatus>> flush_one(Reactor& reactor, Bdev& bdev) {
+  auto channel = bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  co_return co_await flush(**channel);
+}
+
 }  // namespace
+
+// With one core there is none to move to.
+BOOST_AUTO_TEST_CASE(a_flush_runs_off_the_reactors_core,
+                     *boost::unit_test::precondition([](boost::unit_test::test_unit_id) {
+                       return std::thread::hardware_concurrency() > 1;
+                     })) {
+  cpu_set_t before;
+  BOOST_REQUIRE(sched_getaffinity(0, sizeof(before), &before) == 0);
+  unsigned core = 0;
+  while (!CPU_ISSET(core, &before)) ++core;
+  auto reactors = ReactorGroup::start({{.id = 0, .core = core}});
+  BOOST_REQUIRE(reactors.has_value());
+  // As the service does.
+  cpu_set_t others = before;
+  CPU_CLR(core, &others);
+  BOOST_REQUIRE(sched_setaffinity(0, sizeof(others), &others) == 0);
+  LoopDevice loop(kSize, 512);
+  auto bdev = Fixture::open(loop.path());
+  const auto flushed = call((*reactors)->main(), flush_one((*reactors)->main(), *bdev));
+  BOOST_REQUIRE_MESSAGE(flushed.has_value(), (flushed ? "" : flushed.error().message));
+  const auto found = workers();
+  BOOST_REQUIRE(!found.empty());
+  for (const cpu_set_t& cores : found) BOOST_TEST(CPU_EQUAL(&cores, &others));
+  BOOST_REQUIRE(sched_setaffinity(0, sizeof(before), &before) == 0);
+}
 
 BOOST_AUTO_TEST_CASE(the_address_and_the_length_of_each_piece_decide_whether_the_kernel_takes_a_request) {
   const auto takes = [](DirectIo rules, const Pieces& pieces) {

@@ -98,6 +98,19 @@ Status Reactor::start() {
   return {};
 }
 
+void Reactor::avoid(const std::vector<Options>& others) {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return;
+  for (const Options& other : others) {
+    if (other.core) CPU_CLR(*other.core, &cores);
+  }
+  // Where there are no others, it has to share.
+  if (CPU_COUNT(&cores) == 0) return;
+  if (int rc = pthread_setaffinity_np(thread_.native_handle(), sizeof(cores), &cores); rc != 0) {
+    log::warn("cannot keep work in the background off the reactors' cores: {}", std::strerror(rc));
+  }
+}
+
 void Reactor::stop() {
   if (!thread_.joinable()) return;
   assert(!is_current());
@@ -319,6 +332,7 @@ Result<std::unique_ptr<ReactorGroup>> ReactorGroup::start(const std::vector<Reac
   group->background_ =
       std::make_unique<Reactor>(Reactor::Options{.id = static_cast<unsigned>(options.size()), .background = true});
   POLLUX_TRY(group->background_->start());
+  group->background_->avoid(options);
   return group;
 }
 

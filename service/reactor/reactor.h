@@ -124,6 +124,7 @@ class Reactor {
 
  private:
   friend class Timer;
+  friend class ReactorGroup;
   class Enter : public Message {
    public:
     Enter(Reactor& reactor, bool always) : reactor_(reactor), always_(always) {}
@@ -146,6 +147,8 @@ class Reactor {
     std::coroutine_handle<> self_;
   };
 
+  // Keeps off their cores. After start().
+  void avoid(const std::vector<Options>& others);
   void loop();
   unsigned run_messages();
   unsigned run_next_turn();

@@ -166,6 +166,12 @@ abandoned_after_s = {abandoned_after_s}
         finally:
             self._process = None
 
+    def wait_for_end(self) -> int:
+        """Of one that ends by itself, or was told to: its exit status."""
+        status = self._process_or_raise().wait(_STOP_S)
+        self._process = None
+        return status
+
     def close(self) -> None:
         """Stop it if it runs. Raises ServiceDied when it had ended by itself or ends badly now."""
         if self._process is not None:

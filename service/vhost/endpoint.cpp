@@ -3,18 +3,11 @@
 #include <algorithm>
 #include <iterator>
 
-#include "base/log.h"
-
 namespace pollux::vhost {
 
 std::shared_ptr<Connection> Endpoint::on_connect() {
   std::lock_guard lock(mutex_);
   std::erase_if(sessions_, [](const auto& session) { return session->closed(); });
-  if (sessions_.size() >= kMaxSessions) {
-    std::uint64_t suppressed = 0;
-    if (limiter_.allow(suppressed)) log::warn("{}: refused a front end, {} are connected", path_, sessions_.size());
-    return nullptr;
-  }
   std::vector<std::shared_ptr<Session>> predecessors;
   std::ranges::copy_if(sessions_, std::back_inserter(predecessors), [](const auto& other) { return other->leaving(); });
   auto session = std::make_shared<Session>(path_, *device_, placement_, memory_share_, limiter_, std::move(predecessors));

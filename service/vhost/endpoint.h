@@ -17,10 +17,6 @@ namespace pollux::vhost {
 
 class Endpoint final : public Acceptor {
  public:
-  // A front end that reconnects may be there before its old connection is known to be dead; more than a few at once is
-  // an attack.
-  static constexpr std::size_t kMaxSessions = 4;
-
   Endpoint(std::string path, std::unique_ptr<Device> device, Placement& placement, std::shared_ptr<MappedMemory> mapped)
       : path_(std::move(path)),
         device_(std::move(device)),

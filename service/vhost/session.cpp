@@ -77,13 +77,31 @@ Session::Session(std::string name, Device& device, Placement& placement, MemoryS
 Session::~Session() = default;
 
 Verdict Session::on_message(Message& message) {
+  Stage seen = Stage::kSilent;
+  stage_.compare_exchange_strong(seen, Stage::kTalking);
   std::lock_guard lock(mutex_);
-  if (closed_) return Verdict::kDrop;
+  if (closed_ || seen == Stage::kDismissed) return Verdict::kDrop;
   log::debug("{}: request {}, {} bytes, {} descriptors", name_, message.request, message.size_bytes, message.fd_count);
   auto verdict = handle(message);
   if (verdict) return *verdict;
   blame("front end disconnected after request " + std::to_string(message.request) + ": " + verdict.error().message);
   return Verdict::kDrop;
+}
+
+bool Session::dismiss() {
+  Stage seen = stage_;
+  while (seen != Stage::kServed && !stage_.compare_exchange_weak(seen, Stage::kDismissed)) {
+  }
+  if (seen == Stage::kServed) return false;
+  blame("a front end that had started no queue lost its place to another");
+  return true;
+}
+
+bool Session::serve() {
+  Stage seen = stage_;
+  while (seen != Stage::kDismissed && !stage_.compare_exchange_weak(seen, Stage::kServed)) {
+  }
+  return seen != Stage::kDismissed;
 }
 
 void Session::blame(const std::string& what) {

@@ -36,6 +36,8 @@ class Session final : public Connection {
           std::vector<std::shared_ptr<Session>> predecessors);
   ~Session() override;
 
+  Stage stage() const override { return stage_.load(std::memory_order_relaxed); }
+  bool dismiss() override;
   Verdict on_message(Message& message) override;
   void on_hangup() override { leaving_.store(true, std::memory_order_relaxed); }
   void on_close() override;
@@ -99,6 +101,8 @@ class Session final : public Connection {
   Result<Vring*> vring_of(const Message& message, VringState& state);
   bool ready(const Vring& vring) const;
   Status start_if_ready(std::uint16_t index);
+  // From here on its place is its own; false when that went to another already.
+  bool serve();
   void await_predecessors();
   void stop(Vring& vring);
   // False: requests have not ended in that time, and the queue goes on.
@@ -122,6 +126,7 @@ class Session final : public Connection {
 
   // Held while a message is handled, which lasts as long as the disk's slowest request.
   mutable std::mutex mutex_;
+  std::atomic<Stage> stage_{Stage::kSilent};
   std::atomic<bool> leaving_{false};
   // Its queues have ended.
   std::atomic<bool> closed_{false};

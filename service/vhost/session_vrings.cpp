@@ -134,6 +134,7 @@ bool Session::ready(const Vring& vring) const {
 Status Session::start_if_ready(std::uint16_t index) {
   Vring& vring = vrings_[index];
   if (!ready(vring)) return {};
+  if (!serve()) return fail(ErrorCode::kBusy, "its place went to another front end");
   await_predecessors();
   virtio::QueueSetup setup{
       .size = vring.size,

@@ -16,16 +16,17 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <list>
 #include <map>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "base/descriptors.h"
 #include "base/log.h"
 #include "base/log_limiter.h"
+#include "base/waiting_clients.h"
 #include "vhost/transport.h"
 #include "vhost/vhost_user.h"
 
@@ -37,13 +38,25 @@ using virtio::UniqueFd;
 constexpr int kBacklog = 16;
 constexpr std::size_t kHeaderBytes = 12;
 // How long to leave accepting alone when the process has no descriptors left.
-constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+constexpr int kAcceptPauseMs = 100;
+
+// The process that has connected, as this one knows it: all that it cannot see are one.
+std::string process_behind(int socket) {
+  ucred credentials{};
+  socklen_t length = sizeof(credentials);
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) return {};
+  return std::to_string(credentials.pid);
+}
 
 // One front end's connection and the thread that serves it.
 class Link {
  public:
-  Link(UniqueFd socket, std::shared_ptr<Connection> connection)
-      : socket_(std::move(socket)), connection_(std::move(connection)), thread_([this] { serve(); }) {}
+  // `process`: who has connected.
+  Link(UniqueFd socket, std::string process, std::shared_ptr<Connection> connection)
+      : process_(std::move(process)),
+        socket_(std::move(socket)),
+        connection_(std::move(connection)),
+        thread_([this] { serve(); }) {}
   ~Link() {
     // A front end that finds its connection gone takes its rings to be where they are then: they stop before that.
     connection_->on_close();
@@ -57,6 +70,8 @@ class Link {
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
+  const std::string& process() const { return process_; }
+  Connection& connection() const { return *connection_; }
   bool ended() const { return ended_.load(std::memory_order_acquire); }
   // Tells the connection when the front end has closed its end; the thread may be long in finding out.
   void look_for_hangup() {
@@ -188,6 +203,7 @@ class Link {
     return true;
   }
 
+  const std::string process_;
   // Against other threads' use of a descriptor that the link's own has just closed.
   std::mutex socket_mutex_;
   UniqueFd socket_;
@@ -225,7 +241,10 @@ class SocketTransport final : public Transport {
   };
 
   void accept_loop();
-  void accept_from(Listener& listener);
+  // False: the process has no descriptor or memory for one more.
+  bool accept_from(const std::string& path, Listener& listener);
+  // False: nobody there can be sent away for a front end of `process`.
+  static bool make_room(std::list<Link>& links, const std::string& process);
 
   UniqueFd epoll_;
   UniqueFd wake_;
@@ -234,6 +253,7 @@ class SocketTransport final : public Transport {
   std::mutex mutex_;
   std::map<std::string, Listener> listeners_;
   LogLimiter accept_failures_;
+  LogLimiter refusals_;
   std::thread thread_;
 };
 
@@ -290,36 +310,68 @@ void SocketTransport::accept_loop() {
   while (!ending_) {
     epoll_event events[16];
     const int count = ::epoll_wait(epoll_.get(), events, static_cast<int>(std::size(events)), -1);
-    for (int i = 0; i < count; ++i) {
+    bool exhausted = false;
+    for (int i = 0; i < count && !exhausted; ++i) {
       std::lock_guard lock(mutex_);
       const auto listener = std::find_if(listeners_.begin(), listeners_.end(), [&](const auto& entry) {
         return entry.second.socket.get() == events[i].data.fd;
       });
-      if (listener != listeners_.end()) accept_from(listener->second);
+      if (listener != listeners_.end()) exhausted = !accept_from(listener->first, listener->second);
+    }
+    if (exhausted) {
+      // Without the mutex: sockets can be closed meanwhile, which gives descriptors back.
+      pollfd end{wake_.get(), POLLIN, 0};
+      static_cast<void>(::poll(&end, 1, kAcceptPauseMs));
     }
   }
 }
 
-void SocketTransport::accept_from(Listener& listener) {
+bool SocketTransport::make_room(std::list<Link>& links, const std::string& process) {
+  while (links.size() >= kMaxFrontEnds) {
+    std::vector<WaitingClient> waiting;
+    std::vector<std::list<Link>::iterator> found;
+    for (auto link = links.begin(); link != links.end(); ++link) {
+      const Stage stage = link->connection().stage();
+      if (stage == Stage::kServed) continue;
+      waiting.push_back({link->process(), stage == Stage::kSilent});
+      found.push_back(link);
+    }
+    const auto leaving = who_leaves(waiting, process, {.clients = 0, .clients_per_address = kMaxFrontEnds});
+    if (!leaving) return false;
+    // One that has just been served after all is not among those that can leave the next time. Of the others no queue
+    // runs, so that they end at once.
+    if (found[*leaving]->connection().dismiss()) links.erase(found[*leaving]);
+  }
+  return true;
+}
+
+bool SocketTransport::accept_from(const std::string& path, Listener& listener) {
   listener.links.remove_if([](const Link& link) { return link.ended(); });
   UniqueFd socket(::accept4(listener.socket.get(), nullptr, nullptr, SOCK_CLOEXEC));
   const int error = socket ? (is_last_descriptor(socket.get()) ? EMFILE : 0) : errno;
   if (error != 0) {
     // A front end that went away again is nothing to speak of.
-    if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS) {
-      std::uint64_t suppressed = 0;
-      if (accept_failures_.allow(suppressed)) {
-        log::error("cannot accept a front end: {} (and {} times before that are not listed)", std::strerror(error),
-                   suppressed);
-      }
-      std::this_thread::sleep_for(kAcceptPause);
+    if (error != EMFILE && error != ENFILE && error != ENOMEM && error != ENOBUFS) return true;
+    std::uint64_t suppressed = 0;
+    if (accept_failures_.allow(suppressed)) {
+      log::error("cannot accept a front end: {} (and {} times before that are not listed)", std::strerror(error),
+                 suppressed);
     }
-    return;
+    return false;
   }
   // A front end that reconnects has closed its old socket first, so this one's predecessors are known by now.
   for (Link& link : listener.links) link.look_for_hangup();
-  auto connection = listener.acceptor->on_connect();
-  if (connection) listener.links.emplace_back(std::move(socket), std::move(connection));
+  std::string process = process_behind(socket.get());
+  if (!make_room(listener.links, process)) {
+    std::uint64_t suppressed = 0;
+    if (refusals_.allow(suppressed)) {
+      log::warn("{}: refused a front end of process {}: {} are served (and {} refusals before that are not listed)", path,
+                process, listener.links.size(), suppressed);
+    }
+    return true;
+  }
+  listener.links.emplace_back(std::move(socket), std::move(process), listener.acceptor->on_connect());
+  return true;
 }
 
 }  // namespace

@@ -52,10 +52,22 @@ enum class Verdict : std::uint8_t {
   kDrop,   // end the connection
 };
 
+// How far a front end has come.
+enum class Stage : std::uint8_t {
+  kSilent,     // has not sent a whole message
+  kTalking,
+  kServed,     // a queue of it runs, or ran
+  kDismissed,  // its place went to another before that: none will
+};
+
 // One connected front end.
 class Connection {
  public:
   virtual ~Connection() = default;
+  // Any thread.
+  virtual Stage stage() const = 0;
+  // Takes its place away, for good; false when it is served. Any thread.
+  virtual bool dismiss() = 0;
   virtual Verdict on_message(Message& message) = 0;
   // The front end has closed its end; on_close() is to follow. Returns at once, from any thread.
   virtual void on_hangup() = 0;
@@ -67,12 +79,16 @@ class Connection {
 class Acceptor {
  public:
   virtual ~Acceptor() = default;
-  // nullptr refuses the front end.
   virtual std::shared_ptr<Connection> on_connect() = 0;
 };
 
 class Transport {
  public:
+  // Connections of a socket. A front end that reconnects may be there before its old connection is known to be dead;
+  // many at once are an attack. One more takes the place of one that is not served (base/waiting_clients.h, where a
+  // process counts as an address), and is refused when all are.
+  static constexpr std::size_t kMaxFrontEnds = 16;
+
   virtual ~Transport() = default;
   // Listens on the path, replacing a socket that a dead process left there. The acceptor must live until close(path)
   // has returned. kInvalid: path too long; kExists: already open; kBusy: too many sockets; kInternal: the kernel

@@ -1,12 +1,17 @@
 #include "virtio/guest_memory.h"
 
+#include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "base/units.h"
@@ -18,6 +23,29 @@ bool overflows(std::uint64_t start, std::uint64_t length) {
   return length > std::numeric_limits<std::uint64_t>::max() - start;
 }
 
+// Pages of a file come when a reactor touches them, and it waits for them with everybody whom it serves. From memory
+// they come at once; from a disk's file system, in which libvirt keeps the memory of guests with <source type="file"/>,
+// as soon as the disk has read them. From elsewhere, a network or a process (FUSE), they may never come.
+Status check_source_of_pages(int fd) {
+  // Files of tmpfs and hugetlbfs have seals, whether they are memfds or not; and no other has.
+  if (::fcntl(fd, F_GET_SEALS) >= 0) return {};
+  struct statfs info = {};
+  if (::fstatfs(fd, &info) != 0)
+    return fail(ErrorCode::kInvalid, "shared memory descriptor: " + std::string(std::strerror(errno)));
+  // Some of these have no name in the kernel's headers.
+  constexpr std::uint32_t kZfs = 0x2fc12fc1;
+  constexpr std::uint32_t kBcachefs = 0xca451a4e;
+  constexpr std::uint32_t kLocal[] = {EXT4_SUPER_MAGIC,       XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC,
+                                      OVERLAYFS_SUPER_MAGIC, RAMFS_MAGIC,     kZfs,              kBcachefs};
+  const auto type = static_cast<std::uint32_t>(info.f_type);
+  if (std::ranges::find(kLocal, type) != std::end(kLocal)) return {};
+  char number[16];
+  std::snprintf(number, sizeof(number), "%#x", type);
+  return fail(ErrorCode::kUnsupported, "shared memory in a file system (" + std::string(number) +
+                                           ") that may keep all guests waiting for a page: it has to be a memfd, or in "
+                                           "tmpfs, hugetlbfs or the file system of a local disk");
+}
+
 bool overlap(std::uint64_t a, std::uint64_t a_length, std::uint64_t b, std::uint64_t b_length) {
   return a < b + b_length && b < a + a_length;
 }
@@ -27,6 +55,7 @@ bool overlap(std::uint64_t a, std::uint64_t a_length, std::uint64_t b, std::uint
 Result<std::unique_ptr<SharedMapping>> SharedMapping::map(int fd, std::uint64_t file_offset, std::uint64_t size_bytes) {
   if (size_bytes == 0 || overflows(file_offset, size_bytes))
     return fail(ErrorCode::kInvalid, "shared memory with an impossible range");
+  POLLUX_TRY(check_source_of_pages(fd));
   struct stat file = {};
   if (::fstat(fd, &file) != 0)
     return fail(ErrorCode::kInvalid, "shared memory descriptor: " + std::string(std::strerror(errno)));

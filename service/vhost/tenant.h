@@ -69,6 +69,8 @@ struct ReactorStock {
   Commons iovec_arrays{kIovecArrays};
   Commons bytes_in_flight{kBytesInFlight};
   const std::unique_ptr<Signaller> signaller;
+  // Which turn of the reactor this is.
+  std::uint64_t turn = 1;
 };
 
 // On the reactor.
@@ -95,6 +97,27 @@ class Tenant {
   void take_bytes(std::uint32_t bytes) { bytes_.take(bytes); }
   void give_bytes(std::uint32_t bytes) { bytes_.give(bytes); }
 
+  // One of its queues has begun as much in this turn as all of them may. They then have turns one after the other,
+  // until one of them leaves something of its turn to the others.
+  void spend_turn() {
+    spent_turn_ = stock_.turn;
+    takes_turns_ = true;
+  }
+  bool takes_turns() const { return takes_turns_; }
+  // While takes_turns(): whether this queue, which has something to begin, may. Once in each of its polls.
+  bool has_turn(const void* queue) {
+    if (spent_turn_ == stock_.turn) {
+      if (!next_) next_ = queue;
+      return false;
+    }
+    // One that does not come in its turn has lost it.
+    const bool others = next_ && next_ != queue && stock_.turn == spent_turn_ + 1;
+    if (others) return false;
+    next_ = nullptr;
+    takes_turns_ = false;
+    return true;
+  }
+
   // Of the queues that serve it.
   unsigned queues = 0;
 
@@ -103,6 +126,10 @@ class Tenant {
   static constexpr std::int64_t kOwnBytes = 4 * kMiB;
 
   ReactorStock& stock_;
+  bool takes_turns_ = false;
+  std::uint64_t spent_turn_ = 0;
+  // The queue that came first when the turn was spent. Never dereferenced.
+  const void* next_ = nullptr;
   Budget arrays_{stock_.iovec_arrays, kOwnArrays};
   Budget bytes_{stock_.bytes_in_flight, kOwnBytes};
 };

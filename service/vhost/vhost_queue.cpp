@@ -29,12 +29,18 @@ Status VhostQueue::start(reactor::Reactor& reactor, ReactorStock& stock, Tenant&
 
 unsigned VhostQueue::poll() {
   unsigned done = 0;
-  if (goes_on_) [[unlikely]] {
+  const bool has_turn = !tenant_->takes_turns() || in_its_turn();
+  if (goes_on_ && has_turn) [[unlikely]] {
     go_on();
+    tenant_->spend_turn();
     ++done;
   }
   // What an earlier process has left in flight is answered before the queue stops, as all that is in flight.
-  if ((!stopping() || ring_->replaying()) && wants_chain()) done += take_batch();
+  if (has_turn && (!stopping() || ring_->replaying()) && wants_chain()) {
+    done += take_batch();
+    if (turn_bytes_ >= kBytesPerTurn) [[unlikely]]
+      tenant_->spend_turn();
+  }
   if (ring_->has_staged()) {
     publish();
     ++done;
@@ -47,6 +53,12 @@ unsigned VhostQueue::poll() {
   if (stopping()) [[unlikely]]
     done += go_on_stopping();
   return done;
+}
+
+// Of queues that take turns. One that has nothing to begin lets the others go first.
+bool VhostQueue::in_its_turn() {
+  const bool begins = goes_on_ || (within_budget() && wants_chain() && ring_->look() != 0);
+  return !begins || tenant_->has_turn(this);
 }
 
 unsigned VhostQueue::go_on_stopping() {

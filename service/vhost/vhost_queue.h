@@ -146,6 +146,7 @@ class VhostQueue {
   QueueCounters counters_;
 
  private:
+  bool in_its_turn();
   unsigned take_batch();
   void publish();
   void signal_call();

@@ -10,13 +10,23 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <climits>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <memory>
 #include <span>
+#include <stdexcept>
+#include <string>
+#include <thread>
 #include <vector>
 
+#include "bdev/uring.h"
+#include "initiator/fuse_file.h"
 #include "initiator/hanging_disk.h"
+#include "initiator/scsi_events.h"
 #include "initiator/wait_until.h"
 
 namespace pollux::initiator {
@@ -47,6 +57,15 @@ class ZeroDisk final : public bdev::Bdev {
 
 void put_be(std::uint8_t* to, std::uint64_t value, unsigned bytes) {
   for (unsigned i = 0; i < bytes; ++i) to[i] = static_cast<std::uint8_t>(value >> (8 * (bytes - 1 - i)));
+}
+
+// Memory of this process that it shares with nobody, as guests' is.
+std::uint64_t own_memory_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("RssAnon:")) return std::stoull(line.substr(8)) * 1024;
+  }
+  throw std::runtime_error("the kernel does not say how much memory there is");
 }
 
 // VERIFY(16) of so many blocks, against nothing but the medium.
@@ -207,12 +226,15 @@ BOOST_AUTO_TEST_CASE(scratch_memory_that_waits_for_its_device_leaves_some_for_ot
   BOOST_REQUIRE(wait_until([&] { return disk->kept() >= 8; }));
   ScsiGuest good(*this, 2, ram());
   IoSlot slot(good.front_end.ram(), 64 << 10);
-  for (unsigned i = 0; i < 100; ++i) {
-    const auto segments = i % 2 ? verify(good.disk, good.front_end.ram(), slot, 1024)
-                                : good.disk.build(good.front_end.ram(), slot, Op::kDiscard, 0, 4096, 0);
-    run_request(good.front_end, 2, segments, 10'000);
-    BOOST_TEST(good.disk.verdict(slot) == "");
-  }
+  const auto use_scratch = [&] {
+    for (unsigned i = 0; i < 100; ++i) {
+      const auto segments = i % 2 ? verify(good.disk, good.front_end.ram(), slot, 1024)
+                                  : good.disk.build(good.front_end.ram(), slot, Op::kDiscard, 0, 4096, 0);
+      run_request(good.front_end, 2, segments, 10'000);
+      BOOST_TEST(good.disk.verdict(slot) == "");
+    }
+  };
+  BOOST_CHECK_NO_THROW(use_scratch());
   disk->answer();
   BOOST_TEST(bad.take_all());
 }
@@ -299,6 +321,89 @@ BOOST_AUTO_TEST_CASE(commands_that_wait_behind_an_ordered_one_cost_no_more_than_
   BOOST_TEST(part_kept(begin, end) >= kEnough);
 }
 
+BOOST_AUTO_TEST_CASE(a_guest_that_has_used_its_budget_up_still_manages_its_tasks_and_hears_of_new_disks) {
+  const auto disk = std::make_shared<HangingDisk>();
+  ScsiGuest bad(*this, 1, disk, /*request_queues=*/1, /*entries=*/512);
+  GuestRam& ram = bad.front_end.ram();
+  ScsiEvents events(bad.front_end);
+  // More bytes than a tenant may have in flight; all use the same memory.
+  constexpr std::uint32_t kBytes = 1 << 20;
+  constexpr unsigned kRequests = 400;
+  const IoSlot data(ram, kBytes);
+  for (unsigned i = 0; i < kRequests; ++i) {
+    IoSlot slot(ram, 0);
+    slot.data = data.data;
+    bad.send(2, bad.disk.build(ram, slot, Op::kRead, 0, kBytes, 0));
+  }
+  bad.show();
+  // No request goes to the device any more.
+  BOOST_REQUIRE(wait_until([&] {
+    const std::size_t before = disk->kept();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    return before > 8 && disk->kept() == before;
+  }));
+  BOOST_REQUIRE(disk->kept() < kRequests);
+  // VIRTIO 1.2 5.6.6.2: QUERY TASK SET.
+  struct __attribute__((packed)) {
+    std::uint32_t type = 0;
+    std::uint32_t subtype = 7;
+    std::uint8_t lun[8] = {1, 1, 0x40, 0};
+    std::uint64_t tag = 0;
+  } const query;
+  constexpr std::uint8_t kSucceeded = 10;
+  std::byte* memory = ram.allocate(64);
+  std::memcpy(memory, &query, sizeof(query));
+  memory[32] = std::byte{kNoAnswer};
+  const Segment segments[] = {{ram.guest_addr(memory), sizeof(query), false}, {ram.guest_addr(memory + 32), 1, true}};
+  BOOST_CHECK_NO_THROW(run_request(bad.front_end, 0, segments, 10'000));
+  BOOST_TEST(std::to_integer<int>(memory[32]) == kSucceeded);
+  add("guest1", 9, ServiceFixture::ram());
+  BOOST_TEST(events.next().has_value());
+  disk->answer();
+  BOOST_TEST(bad.take_all());
+}
+
+BOOST_AUTO_TEST_CASE(copies_for_misaligned_requests_take_no_more_memory_than_is_in_flight) {
+  const std::string path = "/dev/shm/pollux-neighbours-" + std::to_string(::getpid());
+  auto file = bdev::make_uring_bdev(path, 64 << 20);
+  BOOST_REQUIRE(file.has_value());
+  ::unlink(path.c_str());
+  // The largest command that goes to the device whole, at an address that no device takes.
+  constexpr std::uint32_t kBytes = 32 << 20;
+  constexpr unsigned kCommands = 24;
+  std::vector<std::unique_ptr<ScsiGuest>> guests;
+  for (std::uint8_t i = 1; i <= 3; ++i) {
+    guests.push_back(std::make_unique<ScsiGuest>(*this, i, *file));
+    ScsiGuest& guest = *guests.back();
+    GuestRam& ram = guest.front_end.ram();
+    const std::uint64_t data = ram.guest_addr(IoSlot(ram, kBytes + 4096).data) + 8;
+    for (unsigned k = 0; k < kCommands; ++k) {
+      IoSlot slot(ram, 0);
+      std::uint8_t write_and_verify[16] = {0x8e};
+      put_be(write_and_verify + 10, kBytes / 512, 4);
+      auto segments = guest.disk.command(ram, slot, write_and_verify, 0, 0);
+      segments.insert(segments.begin() + 1, {data, kBytes, false});
+      guest.send(2, segments);
+    }
+  }
+  const std::uint64_t before = own_memory_bytes();
+  std::uint64_t most = before;
+  for (auto& guest : guests) guest->show();
+  const auto all_taken = [&] {
+    most = std::max(most, own_memory_bytes());
+    return std::ranges::all_of(guests, [](auto& guest) {
+      while (guest->front_end.ring(2).take()) {
+      }
+      return guest->front_end.ring(2).in_flight() == 0;
+    });
+  };
+  BOOST_TEST(wait_until(all_taken, std::chrono::seconds(120)));
+  BOOST_TEST_MESSAGE("copies took " << ((most - before) >> 20) << " MiB");
+  // What a reactor has in flight (architecture.md), and a command of each guest.
+  BOOST_TEST(most - before > kBytes);
+  BOOST_TEST(most - before <= (256ULL << 20) + guests.size() * kBytes + (16 << 20));
+}
+
 BOOST_AUTO_TEST_CASE(memory_files_of_any_size_leave_address_space_for_others) {
   // Their memory is mapped before there is none left for it; with the service's part it is in this process too.
   FrontEnd first(options_for(blk("first", ram(), 1)));
@@ -337,6 +442,86 @@ BOOST_AUTO_TEST_CASE(memory_files_of_any_size_leave_address_space_for_others) {
     BOOST_TEST(run_io(*front_end, 0, BlkDisk(), slot, Op::kWrite, 0, 4096) == "");
   }
   ::close(file);
+}
+
+BOOST_AUTO_TEST_CASE(memory_whose_pages_never_come_is_refused) {
+  const std::string folder = directory() + "/fuse";
+  const std::string socket = blk("bad", ram(), 1);
+  std::unique_ptr<FuseFile> file;
+  std::unique_ptr<FrontEnd> bad;
+  bool refused = false;
+  const auto begin = [&] {
+    constexpr std::uint64_t kBytes = 1 << 20;
+    constexpr std::uint64_t kAddress = 1ULL << 50;
+    file = std::make_unique<FuseFile>(folder, kBytes);
+    FrontEndOptions options = options_for(socket);
+    options.reply_ack = false;
+    bad = std::make_unique<FrontEnd>(options);
+    bad->start();
+    const struct {
+      std::uint64_t padding = 0;
+      VuRegion region;
+    } slot{.region = {kAddress, kBytes, kAddress, 0}};
+    const int fd = file->fd();
+    bad->request(Vu::kAddMemReg, slot, std::span(&fd, 1));
+    try {
+      bad->get_u64(Vu::kGetQueueNum);
+    } catch (const std::exception&) {
+      refused = true;
+      return;
+    }
+    IoSlot io(bad->ram(), 4096);
+    auto segments = BlkDisk().build(bad->ram(), io, Op::kRead, 0, 4096, 0);
+    segments[1] = {kAddress, 4096, true};
+    BOOST_REQUIRE(bad->ring(0).add(segments, 1));
+    bad->ring(0).show();
+    bad->kick(0);
+  };
+  const auto end = [&] {
+    file.reset();
+    bad->abandon();
+  };
+  BOOST_TEST(part_kept(begin, end) >= kEnough);
+  BOOST_TEST(refused);
+}
+
+BOOST_AUTO_TEST_CASE(all_queues_of_a_guest_have_one_turn_together) {
+  // As many as a guest may have. What was never written reads as zeros, at once.
+  constexpr std::uint16_t kQueues = 64;
+  FrontEndOptions options = options_for(blk("bad", std::make_shared<ZeroDisk>(), kQueues), kQueues);
+  options.ram_bytes = 64 << 20;
+  options.ring = {.size = 64, .indirect = true};
+  FrontEnd bad(options);
+  bad.start();
+  // All pieces are the same memory.
+  constexpr std::uint32_t kPieceBytes = 8 << 20;
+  constexpr unsigned kPieces = 16;
+  const IoSlot data(bad.ram(), kPieceBytes);
+  std::vector<IoSlot> slots;
+  for (unsigned i = 0; i < kQueues; ++i) slots.emplace_back(bad.ram(), 0);
+  const auto begin = [&] {
+    for (std::uint16_t queue = 0; queue < kQueues; ++queue) {
+      slots[queue].data = data.data;
+      auto segments = BlkDisk().build(bad.ram(), slots[queue], Op::kRead, 0, 512, 0);
+      segments[1] = {bad.ram().guest_addr(data.data), kPieceBytes, true};
+      segments.insert(segments.begin() + 1, kPieces - 1, segments[1]);
+      BOOST_REQUIRE(bad.ring(queue).add(segments, 1));
+      bad.ring(queue).show();
+      bad.kick(queue);
+    }
+  };
+  const auto end = [&] {
+    unsigned answers = 0;
+    const auto all_taken = [&] {
+      for (std::uint16_t queue = 0; queue < kQueues; ++queue) {
+        while (bad.ring(queue).take()) ++answers;
+      }
+      return answers == kQueues;
+    };
+    BOOST_TEST(wait_until(all_taken, std::chrono::seconds(120)));
+    for (const IoSlot& slot : slots) BOOST_TEST(BlkDisk().verdict(slot) == "");
+  };
+  BOOST_TEST(part_kept(begin, end) >= kEnough);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -28,7 +28,7 @@ ServiceFixture::ServiceFixture(unsigned reactors, std::chrono::milliseconds drai
   std::vector<reactor::Reactor::Options> each(reactors);
   for (unsigned i = 0; i < reactors; ++i) each[i].id = i;
   reactors_ = must(reactor::ReactorGroup::start(each));
-  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_, .drain_patience = drain_patience}));
+  service_ = must(vhost::VhostService::start(*reactors_, {.socket_dir = directory_, .max_queues = 64, .drain_patience = drain_patience}));
 }
 
 ServiceFixture::~ServiceFixture() {

@@ -7,12 +7,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <functional>
+#include <future>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/units.h"
 #include "control/pools.h"
@@ -292,6 +297,37 @@ BOOST_AUTO_TEST_CASE(rights_targets_and_conflicts) {
     }
     must(attachments.unauthorise(kOther, kCompute.host, other, soon()), "the last grant");
     must(must(attachments.list({}, ""), "list").empty(), "nothing is left without a grant");
+  });
+  BOOST_TEST(status == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_call_whose_time_is_over_does_not_wait_for_a_reactor) {
+  test::Folder folder;
+  const int status = in_child([&] {
+    Service service(folder.path());
+    prepare(service, folder.path());
+    std::promise<void> release;
+    service.reactors->main().post([busy = release.get_future().share()] { busy.wait(); });
+    const auto none = Deadline::after_ms(0);
+    std::atomic<unsigned> answered = 0;
+    std::vector<std::thread> callers;
+    const auto call = [&](const char* what, const std::function<ErrorCode()>& make) {
+      callers.emplace_back([what, make, &answered] {
+        must(make() == ErrorCode::kRetry, what);
+        ++answered;
+      });
+    };
+    const auto code = [](const auto& result) { return result ? ErrorCode::kInternal : result.error().code; };
+    call("attach", [&] { return code(service.attachments->attach(kAdmin, request(), none)); });
+    call("authorise", [&] { return code(service.attachments->authorise({kOther, kCompute.host, false, {}}, none)); });
+    call("import", [&] {
+      return code(service.pools->import({bdev::Spec::Kind::kUring, folder.path() + "/pool", 0}, false, none));
+    });
+    const auto patience = soon();
+    while (answered < callers.size() && !patience.passed()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    must(answered == callers.size(), "all calls ended while the reactor was busy");
+    release.set_value();
+    for (auto& caller : callers) caller.join();
   });
   BOOST_TEST(status == 0);
 }

@@ -17,7 +17,7 @@ _REPO = Path(__file__).resolve().parents[2]
 _BUILD = _REPO / "build" / "fuzz"
 _CORPUS = Path(__file__).parent / "corpus"
 # Seconds of fuzzing a target.
-_SECONDS = {"quick": 5, "default": 20, "full": 120 * int(os.environ.get("POLLUX_TEST_SOAK", "1"))}
+_SECONDS = {"quick": 5, "default": 20, "full": 60 * int(os.environ.get("POLLUX_TEST_SOAK", "1"))}
 # Every target has a corpus.
 _TARGETS = sorted(folder.name for folder in _CORPUS.iterdir() if folder.is_dir())
 # Bytes of an input; longer ones teach nothing that shorter ones do not.

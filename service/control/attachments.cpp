@@ -13,11 +13,6 @@ namespace pollux::control {
 
 namespace {
 
-// For reactor::call(), to which 0 is no deadline at all.
-std::uint64_t left_ms(Deadline deadline) {
-  return std::max<std::uint64_t>(deadline.remaining_ms(), 1);
-}
-
 // Targets of a controller: 255 volumes a guest. The first volume, which is the boot volume, gets target 0, where
 // firmware and QEMU look without being told.
 constexpr std::uint16_t kLastTarget = 254;
@@ -85,7 +80,7 @@ Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
     const std::lock_guard lock(placed_mutex_);
     if (placed_.contains(record.id)) return {};
   }
-  auto device = reactor::call(reactors_.main(), volumes_.open(record.volume), left_ms(deadline));
+  auto device = reactor::call(reactors_.main(), volumes_.open(record.volume), deadline.remaining_ms());
   if (!device) return fail(std::move(device.error()));
   vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only, record.client, record.scsi_names};
   if (record.transport == TransportKind::kScsi) {
@@ -186,7 +181,7 @@ Result<std::uint16_t> Attachments::choose_target(const AttachRequest& request,
 Result<AttachmentRecord> Attachments::plan(const Caller& caller, const AttachRequest& request, bool& new_controller,
                                            Deadline deadline) {
   const auto volume =
-      reactor::call(reactors_.main(), volumes_.describe_volume(request.volume), left_ms(deadline));
+      reactor::call(reactors_.main(), volumes_.describe_volume(request.volume), deadline.remaining_ms());
   if (!volume) return fail(volume.error());
   AttachmentRecord record;
   record.id = request.id;
@@ -391,7 +386,7 @@ Status Attachments::authorise(const AuthorisationRecord& authorisation, Deadline
   const auto turn = volume_turn(authorisation.volume, deadline);
   if (!turn) return fail(turn.error());
   const auto volume =
-      reactor::call(reactors_.main(), volumes_.describe_volume(authorisation.volume), left_ms(deadline));
+      reactor::call(reactors_.main(), volumes_.describe_volume(authorisation.volume), deadline.remaining_ms());
   if (!volume) return fail(volume.error());
   return store_.put_authorisation(authorisation);
 }

@@ -85,8 +85,7 @@ void DataSockets::forget(const Open& open) {
 
 Status DataSockets::serve(Open& open, Deadline deadline) {
   const auto& request = open.request;
-  auto device = reactor::call(reactors_.main(), volumes_.open(request.volume),
-                              std::max<std::uint64_t>(deadline.remaining_ms(), 1));
+  auto device = reactor::call(reactors_.main(), volumes_.open(request.volume), deadline.remaining_ms());
   if (!device) return fail(std::move(device.error()));
   auto& socket = open.socket;
   socket.id = request.id;

@@ -76,9 +76,7 @@ auto Handler::run(const char* method, const rpc::RequestContext& ctx, const std:
 
 template <typename T>
 Result<T> Handler::ask(reactor::Task<Result<T>> task, Deadline deadline) {
-  // 0 would mean no deadline at all.
-  const auto left_ms = std::max<std::uint64_t>(deadline.remaining_ms(), 1);
-  auto result = reactor::call(backend_.reactors.main(), std::move(task), left_ms);
+  auto result = reactor::call(backend_.reactors.main(), std::move(task), deadline.remaining_ms());
   if (!result) return fail(backend_.pools.explain(std::move(result.error())));
   return result;
 }

@@ -229,6 +229,7 @@ Status NbdServer::stop(Deadline deadline) {
   reap();
   if (options_.read_only) return {};
   auto& reactor = reactors_.main();
+  // Begun in any case: when there is no time left to wait for it, what was written may still last.
   return reactor::call(reactor, flush_device(reactor, device_), std::max<std::uint64_t>(deadline.remaining_ms(), 1));
 }
 

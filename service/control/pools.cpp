@@ -9,15 +9,6 @@
 
 namespace pollux::control {
 
-namespace {
-
-// For reactor::call(), to which 0 is no deadline at all.
-std::uint64_t left_ms(Deadline deadline) {
-  return std::max<std::uint64_t>(deadline.remaining_ms(), 1);
-}
-
-}  // namespace
-
 Result<std::unique_lock<std::timed_mutex>> Pools::turn(Deadline deadline) {
   std::unique_lock lock(changes_, deadline.at());
   if (!lock.owns_lock()) {
@@ -73,7 +64,7 @@ Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, De
     }
   }
   spec.may_format = overwrite || spec.bdev.kind == bdev::Spec::Kind::kRam;
-  auto pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), left_ms(deadline));
+  auto pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), deadline.remaining_ms());
   if (!pool && pool.error().code == ErrorCode::kNotFound && !spec.may_format) {
     // No pool is there: what else is?
     const auto signature = find_signature(spec.bdev.path);
@@ -83,7 +74,7 @@ Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, De
                                           ". Nothing was written; to lose it, repeat the request with overwrite");
     }
     spec.may_format = true;
-    pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), left_ms(deadline));
+    pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), deadline.remaining_ms());
   }
   if (!pool) return pool;
   POLLUX_TRY(record(*pool, spec.bdev));
@@ -93,7 +84,7 @@ Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, De
 Result<volume::PoolInfo> Pools::import(const bdev::Spec& bdev, bool force, Deadline deadline) {
   const auto lock = turn(deadline);
   if (!lock) return fail(lock.error());
-  auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev, {}, force), left_ms(deadline));
+  auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev, {}, force), deadline.remaining_ms());
   if (!pool) {
     POLLUX_TRY(note_closed(bdev, pool.error().message, deadline));
     return pool;
@@ -109,7 +100,7 @@ Status Pools::note_closed(const bdev::Spec& bdev, const std::string& reason, Dea
   for (const auto& record : *recorded) {
     if (record.bdev.path != bdev.path) continue;
     const auto open =
-        reactor::call(reactors_.main(), volumes_.describe_pool(record.id.to_string()), left_ms(deadline));
+        reactor::call(reactors_.main(), volumes_.describe_pool(record.id.to_string()), deadline.remaining_ms());
     if (open || open.error().code != ErrorCode::kNotFound) continue;
     const std::lock_guard guard(unopened_mutex_);
     unopened_.emplace(record.id, Unopened{record, reason});
@@ -127,7 +118,7 @@ Status Pools::forget(const std::string& pool, Deadline deadline) {
     if (record.name == pool || record.id.to_string() == pool) known = &record;
   }
   if (known != nullptr) POLLUX_TRY(check_not_checked(known->id));
-  const auto closed = reactor::call(reactors_.main(), volumes_.export_pool(pool), left_ms(deadline));
+  const auto closed = reactor::call(reactors_.main(), volumes_.export_pool(pool), deadline.remaining_ms());
   // What is not open has nothing to close; what is not recorded either is gone already.
   if (!closed && closed.error().code != ErrorCode::kNotFound) return closed;
   if (known == nullptr) return {};
@@ -145,13 +136,14 @@ Status Pools::check_not_checked(const Uuid& pool) const {
 }
 
 Status Pools::check_no_job(const std::string& pool, Deadline deadline) {
-  const auto jobs = reactor::call(reactors_.main(), volumes_.list_jobs(), left_ms(deadline));
+  const auto jobs = reactor::call(reactors_.main(), volumes_.list_jobs(), deadline.remaining_ms());
   if (!jobs) return fail(jobs.error());
   for (const auto& job : *jobs) {
     // Deletes go on where they were.
     if (job.state != volume::JobState::kRunning || job.kind == "delete") continue;
     const auto volume =
-        reactor::call(reactors_.main(), volumes_.describe_volume(job.volume_id), left_ms(deadline));
+        reactor::call(reactors_.main(), volumes_.describe_volume(job.volume_id), deadline.remaining_ms());
+    if (!volume && volume.error().code == ErrorCode::kRetry) return fail(volume.error());
     if (!volume || volume->pool != pool) continue;
     return fail(ErrorCode::kBusy, "pool " + pool + " cannot be checked while " + job.kind + " of volume " +
                                       job.volume_id.to_string() + " runs: wait for job " + job.id.to_string() +
@@ -187,7 +179,7 @@ Result<PoolRecord> Pools::begin_check(const std::string& pool, Deadline deadline
     unopened_.insert_or_assign(known->id, Unopened{*known, why, true});
   }
   const auto closed =
-      reactor::call(reactors_.main(), volumes_.export_pool(known->id.to_string()), left_ms(deadline));
+      reactor::call(reactors_.main(), volumes_.export_pool(known->id.to_string()), deadline.remaining_ms());
   // A close that did not end in time may still do, and one that failed has closed it all the same: whatever becomes of
   // this call, the pool has to be opened again.
   if (closed || closed.error().code != ErrorCode::kBusy) return *known;

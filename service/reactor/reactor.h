@@ -179,19 +179,21 @@ class Reactor {
   std::thread thread_;
 };
 
-// Runs a task on the reactor from a thread that may block (control, tests), and waits for its result. deadline_ms 0:
-// for ever. After the deadline: kRetry, and the task goes on to its end without anybody listening.
+// Runs a task on the reactor from a thread that may block (control, tests), and waits for its result; without a
+// deadline for ever. After the deadline: kRetry, and the task goes on to its end without anybody listening. Deadline 0
+// has passed already: kRetry, and the task does not begin.
 template <typename T>
-Result<T> call(Reactor& reactor, Task<Result<T>> task, std::uint64_t deadline_ms = 0) {
+Result<T> call(Reactor& reactor, Task<Result<T>> task, std::optional<std::uint64_t> deadline_ms = std::nullopt) {
+  if (deadline_ms == 0) return fail(ErrorCode::kRetry, "not begun, there is no time left for it: repeat the request");
   auto promise = std::make_shared<std::promise<Result<T>>>();
   auto future = promise->get_future();
   auto started = std::make_shared<Task<Result<T>>>(std::move(task));
   reactor.post([promise, started] {
     spawn(std::move(*started), [promise](Result<T> result) { promise->set_value(std::move(result)); });
   });
-  if (deadline_ms != 0 && future.wait_for(std::chrono::milliseconds(deadline_ms)) != std::future_status::ready) {
+  if (deadline_ms && future.wait_for(std::chrono::milliseconds(*deadline_ms)) != std::future_status::ready) {
     return fail(ErrorCode::kRetry,
-                "not finished within " + std::to_string(deadline_ms) + " ms; it may still happen: repeat the request");
+                "not finished within " + std::to_string(*deadline_ms) + " ms; it may still happen: repeat the request");
   }
   return future.get();
 }

@@ -176,6 +176,21 @@ BOOST_AUTO_TEST_CASE(call_gives_up_at_its_deadline_and_says_retry) {
   BOOST_TEST(call(group->main(), nap(group->main(), 400'000)).has_value());
 }
 
+BOOST_AUTO_TEST_CASE(a_call_whose_deadline_has_passed_does_not_begin) {
+  auto group = start_two();
+  bool begun = false;
+  const auto begin = [](bool& flag) -> Task<Result<int>> {
+    flag = true;
+    co_return 0;
+  };
+  auto result = call(group->main(), begin(begun), 0);
+  BOOST_REQUIRE(!result.has_value());
+  BOOST_CHECK(result.error().code == ErrorCode::kRetry);
+  // Behind it, had it been posted.
+  BOOST_TEST(call(group->main(), nap(group->main(), 1)).has_value());
+  BOOST_TEST(!begun);
+}
+
 BOOST_AUTO_TEST_CASE(timers_fire_after_their_time_polling_and_sleeping) {
   for (auto idle : {IdlePolicy::kPoll, IdlePolicy::kAdaptive}) {
     auto group = start_two(idle);

@@ -61,6 +61,8 @@ struct IoRequest {
   static constexpr std::uint8_t kMayUnmap = 2;
   // kExtent only, set by the device.
   static constexpr std::uint8_t kMapped = 4;
+  // A part of what a guest asked for with one request, and not its first: limits count its bytes alone.
+  static constexpr std::uint8_t kContinues = 8;
 
   // Of something that changes what the device holds, and has to be durable with its answer.
   bool durable_change() const {

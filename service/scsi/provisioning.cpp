@@ -99,6 +99,7 @@ void write_next_same(LunChannel& channel, Task& task) {
   work.piece = {work.scratch->data(), work.step_blocks << shift};
   work.io.op = bdev::IoOp::kWrite;
   work.io.flags = channel.unit().mode_pages().write_cache() ? 0 : bdev::IoRequest::kFua;
+  if (work.done_blocks != 0) work.io.flags |= bdev::IoRequest::kContinues;
   work.io.offset_bytes = (work.lba + work.done_blocks) << shift;
   work.io.length_bytes = work.piece.iov_len;
   work.io.iov = &work.piece;

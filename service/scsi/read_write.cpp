@@ -46,6 +46,7 @@ void next_step(LunChannel& channel, Task& task) {
   const std::uint32_t shift = channel.unit().block_shift();
   const List list = list_of(task);
   work.step_blocks = std::min<std::uint64_t>(work.blocks - work.done_blocks, kStepBytes >> shift);
+  if (work.done_blocks != 0) work.io.flags |= bdev::IoRequest::kContinues;
   work.io.offset_bytes = (work.lba + work.done_blocks) << shift;
   work.io.length_bytes = work.step_blocks << shift;
   work.io.iov = list.pieces;

@@ -1,6 +1,7 @@
 #include <random>
 
 #include "scsi/limits.h"
+#include "scsi/scratch.h"
 #include "scsi/test_bench.h"
 
 using namespace pollux;
@@ -199,6 +200,36 @@ BOOST_AUTO_TEST_CASE(blocks_of_4096_bytes_work_the_same) {
   check_good(bench.run({.cdb = range_cdb({0x8a, 3, 2}), .data_out = data}), data.size());
   BOOST_TEST(bench.bdev->peek(3 * 4096, data.size()) == data, boost::test_tools::per_element());
   check_sense(bench.run({.cdb = range_cdb({0x28, 1024, 1}), .data_in_bytes = 4096}), sense::kLbaOutOfRange);
+}
+
+BOOST_AUTO_TEST_CASE(a_command_in_several_steps_is_one_operation_to_limits) {
+  for (bool defer : {false, true}) {
+    Bench bench({.bdev = {.defer = defer}});
+    const Bytes data = pattern(kBlocks * kBlock, 3);
+    const auto check_operations = [&](bdev::IoOp op, std::size_t steps) {
+      std::size_t found = 0;
+      std::size_t operations = 0;
+      for (const auto& seen : bench.bdev->seen()) {
+        if (seen.op != op) continue;
+        ++found;
+        if ((seen.flags & bdev::IoRequest::kContinues) == 0) ++operations;
+      }
+      BOOST_TEST(found == steps);
+      BOOST_TEST(operations == 1u);
+      bench.bdev->forget_seen();
+    };
+    // WRITE, READ, VERIFY, WRITE SAME.
+    for (unsigned round = 0; round < 2; ++round) {
+      check_good(bench.run({.cdb = range_cdb({0x8a, 0, kBlocks}), .data_out = data}), data.size());
+      check_operations(bdev::IoOp::kWrite, data.size() / kStepBytes);
+      check_good(bench.run({.cdb = range_cdb({0x88, 0, kBlocks}), .data_in_bytes = data.size()}), data.size());
+      check_operations(bdev::IoOp::kRead, data.size() / kStepBytes);
+      check_good(bench.run({.cdb = range_cdb({0x8f, 0, kBlocks})}), 0);
+      check_operations(bdev::IoOp::kRead, data.size() / kScratchBytes);
+      check_good(bench.run({.cdb = range_cdb({0x93, 0, kBlocks}), .data_out = pattern(kBlock, 1)}), kBlock);
+      check_operations(bdev::IoOp::kWrite, data.size() / kScratchBytes);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(two_reactors_and_two_guests_writing_at_random_leave_what_was_written_last) {

@@ -55,6 +55,7 @@ void aim(const LunChannel& channel, Task& task, bdev::IoOp op, std::uint64_t lba
   work.io.op = op;
   work.io.flags = 0;
   if (op == bdev::IoOp::kWrite && !channel.unit().mode_pages().write_cache()) work.io.flags = bdev::IoRequest::kFua;
+  if (work.done_blocks != 0) work.io.flags |= bdev::IoRequest::kContinues;
   work.io.offset_bytes = lba << shift;
   work.io.length_bytes = work.piece.iov_len;
   work.io.iov = &work.piece;

@@ -77,7 +77,7 @@ void read_piece(LunChannel& channel, Task& task) {
   work.step_blocks = std::min<std::uint64_t>(work.blocks - work.done_blocks, kScratchBytes >> shift);
   work.piece = {work.scratch->data(), work.step_blocks << shift};
   work.io.op = bdev::IoOp::kRead;
-  work.io.flags = 0;
+  work.io.flags = work.done_blocks == 0 ? 0 : bdev::IoRequest::kContinues;
   work.io.offset_bytes = (work.lba + work.done_blocks) << shift;
   work.io.length_bytes = work.piece.iov_len;
   work.io.iov = &work.piece;

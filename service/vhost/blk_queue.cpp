@@ -150,6 +150,7 @@ void BlkQueue::on_step(bdev::IoRequest& io) {
     queue.answer(request, request.status == bdev::IoStatus::kOk ? kStatusOk : kStatusIoError);
     return;
   }
+  request.flags |= bdev::IoRequest::kContinues;
   request.offset_bytes += request.length_bytes;
   request.data.items += request.iov_count;
   request.data.count -= request.iov_count;

@@ -67,7 +67,8 @@ std::uint64_t QosLimiter::book(const bdev::IoRequest& request, std::uint64_t now
   // An unmap moves no data: it counts as a write operation alone.
   const bool moves_data = request.op == bdev::IoOp::kRead || request.op == bdev::IoOp::kWrite;
   const std::uint64_t bytes = moves_data ? request.length_bytes : 0;
-  const std::uint64_t starts[] = {(reads ? read_ops_ : write_ops_).book(1, now_ns), all_ops_.book(1, now_ns),
+  const std::uint64_t ops = (request.flags & bdev::IoRequest::kContinues) != 0 ? 0 : 1;
+  const std::uint64_t starts[] = {(reads ? read_ops_ : write_ops_).book(ops, now_ns), all_ops_.book(ops, now_ns),
                                   (reads ? read_bytes_ : write_bytes_).book(bytes, now_ns),
                                   all_bytes_.book(bytes, now_ns)};
   return *std::max_element(std::begin(starts), std::end(starts));

@@ -188,6 +188,26 @@ BOOST_AUTO_TEST_CASE(no_limit_burst_or_request_is_too_large_to_count) {
   BOOST_TEST(last > kSecondNs);
 }
 
+BOOST_AUTO_TEST_CASE(what_continues_a_request_counts_its_bytes_alone) {
+  constexpr std::uint64_t kNow = kSecondNs;
+  for (const auto op : {bdev::IoOp::kRead, bdev::IoOp::kWrite}) {
+    auto rest = request(op, 4096);
+    rest.flags = bdev::IoRequest::kContinues;
+    for (const QosLimits& ops : {QosLimits{.read_iops = 1, .write_iops = 1}, QosLimits{.total_iops = 1}}) {
+      QosLimiter limiter;
+      limiter.set(ops);
+      for (unsigned i = 0; i < 10; ++i) BOOST_TEST(limiter.book(rest, kNow) <= kNow);
+      limiter.book(request(op, 4096), kNow);
+      BOOST_TEST(limiter.book(rest, kNow) <= kNow);
+      BOOST_TEST(limiter.book(request(op, 4096), kNow) > kNow);
+    }
+    QosLimiter limiter;
+    limiter.set({.total_bytes_per_s = 4096});
+    limiter.book(rest, kNow);
+    BOOST_TEST(limiter.book(rest, kNow) > kNow);
+  }
+}
+
 BOOST_FIXTURE_TEST_CASE(reactors_share_the_limit_of_a_volume, Fixture) {
   RemoteChannel first(*device, reactors->at(0));
   RemoteChannel second(*device, reactors->at(1));

@@ -261,6 +261,32 @@ BOOST_AUTO_TEST_CASE(removing_a_device_disconnects_its_front_end) {
   BOOST_TEST(service().remove_blk("v").has_value());
 }
 
+BOOST_AUTO_TEST_CASE(a_request_in_several_steps_is_one_operation_to_limits) {
+  const auto disk = std::make_shared<RecordingDisk>(ram());
+  FrontEndOptions options = options_for(blk("v", disk));
+  options.ring.indirect = true;
+  FrontEnd front_end(options);
+  front_end.start();
+  constexpr std::uint32_t kBytes = 8 << 20;
+  IoSlot slot(front_end.ram(), kBytes);
+  for (const auto& [op, kind] : {std::pair{Op::kWrite, bdev::IoOp::kWrite}, std::pair{Op::kRead, bdev::IoOp::kRead}}) {
+    for (unsigned round = 0; round < 2; ++round) {
+      disk->take_seen();
+      BOOST_TEST(run_io(front_end, 0, BlkDisk(), slot, op, 0, kBytes, 1 << 20) == "");
+      unsigned steps = 0;
+      unsigned operations = 0;
+      for (const auto& seen : disk->take_seen()) {
+        if (seen.op != kind) continue;
+        ++steps;
+        if ((seen.flags & bdev::IoRequest::kContinues) == 0) ++operations;
+      }
+      BOOST_TEST(steps == 4u);
+      BOOST_TEST(operations == 1u);
+    }
+  }
+  front_end.stop();
+}
+
 BOOST_AUTO_TEST_CASE(a_socket_that_cannot_be_opened_at_the_start_is_tried_again) {
   const std::string held = directory() + "/held";
   auto started = vhost::VhostService::start(reactors(), {.socket_dir = held, .hold_sockets = true});

@@ -25,6 +25,7 @@ thread_local Reactor* t_current = nullptr;
 
 // A burst of messages must not keep the pollers waiting.
 constexpr unsigned kMessagesPerTurn = 64;
+constexpr unsigned kTimersPerTurn = 64;
 // Timers and the idle decision look at the clock once in this many turns that found nothing, or this many busy ones.
 constexpr std::uint64_t kTurnsPerClockRead = 32;
 constexpr int kEpollEvents = 64;
@@ -236,26 +237,22 @@ unsigned Reactor::run_pollers() {
 }
 
 void Reactor::add_timer(Timer& timer) {
-  timers_.push_back(&timer);
-  next_due_ns_ = std::min(next_due_ns_, timer.due_ns_);
+  timers_.add(timer);
+  next_due_ns_ = timers_.first().due_ns_;
 }
 
 void Reactor::drop_timer(Timer& timer) {
-  std::erase(timers_, &timer);
-  next_due_ns_ = UINT64_MAX;
-  for (const Timer* other : timers_) next_due_ns_ = std::min(next_due_ns_, other->due_ns_);
+  timers_.remove(timer);
+  next_due_ns_ = timers_.empty() ? UINT64_MAX : timers_.first().due_ns_;
 }
 
 unsigned Reactor::run_timers(std::uint64_t now_ns) {
   unsigned fired = 0;
-  while (now_ns >= next_due_ns_) {
-    Timer* due = nullptr;
-    for (Timer* timer : timers_) {
-      if (timer->due_ns_ == next_due_ns_) due = timer;
-    }
-    drop_timer(*due);
-    due->reactor_ = nullptr;
-    due->fire_();
+  while (now_ns >= next_due_ns_ && fired < kTimersPerTurn) {
+    Timer& due = timers_.first();
+    drop_timer(due);
+    due.reactor_ = nullptr;
+    due.fire_();
     ++fired;
   }
   return fired;

@@ -23,6 +23,7 @@
 #include "base/result.h"
 #include "reactor/mailbox.h"
 #include "reactor/task.h"
+#include "reactor/timer_heap.h"
 #include "reactor/turn_watch.h"
 
 namespace pollux::reactor {
@@ -55,9 +56,11 @@ class Timer {
 
  private:
   friend class Reactor;
+  friend class TimerHeap<Timer>;
   std::function<void()> fire_;
   Reactor* reactor_ = nullptr;
   std::uint64_t due_ns_ = 0;
+  std::size_t place_ = 0;
 };
 
 enum class IdlePolicy : std::uint8_t { kPoll, kAdaptive };
@@ -167,8 +170,8 @@ class Reactor {
   std::atomic<bool> stopping_{false};
   std::vector<Poller*> pollers_;
   bool pollers_dirty_ = false;
-  // Few at a time (retries, time-outs, throttles), so a plain list beats a heap.
-  std::vector<Timer*> timers_;
+  // One for each volume that has limits, and a few.
+  TimerHeap<Timer> timers_;
   std::uint64_t next_due_ns_ = UINT64_MAX;
   int epoll_fd_ = -1;
   int wake_fd_ = -1;

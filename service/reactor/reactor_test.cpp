@@ -7,6 +7,8 @@
 
 #include <array>
 #include <chrono>
+#include <random>
+#include <set>
 #include <thread>
 
 #include "base/clock.h"
@@ -134,6 +136,32 @@ BOOST_AUTO_TEST_CASE(a_task_that_yields_again_and_again_gets_one_turn_after_the_
   const auto turns = call(group->at(1), turns_of_yields(group->at(1), 1000), 20'000);
   BOOST_REQUIRE(turns.has_value());
   BOOST_TEST(*turns >= 999u);
+}
+
+BOOST_AUTO_TEST_CASE(of_running_timers_the_one_that_is_due_first_is_in_front) {
+  struct Entry {
+    std::uint64_t due_ns_ = 0;
+    std::size_t place_ = 0;
+    bool running = false;
+  };
+  std::mt19937 random(1);
+  std::vector<Entry> entries(200);
+  TimerHeap<Entry> heap;
+  std::multiset<std::uint64_t> expected;
+  for (int step = 0; step < 20'000; ++step) {
+    Entry& entry = entries[random() % entries.size()];
+    if (entry.running) {
+      heap.remove(entry);
+      expected.erase(expected.find(entry.due_ns_));
+    } else {
+      entry.due_ns_ = random() % 1000;
+      heap.add(entry);
+      expected.insert(entry.due_ns_);
+    }
+    entry.running = !entry.running;
+    BOOST_REQUIRE(heap.empty() == expected.empty());
+    if (!heap.empty()) BOOST_REQUIRE(heap.first().due_ns_ == *expected.begin());
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_task_goes_on_where_it_asked_to_be) {

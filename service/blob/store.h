@@ -233,7 +233,7 @@ class Store {
   // kBusy.
   Status check_unused(const Volume& volume) const;
   void empty_in_background(Volume& volume);
-  reactor::Task<void> empty(VolumeNo number);
+  reactor::Task<void> empty(VolumeNo number, Job& job);
   reactor::Task<Status> empty_steps(Volume& volume, Job& job);
   Job* find_job(const Uuid& id) const;
   void forget_old_jobs();

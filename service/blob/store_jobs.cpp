@@ -36,16 +36,18 @@ struct OwnCluster : HomeIo {
 // ---- Delete
 
 void Store::empty_in_background(Volume& volume) {
+  // Listed from here on: when the delete is answered there is a job to wait for, or it is done.
+  Job& job = *jobs_.emplace_back(
+      std::make_unique<Job>(Job{.id = volume.id, .volume_id = volume.id, .kind = "delete"}));
   ++background_;
-  reactor::spawn(empty(volume.number), [this] { --background_; });
+  reactor::spawn(empty(volume.number, job), [this] { --background_; });
 }
 
-reactor::Task<void> Store::empty(VolumeNo number) {
+reactor::Task<void> Store::empty(VolumeNo number, Job& job) {
   // The caller goes on first.
   co_await home().yield();
   Volume& volume = *state_->find(number);
   const Uuid id = volume.id;
-  Job& job = *jobs_.emplace_back(std::make_unique<Job>(Job{.id = id, .volume_id = id, .kind = "delete"}));
   if (auto done = co_await empty_steps(volume, job); !done) {
     log::error("delete of volume {} does not go on: {}", id.to_string(), done.error().message);
   }

@@ -115,7 +115,9 @@ struct Fixture {
     must(call(home, blob::Store::format(memory, home, std::move(options))));
   }
   std::unique_ptr<blob::Store> open(std::shared_ptr<bdev::Bdev> device) {
-    return must(call(home, blob::Store::open(std::move(device), home)));
+    // As the service does.
+    const blob::OpenOptions options{.discard_pace = {}, .loads_on = &reactors->background()};
+    return must(call(home, blob::Store::open(std::move(device), home, options)));
   }
   void close(std::unique_ptr<blob::Store>& store) {
     must(call(home, store->close()));

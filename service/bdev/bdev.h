@@ -72,6 +72,8 @@ struct IoRequest {
   IoOp op = IoOp::kRead;
   std::uint8_t flags = 0;
   IoStatus status = IoStatus::kOk;  // set by the device before complete()
+  // Of which of the channel's users: when requests have to wait, streams take turns (bdev/fair_queue.h).
+  std::uint8_t stream = 0;
   std::uint16_t iov_count = 0;
   std::uint64_t offset_bytes = 0;
   std::uint64_t length_bytes = 0;  // of the iovecs together for read and write; 0 for flush

@@ -24,6 +24,7 @@
 #include "base/units.h"
 #include "bdev/device_thread.h"
 #include "bdev/direct_io.h"
+#include "bdev/fair_queue.h"
 #include "reactor/reactor.h"
 
 namespace pollux::bdev {
@@ -146,7 +147,6 @@ class UringChannel : public Channel, public reactor::Poller {
 
   void move_workers();
   bool valid(const IoRequest& request) const;
-  void enqueue(IoRequest& request);
   bool start_op(Op& op);
   void start_discard(Op& op);
   void drain_waiting();
@@ -161,9 +161,8 @@ class UringChannel : public Channel, public reactor::Poller {
   bool ring_open_ = false;
   std::vector<Op> ops_;
   Op* free_ = nullptr;
-  // Requests that found no free op or ring slot, in order.
-  IoRequest* waiting_head_ = nullptr;
-  IoRequest* waiting_tail_ = nullptr;
+  // Requests that found no free op or ring slot.
+  FairQueue waiting_;
   bool unsubmitted_ = false;
   // While poll() runs: where to say that a completion has ended this channel.
   bool* ended_ = nullptr;
@@ -232,8 +231,8 @@ void UringChannel::submit(IoRequest& request) {
     request.complete(request);
     return;
   }
-  if (waiting_head_ != nullptr || free_ == nullptr) {
-    enqueue(request);
+  if (!waiting_.empty() || free_ == nullptr) {
+    waiting_.push(request);
     return;
   }
   Op& op = *free_;
@@ -243,19 +242,13 @@ void UringChannel::submit(IoRequest& request) {
   op.syncing = false;
   if (!start_op(op)) {
     release(op);
-    enqueue(request);
+    waiting_.push(request);
   }
 }
 
-void UringChannel::enqueue(IoRequest& request) {
-  request.device_next = nullptr;
-  (waiting_tail_ != nullptr ? waiting_tail_->device_next : waiting_head_) = &request;
-  waiting_tail_ = &request;
-}
-
 void UringChannel::drain_waiting() {
-  while (waiting_head_ != nullptr && free_ != nullptr) {
-    IoRequest& request = *waiting_head_;
+  while (!waiting_.empty() && free_ != nullptr) {
+    IoRequest& request = waiting_.front();
     Op& op = *free_;
     free_ = op.next_free;
     op.request = &request;
@@ -265,8 +258,7 @@ void UringChannel::drain_waiting() {
       release(op);
       return;
     }
-    waiting_head_ = request.device_next;
-    if (waiting_head_ == nullptr) waiting_tail_ = nullptr;
+    waiting_.pop();
   }
 }
 
@@ -386,7 +378,7 @@ bool UringChannel::finish_zeroing(Op& op, int& result) {
   if (start_op(op)) return true;
   // No room in the ring: from the beginning when there is.
   release(op);
-  enqueue(request);
+  waiting_.push(request);
   return true;
 }
 
@@ -403,7 +395,7 @@ void UringChannel::finish(Op& op, int result) {
     if (start_op(op)) return;
     // No room in the ring: all of it once more.
     release(op);
-    enqueue(request);
+    waiting_.push(request);
     return;
   }
   if (result < 0 || is_short) {
@@ -431,7 +423,7 @@ void UringChannel::finish(Op& op, int result) {
 }
 
 unsigned UringChannel::poll() {
-  if (waiting_head_ != nullptr) drain_waiting();
+  if (!waiting_.empty()) drain_waiting();
   if (unsubmitted_) {
     const int rc = io_uring_submit(&ring_);
     // Busy means the completion queue is full: take completions, submit on the next turn. The kernel may also stop half
@@ -459,7 +451,7 @@ bool UringChannel::arm() {
   // A completion taken here may be an answer that a poller which is armed already has still to publish: sleeping now
   // would leave the guest waiting for it.
   if (poll() != 0) return false;
-  return !unsubmitted_ && waiting_head_ == nullptr && io_uring_cq_ready(&ring_) == 0;
+  return !unsubmitted_ && waiting_.empty() && io_uring_cq_ready(&ring_) == 0;
 }
 
 #ifndef STATX_DIOALIGN

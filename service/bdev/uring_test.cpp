@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "bdev/crowd.h"
 #include "bdev/direct_io.h"
 #include "bdev/loop_device.h"
 #include "reactor/reactor.h"
@@ -183,6 +184,15 @@ std::vector<cpu_set_t> workers() {
   return found;
 }
 
+Task<Result<std::size_t>> crowd(Reactor& reactor, Bdev& bdev, test::Crowd& crowd) {
+  auto channel = bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  auto before = co_await crowd.run(**channel, **channel);
+  // This runs in a completion of the channel.
+  co_await reactor.yield();
+  co_return before;
+}
+
 Task<Result<IoStatus>> flush_one(Reactor& reactor, Bdev& bdev) {
   auto channel = bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
@@ -190,6 +200,16 @@ Task<Result<IoStatus>> flush_one(Reactor& reactor, Bdev& bdev) {
 }
 
 }  // namespace
+
+// 512 are under way at a time; the one is among the next.
+BOOST_FIXTURE_TEST_CASE(a_request_does_not_wait_for_all_that_another_user_has_waiting, Fixture) {
+  LoopDevice loop(kSize, 512);
+  auto bdev = open(loop.path());
+  test::Crowd many(IoOp::kRead, 4000, test::Crowd::kBytes);
+  const auto before = call(home(), crowd(home(), *bdev, many));
+  BOOST_REQUIRE_MESSAGE(before.has_value(), (before ? "" : before.error().message));
+  BOOST_TEST(*before < 1200u);
+}
 
 // With one core there is none to move to.
 BOOST_AUTO_TEST_CASE(a_flush_runs_off_the_reactors_core,

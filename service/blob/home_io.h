@@ -26,6 +26,7 @@ class HomeIo : public reactor::Message {
 
   Volume* volume = nullptr;
   Op op = Op::kLoad;
+  std::uint8_t stream = 0;  // as in bdev::IoRequest
   std::uint16_t iov_count = 0;
   std::uint32_t index = 0;   // cluster of the volume
   std::uint32_t offset = 0;  // bytes within the cluster

@@ -253,6 +253,7 @@ void Writer::no_space(HomeIo& io) {
 void Writer::submit_data(HomeIo& io, ClusterNo own, void (*complete)(bdev::IoRequest&)) {
   io.data_.op = bdev::IoOp::kWrite;
   io.data_.flags = 0;
+  io.data_.stream = io.stream;
   io.data_.iov = io.iov;
   io.data_.iov_count = io.iov_count;
   io.data_.offset_bytes = state_.geometry.cluster_offset(own) + io.offset;

@@ -44,22 +44,12 @@ IoSlots& IoSlots::of(blob::Lane& lane) {
   return static_cast<IoSlots&>(*lane.extension);
 }
 
-void IoSlots::wait(bdev::IoRequest& request) {
-  request.device_next = nullptr;
-  (waiting_tail_ == nullptr ? waiting_head_ : waiting_tail_->device_next) = &request;
-  waiting_tail_ = &request;
-}
-
 void IoSlots::drive_waiting() {
   // Not nested: a piece that completes at once comes back here.
   if (waking_) return;
   waking_ = true;
-  while (waiting_head_ != nullptr && free_ != nullptr && !free_large_.empty() &&
-         (parts_.empty() || !free_parts_.empty())) {
-    bdev::IoRequest* request = waiting_head_;
-    waiting_head_ = request->device_next;
-    if (waiting_head_ == nullptr) waiting_tail_ = nullptr;
-    VolumeChannel::drive(*request);
+  while (!waiting_.empty() && free_ != nullptr && !free_large_.empty() && (parts_.empty() || !free_parts_.empty())) {
+    VolumeChannel::drive(waiting_.pop());
   }
   waking_ = false;
 }

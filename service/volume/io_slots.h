@@ -1,7 +1,8 @@
 #pragma once
 // IoSlots: the preallocated memory of the data path, one set a lane (a pool on a reactor), shared by all volumes of the
 // pool there. A guest request that is cut at cluster borders, or that goes to the home reactor, takes a slot for each
-// piece; when none is left the request waits here and goes on when one comes back. On the lane's reactor.
+// piece; when none is left the request waits here and goes on when one comes back, the volumes in turns. On the lane's
+// reactor.
 
 #include <array>
 #include <cstdint>
@@ -10,6 +11,7 @@
 
 #include "base/memory.h"
 #include "bdev/bdev.h"
+#include "bdev/fair_queue.h"
 #include "blob/home_io.h"
 #include "blob/journal.h"
 #include "blob/lanes.h"
@@ -91,10 +93,12 @@ class IoSlots : public blob::LaneExtension {
     slot.next = free_;
     free_ = &slot;
   }
+  // For a channel: its requests are one of the streams that take turns. 0 is the pool's own.
+  std::uint8_t next_stream() { return last_stream_ = static_cast<std::uint8_t>(last_stream_ % kLastStream + 1); }
   // The request goes on, by VolumeChannel::drive, when a slot or slice has come back.
-  void wait(bdev::IoRequest& request);
+  void wait(bdev::IoRequest& request) { waiting_.push(request); }
   void wake_waiting() {
-    if (waiting_head_ != nullptr) [[unlikely]]
+    if (!waiting_.empty()) [[unlikely]]
       drive_waiting();
   }
 
@@ -109,8 +113,9 @@ class IoSlots : public blob::LaneExtension {
   std::unique_ptr<void, memory::Release> part_blocks_;
   std::vector<BlockPart> parts_;
   std::vector<BlockPart*> free_parts_;
-  bdev::IoRequest* waiting_head_ = nullptr;
-  bdev::IoRequest* waiting_tail_ = nullptr;
+  static constexpr std::uint8_t kLastStream = bdev::FairQueue::kStreams - 1;
+  std::uint8_t last_stream_ = 0;
+  bdev::FairQueue waiting_;
   bool waking_ = false;
 };
 

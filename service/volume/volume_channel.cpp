@@ -31,6 +31,7 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       record_(record),
       view_(*record.view),
       slots_(slots),
+      stream_(slots.next_stream()),
       lane_(slots.lane()),
       at_home_(&slots.lane().reactor() == &store.home()),
       read_only_(volume_->read_only()),
@@ -84,6 +85,7 @@ template <bool kWriting>
   if (cluster == 0) [[unlikely]]
     return turn_back(request, started_ns, epoch);
   new (request.forward_scratch) Forwarded{this, request.complete, start, started_ns, epoch};
+  request.stream = stream_;
   request.offset_bytes = (std::uint64_t{cluster} << cluster_shift_) + offset;
   request.complete = &VolumeChannel::straight_done<kWriting>;
   lane_.device().submit(request);
@@ -118,6 +120,7 @@ void VolumeChannel::submit(IoRequest& request) {
 
 void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns, bool limited) {
   Progress& p = *new (request.device_scratch) Progress{};
+  request.stream = stream_;
   p.channel = this;
   p.outstanding = 1;
   p.status = validate(request);
@@ -325,6 +328,7 @@ VolumeChannel::Step VolumeChannel::read_part(IoRequest& request, const Place& pl
   slot->epoch = epoch;
   slot->device.op = IoOp::kRead;
   slot->device.flags = 0;
+  slot->device.stream = stream_;
   slot->device.offset_bytes = (std::uint64_t{from} << cluster_shift_) + (place.offset - part->offset);
   slot->device.length_bytes = part->whole.iov_len;
   slot->device.iov = &part->whole;
@@ -461,6 +465,7 @@ VolumeChannel::Step VolumeChannel::to_device(IoRequest& request, std::uint64_t o
   slot->epoch = epoch;
   slot->device.op = request.op;
   slot->device.flags = 0;
+  slot->device.stream = stream_;
   slot->device.offset_bytes = offset;
   slot->device.length_bytes = length;
   slot->device.complete = &VolumeChannel::device_done;
@@ -481,6 +486,7 @@ VolumeChannel::Step VolumeChannel::to_home(IoRequest& request, const Place& plac
   }
   slot->parent = &request;
   io.volume = &record_;
+  io.stream = stream_;
   io.op = op;
   io.index = place.index;
   io.offset = place.offset;

@@ -149,6 +149,7 @@ class VolumeChannel : public bdev::Channel {
   blob::Volume& record_;
   blob::VolumeView& view_;
   IoSlots& slots_;
+  const std::uint8_t stream_;
   blob::Lane& lane_;
   const bool at_home_;
   const bool read_only_;

@@ -6,6 +6,7 @@
 #include <future>
 #include <map>
 
+#include "bdev/crowd.h"
 #include "volume/test_support.h"
 #include "volume/volume_service.h"
 
@@ -38,6 +39,12 @@ struct Fixture {
   ~Fixture() { run(service.close()); }
 };
 
+reactor::Task<Result<std::size_t>> crowd(reactor::Reactor& reactor, bdev::Channel& many, bdev::Channel& one,
+                                         bdev::test::Crowd& crowd) {
+  co_await reactor.enter();
+  co_return co_await crowd.run(many, one);
+}
+
 // An open volume with a channel on two reactors, and what it should hold.
 struct Open {
   std::shared_ptr<bdev::Bdev> device;
@@ -61,6 +68,17 @@ BOOST_AUTO_TEST_CASE(what_was_never_written_reads_as_zeros) {
   const auto written = pattern(512, 1);
   std::copy(written.begin(), written.end(), expected.begin() + kMiB + 512);
   BOOST_TEST((back == expected));
+}
+
+// Each of these goes to the home reactor, and 512 may be on their way there.
+BOOST_AUTO_TEST_CASE(a_request_does_not_wait_for_all_that_another_volume_has_waiting) {
+  make_pool(512 * kMiB, 64 * kKiB);
+  auto many = run(service.open(make_volume("many", 400 * kMiB)));
+  auto one = run(service.open(make_volume("one", kMiB)));
+  RemoteChannel to_many(*many, reactors->at(1)), to_one(*one, reactors->at(1));
+  bdev::test::Crowd requests(bdev::IoOp::kWrite, 4000, 64 * kKiB);
+  const auto before = run(crowd(reactors->at(1), to_many.channel(), to_one.channel(), requests));
+  BOOST_TEST(before < 1200u);
 }
 
 BOOST_AUTO_TEST_CASE(bad_requests_are_refused) {

@@ -14,6 +14,7 @@ GIB = 1 << 30
 POOL = "memory"
 POOL_BYTES = 256 * MIB
 COMPUTE_HOST = "compute-1"
+_CLIENTS_KEPT = 100
 
 
 class Service:
@@ -46,6 +47,10 @@ class Service:
     def client(self, who: str | Identity = "admin", **changes: Any) -> Client:
         client = Client(self.settings(who, **changes))
         self._clients.append(client)
+        # The service has a limit of connections, and a test rarely uses a client of one long before it. One that it
+        # does use connects again.
+        if len(self._clients) > _CLIENTS_KEPT:
+            self._clients[-_CLIENTS_KEPT - 1].close()
         return client
 
     def environment(self, who: str = "admin") -> dict[str, str]:

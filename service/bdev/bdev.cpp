@@ -124,8 +124,8 @@ reactor::Task<IoStatus> write(Channel& channel, std::uint64_t offset_bytes, cons
   return run(channel, IoOp::kWrite, offset_bytes, const_cast<void*>(data), length_bytes, flags);
 }
 
-reactor::Task<IoStatus> flush(Channel& channel) {
-  return run(channel, IoOp::kFlush, 0, nullptr, 0, 0);
+reactor::Task<IoStatus> flush(Channel& channel, std::uint8_t flags) {
+  return run(channel, IoOp::kFlush, 0, nullptr, 0, flags);
 }
 
 reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,

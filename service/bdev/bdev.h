@@ -63,6 +63,9 @@ struct IoRequest {
   static constexpr std::uint8_t kMapped = 4;
   // A part of what a guest asked for with one request, and not its first: limits count its bytes alone.
   static constexpr std::uint8_t kContinues = 8;
+  // kFlush only: not the flush by which a volume's guest learns that writes were lost. It fails as long as the guest's
+  // next one would, and leaves that failure to it.
+  static constexpr std::uint8_t kAside = 16;
 
   // Of something that changes what the device holds, and has to be durable with its answer.
   bool durable_change() const {
@@ -155,7 +158,7 @@ class Bdev {
 reactor::Task<IoStatus> read(Channel& channel, std::uint64_t offset_bytes, void* data, std::size_t length_bytes);
 reactor::Task<IoStatus> write(Channel& channel, std::uint64_t offset_bytes, const void* data, std::size_t length_bytes,
                               std::uint8_t flags = 0);
-reactor::Task<IoStatus> flush(Channel& channel);
+reactor::Task<IoStatus> flush(Channel& channel, std::uint8_t flags = 0);
 reactor::Task<IoStatus> unmap(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,
                               std::uint8_t flags = 0);
 reactor::Task<IoStatus> write_zeroes(Channel& channel, std::uint64_t offset_bytes, std::uint64_t length_bytes,

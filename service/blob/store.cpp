@@ -45,6 +45,7 @@ Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, const O
     : gate_(home),
       loads_on_(options.loads_on != nullptr ? *options.loads_on : home),
       lanes_(std::move(device), home),
+      loss_log_(options.losses),
       discard_pace_(options.discard_pace) {}
 Store::~Store() = default;
 

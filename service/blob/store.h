@@ -26,6 +26,7 @@
 #include "blob/journal.h"
 #include "blob/lanes.h"
 #include "blob/loader.h"
+#include "blob/loss_log.h"
 #include "blob/recovery.h"
 #include "blob/space.h"
 #include "blob/state.h"
@@ -49,6 +50,8 @@ struct OpenOptions {
   Discarder::Pace discard_pace;
   // Where the pool is loaded, which takes time in proportion to it; null: on the home reactor.
   reactor::Reactor* loads_on = nullptr;
+  // Null: a loss is told by this store or not at all.
+  std::shared_ptr<LossLog> losses = nullptr;
 };
 
 struct CreateOptions {
@@ -153,6 +156,8 @@ class Store {
 
   // The volume can be read and written through its view until unview(). Nested.
   reactor::Task<Result<Volume*>> view(Uuid id);
+  // A store before this one has not told the user of this volume, which has a view, of a loss: its next flush does.
+  void owe(Volume& volume);
   void unview(Volume& volume);
 
   // Takes the device's growth over. kUnsupported: it shrank.
@@ -175,9 +180,12 @@ class Store {
   // The device belongs to `who` now: no change is taken, and nothing is written or loaded again, until close().
   void fence(const std::string& who);
   bool fenced() const { return failure_ && !failure_->lost_to.empty(); }
-  // Whether a flush of this volume that the journal answered with `ok` may be answered so: not when a flush of the
-  // device has failed since the last one that its user was told of, which may have lost what the user wrote before.
-  bool holds_flush(Volume& volume, bool ok);
+  // Whether the volume's user knows of every failed flush of the device that may have lost what the user wrote. If not,
+  // no flush of the volume may be answered with success.
+  bool knows_all(const Volume& volume) const;
+  // From now on the user does: a flush is answered with an error. The caller sends that answer to the reactor
+  // `answers_on` before it returns to the home reactor's loop.
+  void tell(Volume& volume, reactor::Reactor& answers_on);
   std::uint64_t replayed_records() const { return replayed_records_; }
   Usage usage() const;
   std::uint32_t used_percent() const;
@@ -212,6 +220,8 @@ class Store {
   Result<reactor::Gate::Holder> enter();
 
   // store_failure.cpp
+  void note_loss();
+  reactor::Task<void> note_told(Uuid id, reactor::Reactor& answers_on);
   void fail_changes(const std::string& reason, Journal::Loss loss);
   reactor::Task<void> revive();
   reactor::Task<Status> load_again();
@@ -260,13 +270,14 @@ class Store {
   // Changes of the set of volumes, one at a time up to the point where they are in memory and in the journal's queue.
   reactor::AsyncMutex structure_;
   std::vector<std::unique_ptr<Job>> jobs_;
-  // Deletes and flattens under way.
+  // Deletes, flattens and other coroutines under way that no caller waits for.
   std::uint32_t background_ = 0;
   bool closing_ = false;
   std::optional<Failure> failure_;
   bool reviving_ = false;
-  // Failures that may have lost what was written and not flushed, see Journal::Loss.
-  std::uint64_t losses_ = 0;
+  // Failures that may have lost what was written and not flushed, see Journal::Loss. From 1 on: 0 is before all.
+  std::uint64_t losses_ = 1;
+  const std::shared_ptr<LossLog> loss_log_;
   // While the pool is loaded again: guests' requests that came meanwhile.
   HomeIoList held_;
   std::uint32_t cluster_bytes_ = 0;

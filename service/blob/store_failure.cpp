@@ -6,15 +6,19 @@
 // dropped. What was answered is in the journal, and was flushed before that.
 //
 // What a guest wrote in place and has not flushed may be lost with a failed flush although the next one succeeds; so the
-// next flush of each volume that was open then is answered with an error, once.
+// next flush of each volume that was open then is answered with an error, once. The LossLog knows who is still to be
+// told when the service is restarted.
 //
 // A store that is fenced does not come back: what its device holds is another owner's, and may differ from what guests
 // here have seen. Only closing it and opening the pool anew ends that.
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "blob/loss_log.h"
 #include "blob/store.h"
 #include "blob/volume.h"
 
@@ -27,11 +31,13 @@ constexpr std::uint64_t kFirstPauseUs = 10'000;
 constexpr std::uint64_t kLongestPauseUs = 10'000'000;
 // How long a pool that closes may wait for a pause to end.
 constexpr std::uint64_t kPauseStepUs = 10'000;
+// Of a reactor, in which what it has completed reaches the guest: each of its pollers looks more often than that.
+constexpr unsigned kTurnsToAnswer = 64;
 
 }  // namespace
 
 void Store::fail_changes(const std::string& reason, Journal::Loss loss) {
-  if (loss == Journal::Loss::kPossible) ++losses_;
+  if (loss == Journal::Loss::kPossible) note_loss();
   if (failure_) return;
   failure_ = Failure{.reason = reason, .at_ms = wall_clock_ms()};
   log::critical("pool '{}' has failed: {}; it takes no changes until its device works again; reads go on", name(),
@@ -50,9 +56,45 @@ void Store::fence(const std::string& who) {
   journal_->give_up(failure_->reason, Journal::Loss::kNone);
 }
 
-bool Store::holds_flush(Volume& volume, bool ok) {
-  const bool told = std::exchange(volume.losses_told, losses_) == losses_;
-  return ok && told;
+// The log has those already that are behind. A store that closes has no open volumes left, but the guests who had them
+// may outlive the service.
+void Store::note_loss() {
+  std::vector<Uuid> untold;
+  for (const auto& [number, volume] : state_->volumes()) {
+    if (closing_ || (volume->view && volume->losses_told == losses_)) untold.push_back(volume->id);
+  }
+  ++losses_;
+  if (loss_log_ && !untold.empty()) loss_log_->owe(std::move(untold));
+}
+
+void Store::owe(Volume& volume) {
+  volume.losses_told = 0;
+  // Also when that is where it comes from: what was read there may have been forgotten meanwhile.
+  if (loss_log_) loss_log_->owe({volume.id});
+}
+
+bool Store::knows_all(const Volume& volume) const {
+  return volume.losses_told == losses_;
+}
+
+void Store::tell(Volume& volume, reactor::Reactor& answers_on) {
+  volume.losses_told = losses_;
+  if (!loss_log_) return;
+  ++background_;
+  reactor::spawn(note_told(volume.id, answers_on), [this] { --background_; });
+}
+
+// The log forgets when the user has the answer, not before: a guest repeats a flush that the service was killed with,
+// and the repeated one must fail as well.
+reactor::Task<void> Store::note_told(Uuid id, reactor::Reactor& answers_on) {
+  // The answer is on its way to its reactor then, and this comes behind it.
+  co_await home().yield();
+  co_await answers_on.enter();
+  for (unsigned turn = 0; turn < kTurnsToAnswer; ++turn) co_await answers_on.yield();
+  co_await home().enter();
+  const Volume* volume = state_->find(id);
+  // Another loss may have come meanwhile, which it was not told of.
+  if (volume != nullptr && volume->losses_told == losses_) loss_log_->told(id);
 }
 
 reactor::Task<void> Store::pause(std::uint64_t pause_us) {
@@ -78,7 +120,7 @@ reactor::Task<void> Store::revive() {
 reactor::Task<Status> Store::load_again() {
   // Without this nobody is disturbed in vain.
   if (auto flushed = bdev::to_status(co_await bdev::flush(lane_->device()), "flush"); !flushed) {
-    ++losses_;
+    note_loss();
     co_return flushed;
   }
   writer_->hold(held_);
@@ -113,7 +155,7 @@ reactor::Task<void> Store::wait_until_quiet() {
 reactor::Task<Status> Store::replace_parts() {
   // What is read from here on stays: a commit that answered an error may have reached the device all the same.
   if (auto flushed = bdev::to_status(co_await bdev::flush(lane_->device()), "flush"); !flushed) {
-    ++losses_;
+    note_loss();
     co_return flushed;
   }
   auto recovered = co_await load(super().pool_id);

@@ -80,7 +80,10 @@ Status Attachments::place(const AttachmentRecord& record, Deadline deadline) {
     const std::lock_guard lock(placed_mutex_);
     if (placed_.contains(record.id)) return {};
   }
-  auto device = reactor::call(reactors_.main(), volumes_.open(record.volume), deadline.remaining_ms());
+  const auto lost = store_.has_loss(record.volume);
+  if (!lost) return fail(lost.error());
+  const auto untold = *lost ? blob::LossUntold::kYes : blob::LossUntold::kNo;
+  auto device = reactor::call(reactors_.main(), volumes_.open(record.volume, untold), deadline.remaining_ms());
   if (!device) return fail(std::move(device.error()));
   vhost::DiskSpec disk{std::move(*device), record.volume, record.read_only, record.client, record.scsi_names};
   if (record.transport == TransportKind::kScsi) {

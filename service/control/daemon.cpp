@@ -168,8 +168,12 @@ Status Daemon::start_services() {
   auto& parts = *parts_;
   const auto id = service_id(config_.service.state_dir);
   if (!id) return fail(id.error());
+  auto boot_id = DiskStateKeeper::host_boot_id();
+  if (!boot_id) return fail(std::move(boot_id.error()));
+  POLLUX_TRY(parts.store->drop_losses_before(*boot_id));
+  const auto keeper = std::make_shared<DiskStateKeeper>(*parts.store, std::move(*boot_id));
   parts.volumes = std::make_unique<volume::VolumeService>(
-      *parts.reactors, blob::Owner::Identity{.host = config_.service.host_id, .service = *id});
+      *parts.reactors, blob::Owner::Identity{.host = config_.service.host_id, .service = *id}, keeper);
   vhost::Options vhost_options;
   vhost_options.socket_dir = config_.vhost.socket_dir;
   vhost_options.socket_group = config_.vhost.socket_group;
@@ -177,9 +181,6 @@ Status Daemon::start_services() {
   vhost_options.max_queues = config_.vhost.max_queues;
   vhost_options.guest_memory_bytes = config_.vhost.guest_memory_gib * kGiB;
   vhost_options.hold_sockets = true;
-  auto boot_id = DiskStateKeeper::host_boot_id();
-  if (!boot_id) return fail(std::move(boot_id.error()));
-  const auto keeper = std::make_shared<DiskStateKeeper>(*parts.store, std::move(*boot_id));
   vhost_options.reservations = keeper;
   vhost_options.settings = keeper;
   auto vhost = vhost::VhostService::start(*parts.reactors, std::move(vhost_options));

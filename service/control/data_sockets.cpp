@@ -104,6 +104,7 @@ Status DataSockets::serve(Open& open, Deadline deadline) {
   server_options.group = gid_;
   server_options.max_connections = options_.max_connections;
   server_options.read_only = socket.read_only;
+  server_options.sole_writer = !socket.read_only && !request.shared;
   auto server = NbdServer::start(reactors_, std::move(*device), std::move(server_options));
   if (!server) return fail(std::move(server.error()));
   open.server = std::move(*server);

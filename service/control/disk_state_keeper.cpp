@@ -56,6 +56,14 @@ void DiskStateKeeper::save(const Uuid& volume, const std::string& guest, std::st
   hand_over({SettingRecord{volume, guest, std::move(state), over_power_loss ? "" : boot_id_}, std::move(done)});
 }
 
+void DiskStateKeeper::owe(std::vector<Uuid> volumes) {
+  hand_over({Owed{std::move(volumes)}, [](const Status&) {}});
+}
+
+void DiskStateKeeper::told(const Uuid& volume) {
+  hand_over({Told{volume}, [](const Status&) {}});
+}
+
 void DiskStateKeeper::hand_over(Change change) {
   {
     const std::lock_guard lock(mutex_);
@@ -91,6 +99,24 @@ Status DiskStateKeeper::write(const SettingRecord& record) {
       record.state.empty() ? store_.drop_setting(record.volume, record.client) : store_.put_setting(record);
   if (!written) {
     log::error("what a guest has set on volume {} is not durable: {}", record.volume.to_string(),
+               written.error().message);
+  }
+  return written;
+}
+
+Status DiskStateKeeper::write(const Owed& owed) {
+  Status written = store_.put_losses(owed.volumes, boot_id_);
+  if (!written) {
+    log::error("a restart would forget which guests are to be told that a failed flush may have lost their writes: {}",
+               written.error().message);
+  }
+  return written;
+}
+
+Status DiskStateKeeper::write(const Told& told) {
+  Status written = store_.drop_loss(told.volume);
+  if (!written) {
+    log::error("after a restart the guest of volume {} is told of a loss again: {}", told.volume.to_string(),
                written.error().message);
   }
   return written;

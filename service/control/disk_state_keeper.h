@@ -1,10 +1,11 @@
 #pragma once
-// DiskStateKeeper: SCSI persistent reservations, and what guests have set on their disks, in the state store. Reactors
-// hand their changes over and go on; one thread writes them, in the order in which they came.
+// DiskStateKeeper: SCSI persistent reservations, what guests have set on their disks, and which volumes' guests must be
+// told of a loss, in the state store. Reactors hand their changes over and go on; one thread writes them, in the order
+// in which they came.
 //
 // A reservation without APTPL ends with a power loss (SPC-5 5.14.5), which is when the host's boot id changes; a
-// restart of the service alone ends none. What guests have set ends with their attachments, in the transaction that
-// forgets those.
+// restart of the service alone ends none. What guests have set, and losses, end with their attachments, in the
+// transaction that forgets those; a loss also with the host, as its guests do.
 
 #include <condition_variable>
 #include <deque>
@@ -13,15 +14,18 @@
 #include <string>
 #include <thread>
 #include <variant>
+#include <vector>
 
 #include "base/result.h"
+#include "base/uuid.h"
+#include "blob/loss_log.h"
 #include "control/state_store.h"
 #include "vhost/reservation_store.h"
 #include "vhost/setting_store.h"
 
 namespace pollux::control {
 
-class DiskStateKeeper final : public vhost::ReservationStore, public vhost::SettingStore {
+class DiskStateKeeper final : public vhost::ReservationStore, public vhost::SettingStore, public blob::LossLog {
  public:
   // The store outlives it. `boot_id` names this start of the host.
   DiskStateKeeper(StateStore& store, std::string boot_id);
@@ -35,18 +39,29 @@ class DiskStateKeeper final : public vhost::ReservationStore, public vhost::Sett
   void save(const Uuid& volume, const std::string& guest, std::string state, bool over_power_loss,
             std::function<void(Status)> done) override;
 
+  void owe(std::vector<Uuid> volumes) override;
+  void told(const Uuid& volume) override;
+
   // kIoError: the kernel does not tell.
   static Result<std::string> host_boot_id();
 
  private:
+  struct Owed {
+    std::vector<Uuid> volumes;
+  };
+  struct Told {
+    Uuid volume;
+  };
   struct Change {
-    std::variant<ReservationRecord, SettingRecord> record;
+    std::variant<ReservationRecord, SettingRecord, Owed, Told> record;
     std::function<void(Status)> done;
   };
   void hand_over(Change change);
   void run();
   Status write(const ReservationRecord& record);
   Status write(const SettingRecord& record);
+  Status write(const Owed& owed);
+  Status write(const Told& told);
   bool lapsed(const std::string& boot_id) const { return !boot_id.empty() && boot_id != boot_id_; }
 
   StateStore& store_;

@@ -283,6 +283,7 @@ Status Connection::take(const Request& request) {
       break;
     default:
       slot->op = bdev::IoOp::kFlush;
+      slot->bdev::IoRequest::flags = export_.flush_flags;
       break;
   }
   submit(*slot);

@@ -18,6 +18,7 @@ struct Export {
   std::uint32_t preferred_bytes = 4096;
   std::uint16_t transmission_flags = 0;
   bool reports_extents = false;  // offer base:allocation
+  std::uint8_t flush_flags = 0;  // of requests to the device
 };
 
 // What the client asked for, and gets.

@@ -28,11 +28,11 @@ constexpr std::uint64_t kNegotiationMs = 10'000;
 constexpr int kAcceptPauseMs = 200;
 constexpr std::chrono::seconds kPlacePatience{1};
 
-reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device) {
+reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device, std::uint8_t flags) {
   co_await reactor.enter();
   auto channel = device->open_channel(reactor);
   if (!channel) co_return fail(std::move(channel.error()));
-  const auto status = co_await bdev::flush(**channel);
+  const auto status = co_await bdev::flush(**channel, flags);
   channel->reset();
   const std::string what = "flush of " + device->name();
   // This frame ends some time after its caller has the answer. It must not be what keeps the volume in use then.
@@ -91,6 +91,7 @@ nbd::Export NbdServer::describe() const {
   // "Transmission flags", CAN_MULTI_CONN: every connection uses one device, so a flush covers what any of them
   // completed.
   exported.reports_extents = device_->reports_extents();
+  exported.flush_flags = flush_flags();
   exported.transmission_flags = nbd::kHasFlags | nbd::kSendFlush | nbd::kCanMultiConn;
   if (options_.read_only) {
     exported.transmission_flags |= nbd::kReadOnly;
@@ -230,7 +231,8 @@ Status NbdServer::stop(Deadline deadline) {
   if (options_.read_only) return {};
   auto& reactor = reactors_.main();
   // Begun in any case: when there is no time left to wait for it, what was written may still last.
-  return reactor::call(reactor, flush_device(reactor, device_), std::max<std::uint64_t>(deadline.remaining_ms(), 1));
+  return reactor::call(reactor, flush_device(reactor, device_, flush_flags()),
+                       std::max<std::uint64_t>(deadline.remaining_ms(), 1));
 }
 
 }  // namespace pollux::control

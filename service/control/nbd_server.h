@@ -34,6 +34,8 @@ class NbdServer {
     std::optional<gid_t> group;
     std::uint32_t max_connections = 8;
     bool read_only = false;
+    // Nobody else writes the volume: a flush of a client is what tells of lost writes.
+    bool sole_writer = true;
   };
 
   // kIoError: the socket cannot be made there.
@@ -63,6 +65,8 @@ class NbdServer {
       : reactors_(reactors), device_(std::move(device)), options_(std::move(options)) {}
   Status listen();
   nbd::Export describe() const;
+  // Beside a guest, whose next flush it is that has to tell it of lost writes.
+  std::uint8_t flush_flags() const { return options_.sole_writer ? 0 : bdev::IoRequest::kAside; }
   void accept_loop();
   void take_client();
   bool make_room();

@@ -22,7 +22,7 @@ using sqlite::Transaction;
 
 // "PLUX": tells our file from any other SQLite file.
 constexpr std::int64_t kApplicationId = 0x504C5558;
-constexpr std::int64_t kSchemaVersion = 5;
+constexpr std::int64_t kSchemaVersion = 6;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE pools (
@@ -66,8 +66,12 @@ constexpr const char* kSchemaOf4 =
 // What version 5 has beside version 4.
 constexpr const char* kSchemaOf5 = "ALTER TABLE attachments ADD COLUMN scsi_names INTEGER NOT NULL DEFAULT 1;";
 
+// What version 6 has beside version 5.
+constexpr const char* kSchemaOf6 =
+    "CREATE TABLE losses (volume_id TEXT PRIMARY KEY, boot_id TEXT NOT NULL) STRICT, WITHOUT ROWID;";
+
 // From version 1 on, one version each.
-constexpr const char* kUpgrades[] = {kSchemaOf2, kSchemaOf3, kSchemaOf4, kSchemaOf5};
+constexpr const char* kUpgrades[] = {kSchemaOf2, kSchemaOf3, kSchemaOf4, kSchemaOf5, kSchemaOf6};
 static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 
 constexpr const char* kAttachmentColumns =
@@ -376,6 +380,13 @@ Status StateStore::drop_attachment(const Uuid& id) {
                  .bind(1, id.to_string())
                  .bind(2, static_cast<std::int64_t>(TransportKind::kScsi))
                  .finish());
+  POLLUX_TRY(Statement(*database_,
+                       "DELETE FROM losses WHERE "
+                       "volume_id = (SELECT volume_id FROM attachments WHERE attachment_id = ?1) AND NOT EXISTS "
+                       "(SELECT 1 FROM attachments other WHERE other.volume_id = losses.volume_id AND "
+                       "other.attachment_id <> ?1)")
+                 .bind(1, id.to_string())
+                 .finish());
   POLLUX_TRY(Statement(*database_, "DELETE FROM attachments WHERE attachment_id = ?").bind(1, id.to_string()).finish());
   return transaction.commit();
 }
@@ -464,6 +475,40 @@ Result<std::optional<ReservationRecord>> StateStore::reservation(const Uuid& vol
   statement.bind(1, volume.to_string());
   std::optional<ReservationRecord> found;
   if (statement.step()) found = ReservationRecord{volume, statement.text(0), statement.text(1)};
+  POLLUX_TRY(statement.status());
+  return found;
+}
+
+Status StateStore::put_losses(const std::vector<Uuid>& volumes, const std::string& boot_id) {
+  const std::lock_guard lock(mutex_);
+  Transaction transaction(*database_);
+  POLLUX_TRY(transaction.begun());
+  for (const Uuid& volume : volumes) {
+    POLLUX_TRY(Statement(*database_,
+                         "INSERT OR REPLACE INTO losses (volume_id, boot_id) SELECT ?1, ?2 WHERE EXISTS "
+                         "(SELECT 1 FROM attachments WHERE volume_id = ?1)")
+                   .bind(1, volume.to_string())
+                   .bind(2, boot_id)
+                   .finish());
+  }
+  return transaction.commit();
+}
+
+Status StateStore::drop_loss(const Uuid& volume) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM losses WHERE volume_id = ?").bind(1, volume.to_string()).finish();
+}
+
+Status StateStore::drop_losses_before(const std::string& boot_id) {
+  const std::lock_guard lock(mutex_);
+  return Statement(*database_, "DELETE FROM losses WHERE boot_id <> ?").bind(1, boot_id).finish();
+}
+
+Result<bool> StateStore::has_loss(const Uuid& volume) {
+  const std::lock_guard lock(mutex_);
+  Statement statement(*database_, "SELECT 1 FROM losses WHERE volume_id = ?");
+  statement.bind(1, volume.to_string());
+  const bool found = statement.step();
   POLLUX_TRY(statement.status());
   return found;
 }

@@ -118,7 +118,8 @@ class StateStore {
 
   // With its controller when that is new, and remembers the target for this (client, volume), in one transaction.
   Status put_attachment(const AttachmentRecord& attachment, const std::optional<ControllerRecord>& controller);
-  // With what its client had set; and with what its clients shared when it is the volume's last by SCSI.
+  // With what its client had set; with what its clients shared when it is the volume's last by SCSI; and with the
+  // volume's loss when it is the last of all.
   Status drop_attachment(const Uuid& id);
   Result<std::optional<AttachmentRecord>> attachment(const Uuid& id);
   // In order of id.
@@ -132,6 +133,14 @@ class StateStore {
   Status put_reservation(const ReservationRecord& reservation);
   Status drop_reservation(const Uuid& volume);
   Result<std::optional<ReservationRecord>> reservation(const Uuid& volume);
+
+  // Volumes whose guests must still be told of a loss (see blob/loss_log.h), of those that are attached: this ends with
+  // the volume's last attachment. In one transaction.
+  Status put_losses(const std::vector<Uuid>& volumes, const std::string& boot_id);
+  Status drop_loss(const Uuid& volume);
+  // Of other starts of the host, whose guests are gone.
+  Status drop_losses_before(const std::string& boot_id);
+  Result<bool> has_loss(const Uuid& volume);
 
   Status put_setting(const SettingRecord& setting);
   Status drop_setting(const Uuid& volume, const std::string& client);

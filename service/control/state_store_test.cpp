@@ -171,7 +171,8 @@ BOOST_AUTO_TEST_CASE(reservations_are_kept_replaced_and_forgotten) {
 
 BOOST_AUTO_TEST_CASE(folders_of_earlier_schemas_are_taken_over_with_what_they_hold) {
   // Each undoes what the next version brought.
-  const std::string to_4 = "ALTER TABLE attachments DROP COLUMN scsi_names;";
+  const std::string to_5 = "DROP TABLE losses;";
+  const std::string to_4 = to_5 + "ALTER TABLE attachments DROP COLUMN scsi_names;";
   const std::string to_3 = to_4 + "DROP TABLE settings;";
   const std::string to_2 = to_3 + R"sql(
 DROP TABLE grants;
@@ -183,7 +184,7 @@ INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'comp
   const std::string to_1 = to_2 + "DROP TABLE reservations;";
   const AuthorisationRecord kept{*Uuid::parse("00000000-0000-4000-8000-000000000001"), "compute-1", true, {}};
   for (const auto& [version, earlier] : {std::pair{1, to_1}, std::pair{2, to_2}, std::pair{3, to_3},
-                                          std::pair{4, to_4}}) {
+                                          std::pair{4, to_4}, std::pair{5, to_5}}) {
     Folder folder;
     const auto attached = scsi_attachment("guest", 3);
     {
@@ -202,6 +203,8 @@ INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'comp
       BOOST_TEST((store->authorisations({}).value() == std::vector<AuthorisationRecord>{kept}));
       must(store->put_reservation({kept.volume, "x", ""}));
       must(store->put_setting({kept.volume, "guest", "x", ""}));
+      must(store->put_losses({attached.volume}, "boot"));
+      BOOST_TEST(store->has_loss(attached.volume).value());
     }
   }
 }
@@ -265,6 +268,41 @@ BOOST_AUTO_TEST_CASE(settings_are_written_in_order_and_lapse_with_the_host_when_
   BOOST_TEST(keeper.load(volume, "guest").value() == "");
   BOOST_TEST(keeper.load(volume, "gone").value() == "");
   BOOST_TEST(!store->setting(volume, "guest").value());
+}
+
+BOOST_AUTO_TEST_CASE(a_loss_is_owed_over_restarts_until_told_detached_or_the_host_starts_anew) {
+  Folder folder;
+  const auto told = scsi_attachment("first", 0), untold = scsi_attachment("second", 0);
+  const Uuid never_attached = Uuid::random();
+  // Attached twice.
+  auto shared = scsi_attachment("third", 0);
+  shared.volume = untold.volume;
+  {
+    const auto store = open_store(folder.path);
+    for (const auto& record : {told, untold, shared}) {
+      must(store->put_attachment(record, ControllerRecord{record.client, 4, "compute-1"}));
+    }
+    // What is handed over is written, in its order, before the keeper ends.
+    DiskStateKeeper keeper(*store, "boot 1");
+    keeper.told(untold.volume);
+    keeper.owe({told.volume, untold.volume, never_attached});
+    keeper.told(told.volume);
+    keeper.owe({untold.volume});
+  }
+  auto store = open_store(folder.path);
+  must(store->drop_losses_before("boot 1"));
+  BOOST_TEST(!store->has_loss(told.volume).value());
+  BOOST_TEST(store->has_loss(untold.volume).value());
+  BOOST_TEST(!store->has_loss(never_attached).value());
+  // With the last attachment, and not before; no other volume's.
+  must(store->put_losses({told.volume}, "boot 1"));
+  must(store->drop_attachment(shared.id));
+  BOOST_TEST(store->has_loss(untold.volume).value());
+  must(store->drop_attachment(untold.id));
+  BOOST_TEST(!store->has_loss(untold.volume).value());
+  BOOST_TEST(store->has_loss(told.volume).value());
+  must(store->drop_losses_before("boot 2"));
+  BOOST_TEST(!store->has_loss(told.volume).value());
 }
 
 BOOST_AUTO_TEST_CASE(reservations_end_with_a_power_loss_unless_they_were_to_outlive_it) {

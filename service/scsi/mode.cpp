@@ -43,6 +43,8 @@ void mode_parameters_kept(LunChannel& channel, Task& task, bool kept, bool to_me
   if (!to_medium) return finish_good(channel, task, list_bytes);
   // A guest that has turned the cache off sends no SYNCHRONIZE CACHE any more: what the cache holds goes first.
   task.work.io.op = bdev::IoOp::kFlush;
+  // An error fails this command, and does not reach the programs of the guest that wait for their next flush.
+  task.work.io.flags = bdev::IoRequest::kAside;
   task.work.io.offset_bytes = 0;
   task.work.io.length_bytes = 0;
   task.work.io.iov_count = 0;

@@ -30,10 +30,11 @@ class DiskChannels {
   DiskChannels(const DiskChannels&) = delete;
   DiskChannels& operator=(const DiskChannels&) = delete;
 
-  // On a control thread; returns when what was written before is durable, or with the device's error.
+  // On a control thread; returns when what was written before is durable, or with the device's error. The guest hears
+  // no answer.
   Status flush() const {
     const auto flush_on = [](bdev::Channel& channel) -> reactor::Task<Status> {
-      co_return bdev::to_status(co_await bdev::flush(channel), "flush");
+      co_return bdev::to_status(co_await bdev::flush(channel, bdev::IoRequest::kAside), "flush");
     };
     return reactor::call(*entries_.front().reactor, flush_on(*entries_.front().channel));
   }

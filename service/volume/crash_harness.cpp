@@ -37,7 +37,7 @@ void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
   process_dies_ = false;
   disk_ = std::make_shared<blob::SimDisk>(std::move(image), device_block_bytes_);
   // Freed space is discarded at once, so that the seed alone decides what happens when.
-  const blob::OpenOptions options{.discard_pace = {.delay_us = 0, .rest = 0}};
+  const blob::OpenOptions options{.discard_pace = {.delay_us = 0, .rest = 0}, .losses = losses_};
   store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_, options)));
 }
 
@@ -180,6 +180,7 @@ reactor::Task<Result<bool>> CrashHarness::open_task(Uuid id) {
   co_await home_.enter();
   auto volume = co_await store_->view(id);
   if (!volume) co_return fail(std::move(volume.error()));
+  if (losses_ && losses_->owed(id)) store_->owe(**volume);
   auto device = std::make_shared<VolumeBdev>(*store_, **volume);
   auto channel = device->open_channel(home_);
   if (!channel) co_return fail(std::move(channel.error()));
@@ -316,13 +317,13 @@ bool CrashHarness::clear(const Uuid& id, Extent extent, bdev::IoOp op, std::uint
   return done;
 }
 
-reactor::Task<Status> CrashHarness::flush_task(Uuid id) {
-  co_return bdev::to_status(co_await bdev::flush(*opened_.at(id).channel), "flush");
+reactor::Task<Status> CrashHarness::flush_task(Uuid id, std::uint8_t flags) {
+  co_return bdev::to_status(co_await bdev::flush(*opened_.at(id).channel, flags), "flush");
 }
 
-bool CrashHarness::flush(const Uuid& id) {
+bool CrashHarness::flush(const Uuid& id, std::uint8_t flags) {
   if (!opened(id)) return false;
-  if (!run(flush_task(id), "flush")) return false;
+  if (!run(flush_task(id, flags), "flush")) return false;
   barrier(model_.at(id));
   return true;
 }

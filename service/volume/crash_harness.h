@@ -7,6 +7,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <random>
 #include <set>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "blob/checker.h"
+#include "blob/loss_log.h"
 #include "blob/sim_bdev.h"
 #include "blob/store.h"
 #include "volume/test_support.h"
@@ -41,6 +43,27 @@ struct ModelVolume {
   }
 };
 
+// What stores have to tell, kept beside them as long as the test runs.
+class KeptLosses final : public blob::LossLog {
+ public:
+  void owe(std::vector<Uuid> volumes) override {
+    std::lock_guard lock(mutex_);
+    owed_.insert(volumes.begin(), volumes.end());
+  }
+  void told(const Uuid& volume) override {
+    std::lock_guard lock(mutex_);
+    owed_.erase(volume);
+  }
+  bool owed(const Uuid& volume) const {
+    std::lock_guard lock(mutex_);
+    return owed_.contains(volume);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::set<Uuid> owed_;
+};
+
 class CrashHarness {
  public:
   // Volumes have blocks of 512 bytes, whatever the disk has.
@@ -57,6 +80,11 @@ class CrashHarness {
   blob::SimDisk& disk() { return *disk_; }
   reactor::Reactor& home() { return home_; }
   blob::Store& store() { return *store_; }
+  // Stores that are opened from here on tell what those before them have left to tell.
+  KeptLosses& keep_losses() {
+    if (!losses_) losses_ = std::make_shared<KeptLosses>();
+    return *losses_;
+  }
   std::map<Uuid, ModelVolume>& model() { return model_; }
 
   // Each returns false when the disk failed during it (or before): the power went off, or a failure was ordered. A
@@ -88,7 +116,7 @@ class CrashHarness {
   bool unmap(const Uuid& id, Extent extent) { return clear(id, extent, bdev::IoOp::kUnmap); }
   // kUnmap or kWriteZeroes: the range reads as zeros afterwards.
   bool clear(const Uuid& id, Extent extent, bdev::IoOp op, std::uint8_t flags = 0);
-  bool flush(const Uuid& id);
+  bool flush(const Uuid& id, std::uint8_t flags = 0);
   bool checkpoint();
   // Takes what the device has more than the pool uses.
   bool grow();
@@ -133,7 +161,7 @@ class CrashHarness {
   reactor::Task<Status> remove_beside_task(Uuid id, bool* removed, Stamped* write);
   reactor::Task<Status> clear_task(Uuid id, Extent extent, bdev::IoOp op, std::uint8_t flags);
   void settle(const Uuid& id, Extent extent);
-  reactor::Task<Status> flush_task(Uuid id);
+  reactor::Task<Status> flush_task(Uuid id, std::uint8_t flags);
   reactor::Task<Status> read_task(Uuid id, std::vector<std::byte>* bytes);
   reactor::Task<Status> drop_task();
   reactor::Task<Status> idle_task();
@@ -141,6 +169,7 @@ class CrashHarness {
   reactor::Reactor& home_;
   const std::uint32_t device_block_bytes_;
   std::shared_ptr<blob::SimDisk> disk_;
+  std::shared_ptr<KeptLosses> losses_;
   std::unique_ptr<blob::Store> store_;
   std::map<Uuid, Opened> opened_;
   std::map<Uuid, ModelVolume> model_;

@@ -164,6 +164,105 @@ BOOST_AUTO_TEST_CASE(each_volume_is_told_once_of_a_flush_that_may_have_lost_its_
   cut_power_and_verify(3);
 }
 
+BOOST_AUTO_TEST_CASE(a_flush_that_is_not_the_guests_leaves_it_to_the_guests_to_tell_of_a_loss) {
+  const Uuid one = id_of(1), two = id_of(2);
+  open_new();
+  for (const Uuid& id : {one, two}) {
+    BOOST_REQUIRE(pool.create(id, kMiB) && pool.write(id, {{0, 64 * kKiB}}) && pool.flush(id));
+  }
+  BOOST_REQUIRE(pool.write(one, {{0, 4096}}));
+  pool.disk().set_fault(once(IoOp::kFlush, 0));
+  // Also when it is the one that failed.
+  BOOST_CHECK_THROW(pool.flush(two, IoRequest::kAside), std::runtime_error);
+  wait_until(/*failed=*/false);
+  for (const Uuid& id : {one, two}) {
+    for (int i = 0; i < 2; ++i) BOOST_CHECK_THROW(pool.flush(id, IoRequest::kAside), std::runtime_error);
+    BOOST_CHECK_THROW(pool.flush(id), std::runtime_error);
+    BOOST_TEST(pool.flush(id, IoRequest::kAside));
+    BOOST_TEST(pool.flush(id));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_is_still_to_be_told_of_a_loss_is_told_by_the_next_service) {
+  const Uuid one = id_of(1), two = id_of(2);
+  const KeptLosses& losses = pool.keep_losses();
+  open_new();
+  for (const Uuid& id : {one, two}) {
+    BOOST_REQUIRE(pool.create(id, kMiB) && pool.write(id, {{0, 64 * kKiB}}) && pool.flush(id));
+  }
+  BOOST_REQUIRE(pool.write(one, {{0, 4096}}));
+  pool.disk().set_fault(once(IoOp::kFlush, 0));
+  BOOST_CHECK_THROW(pool.flush(two), std::runtime_error);
+  // Known before the first of them was answered.
+  BOOST_TEST(losses.owed(one));
+  wait_until(/*failed=*/false);
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(!losses.owed(two));
+  for (int restart = 0; restart < 2; ++restart) {
+    open_again();
+    pool.verify();
+    BOOST_TEST(losses.owed(one));
+  }
+  BOOST_CHECK_THROW(pool.flush(one), std::runtime_error);
+  BOOST_TEST(pool.flush(one));
+  BOOST_TEST(pool.flush(two));
+  BOOST_REQUIRE(pool.wait_until_idle());
+  BOOST_TEST(!losses.owed(one));
+  open_again();
+  BOOST_TEST(pool.flush(one));
+  pool.verify();
+}
+
+BOOST_AUTO_TEST_CASE(a_volume_that_was_told_is_told_of_the_next_loss_as_well) {
+  const Uuid one = id_of(1), two = id_of(2);
+  const KeptLosses& losses = pool.keep_losses();
+  open_new();
+  for (const Uuid& id : {one, two}) {
+    BOOST_REQUIRE(pool.create(id, kMiB) && pool.write(id, {{0, 64 * kKiB}}) && pool.flush(id));
+  }
+  for (int loss = 0; loss < 10; ++loss) {
+    pool.disk().set_fault(once(IoOp::kFlush, 0));
+    BOOST_CHECK_THROW(pool.flush(two), std::runtime_error);
+    wait_until(/*failed=*/false);
+    pool.disk().set_fault(once(IoOp::kFlush, 0));
+    BOOST_CHECK_THROW(pool.flush(one), std::runtime_error);
+    BOOST_TEST(losses.owed(two));
+    wait_until(/*failed=*/false);
+    BOOST_REQUIRE(pool.wait_until_idle());
+    BOOST_TEST(losses.owed(two));
+    BOOST_CHECK_THROW(pool.flush(two), std::runtime_error);
+    BOOST_REQUIRE(pool.wait_until_idle());
+    BOOST_TEST(!losses.owed(one));
+    BOOST_TEST(!losses.owed(two));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_loss_while_the_pool_closes_is_told_by_the_next_service) {
+  const Uuid one = id_of(1);
+  const KeptLosses& losses = pool.keep_losses();
+  open_new();
+  BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 64 * kKiB}}) && pool.flush(one));
+  unsigned told = 0;
+  // Some of what closing does are flushes.
+  for (std::uint64_t at = 0;; ++at) {
+    BOOST_REQUIRE(pool.write(one, {{0, 4096}}));
+    BOOST_REQUIRE(pool.wait_until_idle());
+    BOOST_TEST(!losses.owed(one));
+    pool.disk().fail_operation(at);
+    pool.drop();
+    const bool failed = pool.disk().has_failed();
+    pool.open(pool.disk().image(), 1);
+    if (losses.owed(one)) {
+      ++told;
+      BOOST_CHECK_THROW(pool.flush(one), std::runtime_error);
+    }
+    BOOST_TEST(pool.flush(one));
+    BOOST_REQUIRE(pool.wait_until_idle());
+    if (!failed) break;
+  }
+  BOOST_TEST(told > 0U);
+}
+
 BOOST_AUTO_TEST_CASE(without_space_below_the_pool_changes_fail_and_go_on_when_there_is_some) {
   const Uuid one = id_of(1);
   open_new();

@@ -207,14 +207,18 @@ reactor::Task<Status> VolumeService::cancel_job(Uuid job) {
 
 // ---- I/O
 
-reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::open(Uuid id) {
+reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::open(Uuid id, blob::LossUntold loss) {
   co_await impl_->home.enter();
   auto place = impl_->enter_volume(id);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
-  if (auto open = pool.opened(id)) co_return open;
+  if (auto open = pool.opened(id)) {
+    if (loss == blob::LossUntold::kYes) pool.store->owe(*place->volume);
+    co_return open;
+  }
   auto volume = co_await pool.store->view(id);
   if (!volume) co_return fail(std::move(volume.error()));
+  if (loss == blob::LossUntold::kYes) pool.store->owe(**volume);
   // Somebody else may have opened it while this waited for the map.
   if (auto open = pool.opened(id)) {
     pool.store->unview(**volume);

@@ -576,7 +576,10 @@ void VolumeChannel::start_flush(IoRequest& request) {
     IoSlot& mine = *static_cast<IoSlot::Flush&>(waiter).slot;
     const IoRequest& parent = *mine.parent;
     VolumeChannel& self = *progress(*mine.parent).channel;
-    if (parent.op == IoOp::kFlush) ok = self.store_.holds_flush(self.record_, ok);
+    if (parent.op == IoOp::kFlush && !self.store_.knows_all(self.record_)) {
+      ok = false;
+      if ((parent.flags & IoRequest::kAside) == 0) self.store_.tell(self.record_, self.lane_.reactor());
+    }
     mine.home.status = ok ? IoStatus::kOk : IoStatus::kIoError;
     home_done(mine.home);
   };

@@ -22,8 +22,9 @@ Status check_identity(const Uuid& found, const std::string& name, const std::str
 
 }  // namespace
 
-VolumeService::VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity)
-    : impl_(std::make_unique<Impl>(reactors, std::move(identity))) {}
+VolumeService::VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity,
+                             std::shared_ptr<blob::LossLog> losses)
+    : impl_(std::make_unique<Impl>(reactors, std::move(identity), std::move(losses))) {}
 VolumeService::~VolumeService() = default;
 
 // ---- Pools
@@ -71,7 +72,7 @@ reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::sh
   auto owner = co_await claim(spec, *device, *super, force);
   if (!owner) co_return fail(std::move(owner.error()));
   // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
-  blob::OpenOptions options{.discard_pace = {}, .loads_on = &background};
+  blob::OpenOptions options{.discard_pace = {}, .loads_on = &background, .losses = losses};
   auto store = co_await blob::Store::open(device, home, options);
   if (!store) {
     if (const auto released = co_await release(*device, std::move(*owner)); !released) {

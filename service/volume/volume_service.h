@@ -17,6 +17,7 @@
 #include "bdev/bdev.h"
 #include "bdev/spec.h"
 #include "blob/check_progress.h"
+#include "blob/loss_log.h"
 #include "blob/owner.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
@@ -158,7 +159,9 @@ struct JobInfo {
 class VolumeService {
  public:
   // identity: whom the pools on this service's devices belong to while it has them open; see blob/owner.h.
-  explicit VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity = {});
+  // losses: of all its pools; see blob/loss_log.h.
+  explicit VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity = {},
+                         std::shared_ptr<blob::LossLog> losses = nullptr);
   ~VolumeService();
 
   // Formats and opens. A device that holds this very pool is opened; one that holds another is kExists.
@@ -202,8 +205,9 @@ class VolumeService {
   reactor::Task<Status> cancel_job(Uuid job);
 
   // The volume as a block device. While the returned object lives the volume cannot be deleted or reverted (kBusy). A
-  // snapshot opens read-only. Any number of times; every open shares one device.
-  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open(Uuid volume);
+  // snapshot opens read-only. Any number of times; every open shares one device. With a loss untold the next flush
+  // fails, once.
+  reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open(Uuid volume, blob::LossUntold loss = blob::LossUntold::kNo);
 
   // Waits for calls under way, checkpoints and closes every pool. Volumes must be closed: kBusy otherwise, and this may
   // be repeated. Afterwards only destruction is allowed.

@@ -18,8 +18,13 @@ namespace pollux::volume {
 using blob::Volume;
 
 struct VolumeService::Impl {
-  Impl(reactor::ReactorGroup& group, blob::Owner::Identity who)
-      : reactors(group), home(group.main()), background(group.background()), identity(std::move(who)), gate(home) {}
+  Impl(reactor::ReactorGroup& group, blob::Owner::Identity who, std::shared_ptr<blob::LossLog> loss_log)
+      : reactors(group),
+        home(group.main()),
+        background(group.background()),
+        identity(std::move(who)),
+        losses(std::move(loss_log)),
+        gate(home) {}
 
   reactor::ReactorGroup& reactors;
   // Everything here, and every store, is on this reactor.
@@ -27,6 +32,7 @@ struct VolumeService::Impl {
   // What takes time in proportion to a pool: see Store::open.
   reactor::Reactor& background;
   const blob::Owner::Identity identity;
+  const std::shared_ptr<blob::LossLog> losses;
   std::map<Uuid, std::unique_ptr<Pool>> pools;
   // Calls that make pools come and go, and checks, are inside.
   reactor::Gate gate;

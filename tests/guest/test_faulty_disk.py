@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -47,6 +48,12 @@ _SHELL = """
         pattern $3 | cmp - /tmp/read || return 1
     }
     flush() { dd if=/dev/null of=/dev/$1 conv=notrunc,fsync || return 2; }
+    # cache DISK MODE: "write" goes before it.
+    cache() {
+        knob=/sys/block/$1/cache_type
+        [ -e $knob ] || knob=$(ls /sys/block/$1/device/scsi_disk/*/cache_type)
+        echo "write $2" > $knob || return 2
+    }
     mark SHELL $(disks)
     while read -r line; do
         $line 2> /tmp/said
@@ -74,6 +81,10 @@ class _GuestDisk:
     def flush(self) -> bool:
         return self._ask(f"flush {self.name}") == _RIGHT
 
+    def set_cache(self, mode: str) -> bool:
+        """To write "back" or "through"."""
+        return self._ask(f"cache {self.name} {mode}") == _RIGHT
+
     def _ask(self, command: str) -> int:
         start = self._guest.console.position
         self._guest.send(command)
@@ -81,10 +92,11 @@ class _GuestDisk:
 
 
 class _Rig:
-    def __init__(self, polluxd: Polluxd, device: FaultyDisk, disks: list[_GuestDisk]) -> None:
+    def __init__(self, polluxd: Polluxd, device: FaultyDisk, disks: list[_GuestDisk], volumes: list[str]) -> None:
         self.polluxd = polluxd
         self.device = device
         self.disks = disks
+        self.volumes = volumes
         self._chunks_used = 0
 
     def restart(self) -> None:
@@ -96,6 +108,16 @@ class _Rig:
         """Two that no other test uses, in clusters of their own."""
         self._chunks_used += 2 * _CHUNKS_A_CLUSTER
         return self._chunks_used, self._chunks_used + _CHUNKS_A_CLUSTER
+
+    def lose_writes(self, chunk: int, told: _GuestDisk) -> None:
+        """Each disk loses what it wrote to the chunk after "a", which is durable. One is told, by its own flush."""
+        for disk in self.disks:
+            assert disk.fill(chunk, "a")
+            assert disk.flush()
+            assert disk.fill(chunk, "b")
+        self.device.fail("flush", count=1)
+        assert not told.flush()
+        self.recovers()
 
     def failure(self) -> str:
         return self.polluxd.describe_pool().failure or ""
@@ -122,13 +144,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Rig]:
         polluxd_on_a_faulty_disk(Path(folder), logs / "polluxd-faulty-disk.log") as (polluxd, device),
     ):
         devices: list[VhostUserDisk] = []
+        volumes: list[str] = []
         for transport in ("scsi", "blk"):
             volume = polluxd.create_volume(_VOLUME_BYTES)
+            volumes.append(volume.volume_id)
             attached = disk_of(polluxd.attach(volume.volume_id, transport))
             devices.append(replace(attached, reconnect_ms=_RECONNECT_MS))
         with QemuDirect(_SHELL, devices) as guest:
             names = guest.wait("@@SHELL (.+)", 60)[1].split()
-            yield _Rig(polluxd, device, [_GuestDisk(guest, name) for name in names])
+            yield _Rig(polluxd, device, [_GuestDisk(guest, name) for name in names], volumes)
 
 
 def test_a_read_that_fails_once_is_answered_once(rig: _Rig) -> None:
@@ -185,13 +209,7 @@ def test_a_flush_that_fails_is_told_to_each_disk_that_may_have_lost_writes(rig: 
 def test_no_flush_succeeds_after_one_of_another_disk_has_failed_and_lost_writes(rig: _Rig) -> None:
     first, second = rig.disks
     old, _ = rig.fresh_chunks()
-    for disk in rig.disks:
-        assert disk.fill(old, "a")
-        assert disk.flush()
-        assert disk.fill(old, "b")
-    rig.device.fail("flush", count=1)
-    assert not first.flush()
-    rig.recovers()
+    rig.lose_writes(old, told=first)
     # The device says that all is well, and the write is gone.
     assert not second.flush()
     assert second.read(old, "a") == _RIGHT
@@ -201,6 +219,76 @@ def test_no_flush_succeeds_after_one_of_another_disk_has_failed_and_lost_writes(
     rig.device.cut_power(rig.polluxd, 0)
     for disk in rig.disks:
         assert disk.read(old, "c") == _RIGHT
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "stopped"])
+def test_a_disk_that_was_not_told_of_a_loss_is_told_after_a_restart_of_the_service(rig: _Rig, killed: bool) -> None:
+    first, second = rig.disks
+    old, _ = rig.fresh_chunks()
+    rig.lose_writes(old, told=first)
+    if killed:
+        rig.polluxd.kill()
+        rig.polluxd.start()
+    else:
+        rig.restart()
+    # Its write is gone, and the device says that all is well.
+    assert not second.flush()
+    assert second.read(old, "a") == _RIGHT
+    # Each has been told, once.
+    for character in "cd":
+        for disk in rig.disks:
+            assert disk.fill(old, character)
+            assert disk.flush()
+        rig.restart()
+    rig.device.cut_power(rig.polluxd, 0)
+    for disk in rig.disks:
+        assert disk.read(old, "d") == _RIGHT
+
+
+# Debian's package is for Debian's Python, whatever comes first on the path.
+_FLUSH = """
+import nbd, sys
+client = nbd.NBD()
+client.connect_uri(sys.argv[1])
+try:
+    client.flush()
+except nbd.Error:
+    print("error")
+else:
+    print("flushed")
+"""
+
+
+def _flush_from_outside(url: str) -> bool:
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", _FLUSH, url], check=True, capture_output=True, text=True, timeout=_ANSWER_S
+    )
+    return done.stdout.strip() == "flushed"
+
+
+def test_a_reader_beside_the_guest_leaves_it_to_the_guest_to_be_told_of_a_loss(rig: _Rig) -> None:
+    told, untold = rig.disks
+    old, _ = rig.fresh_chunks()
+    rig.lose_writes(old, told)
+    with rig.polluxd.image_of(rig.volumes[1]) as url:
+        for _ in range(2):
+            assert not _flush_from_outside(url)
+        assert not untold.flush()
+        assert _flush_from_outside(url)
+    assert untold.flush()
+
+
+def test_turning_the_cache_off_leaves_it_to_the_next_flush_to_tell_of_a_loss(rig: _Rig) -> None:
+    for told, untold in (rig.disks, rig.disks[::-1]):
+        old, _ = rig.fresh_chunks()
+        rig.lose_writes(old, told)
+        # It would mean that all that was written before is durable.
+        untold.set_cache("through")
+        assert not untold.flush()
+        untold.set_cache("back")
+        assert untold.fill(old, "c")
+        assert untold.flush()
+        assert untold.read(old, "c") == _RIGHT
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])

@@ -29,7 +29,8 @@ _LOAD = """
     done
     pollux-guest-durable $(disks | sed s:^:/dev/:) || exit 1
     # A "scsi" that rejects I/O, unlike an "sd", is a target that a scan asked for in vain while the service was away.
-    if dmesg | grep -vE 'scsi [0-9:]+: rejecting I/O' | grep -E 'I/O error|critical .* error|timed out|rejecting I/O|Buffer I/O|is not a head'; then
+    dmesg | grep -vE 'scsi [0-9:]+: rejecting I/O' > /tmp/kernel
+    if grep -E 'I/O error|critical .* error|timed out|rejecting I/O|Buffer I/O|is not a head' /tmp/kernel; then
         mark "FAIL the kernel saw errors"
         exit 1
     fi

@@ -41,7 +41,8 @@ packed=$(cut -c35 /sys/bus/virtio/devices/virtio*/features | grep -c 1)
 pollux-guest-load $(disks | sed s:^:/dev/:) || exit 1
 # What the block layer says when a request fails or the device is reset, and the driver when an answer is not its own.
 # A "scsi" that rejects I/O, unlike an "sd", is a target that a scan asked for in vain while the service was away.
-if dmesg | grep -vE 'scsi [0-9:]+: rejecting I/O' | grep -E 'I/O error|critical .* error|timed out|rejecting I/O|Buffer I/O|is not a head'; then
+dmesg | grep -vE 'scsi [0-9:]+: rejecting I/O' > /tmp/kernel
+if grep -E 'I/O error|critical .* error|timed out|rejecting I/O|Buffer I/O|is not a head' /tmp/kernel; then
 	mark "FAIL the kernel saw errors"
 	exit 1
 fi

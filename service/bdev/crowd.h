@@ -31,9 +31,9 @@ class Crowd {
     }
     requests_.back().offset_bytes = 0;
   }
-  // On the channels' reactor: submits all but the last to `many`, as stream 1, then the last to `one`, as stream 2, where
-  // the channel does not say otherwise. How many of the many had been answered when the last was; after all have ended,
-  // none of them with an error.
+  // On the channels' reactor: submits all but the last to `many`, as stream 1, then the last to `one`, as stream 2,
+  // where the channel does not say otherwise. How many of the many had been answered when the last was; after all have
+  // ended. kIoError: one failed.
   reactor::Task<Result<std::size_t>> run(Channel& many, Channel& one) {
     for (std::size_t i = 0; i + 1 < requests_.size(); ++i) {
       requests_[i].stream = 1;

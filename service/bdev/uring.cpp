@@ -189,8 +189,8 @@ Status UringChannel::start() {
   return {};
 }
 
-// The kernel's own threads, which run what may block (fsync, fallocate, RWF_DSYNC writes), inherit the core of the thread
-// that made the ring. There they would wait until the reactor sleeps.
+// The kernel's own threads, which run what may block (fsync, fallocate, RWF_DSYNC writes), inherit the core of the
+// thread that made the ring. There they would wait until the reactor sleeps.
 void UringChannel::move_workers() {
   const auto cores = main_thread_cores();
   if (!cores) return;

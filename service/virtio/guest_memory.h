@@ -37,7 +37,7 @@ struct RegionSpec {
 class SharedMapping {
  public:
   // kInvalid: size 0, offset + size overflows or lies past the end of the file, or the descriptor is no regular file.
-  // kUnsupported: its file system may keep whoever touches a page waiting for ever (FUSE, NFS and others that are not of
+  // kUnsupported: its file system may keep a thread at a page for ever (FUSE, NFS and others that are not of
   // this host). kInternal: the kernel refuses the mapping, or too many exist. The descriptor may be closed afterwards.
   static Result<std::unique_ptr<SharedMapping>> map(int fd, std::uint64_t file_offset, std::uint64_t size_bytes);
   ~SharedMapping();

@@ -18,6 +18,8 @@ DRIVER = 'pollux.cinder.driver.PolluxDriver'
 STAMP = '1'
 #: The API answers with an error after a minute (rpc_response_timeout) when the scheduler does not listen yet.
 START_S = 180
+#: Cinder's own choice is a minute.
+STATS_S = 5
 #: Volume types: name to the transport by which a guest reaches the volume.
 TYPES = {'pollux': 'scsi', 'pollux-blk': 'blk'}
 
@@ -50,6 +52,9 @@ def prepare(context: Context, backend: dict[str, Any]) -> None:
             'backup_posix_path': settings.folder('data', 'cinder', 'backup'),
             # A piece is held in memory as a whole.
             'backup_file_size': 64 << 20,
+            # What the scheduler knows of pools is as old as this; the first counts how often the second is looked at.
+            'periodic_interval': STATS_S,
+            'backend_stats_polling_interval': STATS_S,
         },
         BACKEND: {'volume_backend_name': BACKEND_NAME, 'volume_driver': DRIVER} | backend,
         'backend_defaults': {},

@@ -82,12 +82,12 @@ class OpenStack:
             if status == wanted:
                 return thing
             if status.startswith('error'):
-                detail = thing.get('fault') or self._messages(str(thing['id']))
+                detail = thing.get('fault') or self.messages(str(thing['id']))
                 raise AllInOneError(f'{" ".join(kind)} {name} is in status {status}: {detail}')
             return None
         return wait.until(f'{" ".join(kind)} {name} is {wanted}', check, timeout_s, POLL_S)
 
-    def _messages(self, resource: str) -> str:
+    def messages(self, resource: str) -> str:
         """What Cinder tells the user about a volume that failed."""
         rows = json.loads(self.quiet('--os-volume-api-version', '3.3', 'volume', 'message', 'list', '-f', 'json'))
         texts = [str(row.get('User Message')) for row in rows if row.get('Resource UUID') == resource]

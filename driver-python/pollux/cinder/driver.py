@@ -44,6 +44,9 @@ LOG = logging.getLogger(__name__)
 _NAMESPACE = uuid.UUID('0a4c2f86-90a5-5dc5-9d8e-0f6b4a2b7c11')
 _API_VERSION = 3
 _API_WITH_BURSTS = 5
+#: A service that does not answer the periodic question for so long is down. Shorter than the pause between two
+#: questions, so that one which hangs does not keep cinder-volume from asking the other back ends.
+_STATS_DEADLINE_MS = 10_000
 #: Key of a connector: the grant that the host got for it, by volume. Cinder keeps the connector with the attachment.
 GRANTS_PROPERTY = 'pollux_grants'
 #: Of authorisations from before there were grants.
@@ -105,8 +108,8 @@ class PolluxDriver(driver.VolumeDriver):
             # Cinder would not try again after a few seconds: the back end is down until the service is there.
             LOG.error('The back end is down until polluxd answers: %s', error)
 
-    def _describe(self) -> rpc.ServiceInfo:
-        service = self.client.describe()
+    def _describe(self, **options: Any) -> rpc.ServiceInfo:
+        service = self.client.describe(**options)
         if service.api_version < _API_VERSION:
             raise errors.Unsupported(f'polluxd {service.version} at {self.client.settings.address} speaks version '
                                      f'{service.api_version} of the contract, and {_API_VERSION} is needed: upgrade it')
@@ -367,7 +370,8 @@ class PolluxDriver(driver.VolumeDriver):
     @mapped
     def _update_volume_stats(self) -> None:
         try:
-            service, pools = self._describe(), self.client.pool_list()
+            service = self._describe(deadline_ms=_STATS_DEADLINE_MS)
+            pools = self.client.pool_list(deadline_ms=_STATS_DEADLINE_MS)
         except errors.PolluxError as error:
             LOG.error('The back end is down: %s', error)
             self._stats = self._stats_while_down()
@@ -409,11 +413,12 @@ class PolluxDriver(driver.VolumeDriver):
         }
 
     def _stats_while_down(self) -> dict[str, Any]:
-        """The pools that were seen before, without room for anything; one that stands for them when none was."""
-        down = {'backend_state': 'down', 'free_capacity_gb': 0}
+        """The pools that were seen before, without room for anything; one that stands for them when none was. Cinder's
+        scheduler does not look at the state, and for thin volumes at the total alone, not at what is free."""
+        down = {'backend_state': 'down', 'total_capacity_gb': 0, 'free_capacity_gb': 0}
         pools = (self._stats or {}).get('pools')
         if not pools:
-            return {**self._constant_stats(), 'total_capacity_gb': 0, 'reserved_percentage': 0, **down}
+            return {**self._constant_stats(), 'reserved_percentage': 0, **down}
         return {**self._constant_stats(), 'pools': [{**pool, **down} for pool in pools]}
 
 

@@ -176,8 +176,8 @@ class Client:
     def pool_export(self, pool: str) -> None:
         self.call('pool_export', pool)
 
-    def pool_list(self) -> list[types.PoolInfo]:
-        return self.call('pool_list')
+    def pool_list(self, **options: Any) -> list[types.PoolInfo]:
+        return self.call('pool_list', **options)
 
     def pool_describe(self, pool: str) -> types.PoolInfo:
         return self.call('pool_describe', pool)

@@ -130,9 +130,10 @@ def test_a_back_end_is_down_while_its_service_is_and_up_again_after(own_service:
     own_service.polluxd.stop()
     (down,) = driver.get_volume_stats(refresh=True)["pools"]
     assert (down["pool_name"], down["backend_state"], down["free_capacity_gb"]) == (POOL, "down", 0)
+    assert down["total_capacity_gb"] == 0
     own_service.polluxd.start()
     own_service.create_pool()
     (again,) = driver.get_volume_stats(refresh=True)["pools"]
     assert again["backend_state"] == "up"
-    assert again["free_capacity_gb"] > 0
+    assert 0 < again["free_capacity_gb"] <= again["total_capacity_gb"]
     driver.create_volume(a_volume(context))

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from allinone import cinder, guest_image, identity, polluxd, wait
+from allinone import cinder, guest_image, identity, nova, polluxd, wait
 from allinone.cloud import Cloud
-from allinone.openstack import VOLUME_S, OpenStack
+from allinone.openstack import SERVER_S, VOLUME_S, OpenStack
 
-VOLUME = ("volume",)
+VOLUME, SERVER = ("volume",), ("server",)
 PREFIX = "pollux-volumes"
 POOL = "pool2"
-#: The scheduler hears of a new pool once a minute.
+#: A deadline: the scheduler hears of a new pool within some seconds.
 POOL_S = 240
 
 
@@ -65,33 +65,87 @@ def test_a_volume_from_a_compressed_image_is_that_of_the_image(
     assert same(plain, name)
 
 
-def test_a_volume_that_moves_to_another_pool_keeps_its_id(
-    cloud: Cloud, openstack: OpenStack, plain: str, same: Any
-) -> None:
-    context, name = cloud.context, f"{PREFIX}-moving"
+@pytest.fixture
+def there(cloud: Cloud) -> Iterator[str]:
+    """Another pool of the back end, as Cinder names it."""
+    context = cloud.context
     file = cloud.settings.data / "polluxd" / f"{POOL}.img"
     polluxd.polluxctl(context, "pool", "create", POOL, "--file", str(file), "--size", "2G")
     try:
-        openstack.create("volume", "create", "--source", plain, "--size", "1", "--type", "pollux", name)
-        volume_id = str(openstack.await_volume(name, "available")["id"])
-        there = f"{cloud.settings.host}@{cinder.BACKEND}#{POOL}"
+        name = f"{cloud.settings.host}@{cinder.BACKEND}#{POOL}"
         api = cinder.volume_api(context)
-        wait.until("the scheduler knows the pool", lambda: there in str(api.get("/scheduler-stats/get_pools")), POOL_S)
-        openstack.run("volume", "migrate", "--host", there, name)
-
-        def moved() -> bool:
-            found = openstack.find(VOLUME, name)
-            assert found
-            assert found["migration_status"] != "error"
-            return bool(found["migration_status"] == "success" and found["os-vol-host-attr:host"] == there)
-
-        wait.until("the volume has moved", moved, VOLUME_S, 2.0)
-        shown = json.loads(polluxd.polluxctl(context, "volume", "show", volume_id, "-f", "json"))
-        assert shown["pool"] == POOL
-        assert (openstack.find(VOLUME, name) or {})["os-vol-mig-status-attr:name_id"] is None
-        assert same(plain, name)
-        openstack.run("volume", "delete", name)
-        openstack.await_gone(VOLUME, name)
+        wait.until("the scheduler knows the pool", lambda: name in str(api.get("/scheduler-stats/get_pools")), POOL_S)
+        yield name
     finally:
         polluxd.polluxctl(context, "pool", "export", POOL)
         file.unlink()
+
+
+def pool_of(cloud: Cloud, volume_id: str) -> str:
+    return str(json.loads(polluxd.polluxctl(cloud.context, "volume", "show", volume_id, "-f", "json"))["pool"])
+
+
+def test_a_volume_that_moves_to_another_pool_keeps_its_id(
+    cloud: Cloud, openstack: OpenStack, plain: str, same: Any, there: str
+) -> None:
+    name = f"{PREFIX}-moving"
+    openstack.create("volume", "create", "--source", plain, "--size", "1", "--type", "pollux", name)
+    volume_id = str(openstack.await_volume(name, "available")["id"])
+    openstack.run("volume", "migrate", "--host", there, name)
+
+    def moved() -> bool:
+        found = openstack.find(VOLUME, name)
+        assert found
+        assert found["migration_status"] != "error"
+        return bool(found["migration_status"] == "success" and found["os-vol-host-attr:host"] == there)
+
+    wait.until("the volume has moved", moved, VOLUME_S, 2.0)
+    assert pool_of(cloud, volume_id) == POOL
+    assert (openstack.find(VOLUME, name) or {})["os-vol-mig-status-attr:name_id"] is None
+    assert same(plain, name)
+    openstack.run("volume", "delete", name)
+    openstack.await_gone(VOLUME, name)
+
+
+@pytest.fixture
+def server(openstack: OpenStack) -> Iterator[str]:
+    """A running server whose disk is the volume of the same name."""
+    name = f"{PREFIX}-in-use"
+    openstack.create("flavor", "create", "--ram", "128", "--disk", "0", "--vcpus", "1", name)
+    try:
+        openstack.create("volume", "create", "--size", "1", "--type", "pollux", "--bootable", name)
+        openstack.await_volume(name, "available")
+        openstack.create("server", "create", "--flavor", name, "--volume", name, "--nic", "none", name)
+        openstack.await_status(SERVER, name, "active", SERVER_S)
+        yield name
+    finally:
+        if openstack.exists(SERVER, name):
+            openstack.run("server", "delete", name)
+            openstack.await_gone(SERVER, name)
+        if openstack.exists(VOLUME, name):
+            openstack.run("volume", "delete", name)
+            openstack.await_gone(VOLUME, name)
+        openstack.run("flavor", "delete", name)
+
+
+def test_a_volume_in_use_that_is_to_move_stays_where_it_is_under_its_id(
+    cloud: Cloud, openstack: OpenStack, server: str, there: str
+) -> None:
+    before = openstack.await_volume(server, "in-use")
+    openstack.run("volume", "migrate", "--host", there, server)
+
+    def refused() -> dict[str, Any] | None:
+        found = openstack.find(VOLUME, server)
+        assert found
+        assert found["migration_status"] != "success"
+        return found if found["migration_status"] == "error" else None
+
+    after = wait.until("the migration has failed", refused, VOLUME_S, 2.0)
+    for key in ("id", "status", "os-vol-host-attr:host", "os-vol-mig-status-attr:name_id"):
+        assert after[key] == before[key], key
+    assert [one["server_id"] for one in after["attachments"]] == [one["server_id"] for one in before["attachments"]]
+    assert pool_of(cloud, str(before["id"])) == cloud.settings.pool_name
+    assert "cannot be exchanged while a server uses it" in cloud.processes.log(nova.COMPUTE).read_text()
+    # What Cinder made to copy to is gone again.
+    wait.until("the other pool is empty", lambda: not json.loads(polluxd.polluxctl(
+        cloud.context, "volume", "list", POOL, "-f", "json")), VOLUME_S, 1.0)

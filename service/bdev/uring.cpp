@@ -36,6 +36,8 @@ constexpr unsigned kMaxInFlight = 512;
 constexpr unsigned kCompletionsPerTurn = 128;
 // Buffers that bounce are rare (firmware, old guests); this is what O_DIRECT asks for on every device of today.
 constexpr std::uint32_t kBounceAlignment = 4096;
+// Of copies into and out of such buffers in one turn, one request of any size aside.
+constexpr std::uint64_t kCopiedBytesPerTurn = 2 * kMiB;
 // How often a request that came back short or interrupted is sent again before it counts as failed.
 constexpr unsigned kMaxRetries = 5;
 // Zeros for files whose file system cannot zero a range by itself (tmpfs); so many go out at a time.
@@ -153,7 +155,7 @@ class UringChannel : public Channel, public reactor::Poller {
   void finish(Op& op, int result);
   bool finish_zeroing(Op& op, int& result);
   void release(Op& op);
-  static bool make_bounce(Op& op);
+  bool make_bounce(Op& op);
 
   std::shared_ptr<UringBdev> bdev_;
   reactor::Reactor& reactor_;
@@ -164,8 +166,11 @@ class UringChannel : public Channel, public reactor::Poller {
   // Requests that found no free op or ring slot.
   FairQueue waiting_;
   bool unsubmitted_ = false;
-  // While poll() runs: where to say that a completion has ended this channel.
-  bool* ended_ = nullptr;
+  std::uint64_t copied_bytes_ = 0;  // in this turn
+  // While poll() takes completions: where to say that one of them has ended this channel, or that enough was copied.
+  enum class Turn : std::uint8_t { kGoesOn, kSpent, kChannelEnded };
+  Turn* turn_ = nullptr;
+  void copied(std::uint64_t bytes);
 };
 
 Result<std::unique_ptr<Channel>> UringBdev::open_channel(reactor::Reactor& reactor) {
@@ -201,7 +206,7 @@ void UringChannel::move_workers() {
 }
 
 UringChannel::~UringChannel() {
-  if (ended_ != nullptr) *ended_ = true;
+  if (turn_ != nullptr) *turn_ = Turn::kChannelEnded;
   if (!ring_open_) return;
   reactor_.remove_poller(*this);
   reactor_.unwatch(ring_.ring_fd);
@@ -247,7 +252,7 @@ void UringChannel::submit(IoRequest& request) {
 }
 
 void UringChannel::drain_waiting() {
-  while (!waiting_.empty() && free_ != nullptr) {
+  while (!waiting_.empty() && free_ != nullptr && copied_bytes_ < kCopiedBytesPerTurn) {
     IoRequest& request = waiting_.front();
     Op& op = *free_;
     free_ = op.next_free;
@@ -260,6 +265,11 @@ void UringChannel::drain_waiting() {
     }
     waiting_.pop();
   }
+}
+
+void UringChannel::copied(std::uint64_t bytes) {
+  copied_bytes_ += bytes;
+  if (turn_ != nullptr && copied_bytes_ >= kCopiedBytesPerTurn) *turn_ = Turn::kSpent;
 }
 
 bool UringChannel::make_bounce(Op& op) {
@@ -276,6 +286,7 @@ bool UringChannel::make_bounce(Op& op) {
       to += now;
       left -= now;
     }
+    copied(request.length_bytes);
   }
   return true;
 }
@@ -416,6 +427,7 @@ void UringChannel::finish(Op& op, int result) {
         from += now;
         left -= now;
       }
+      copied(request.length_bytes);
     }
   }
   release(op);
@@ -423,6 +435,7 @@ void UringChannel::finish(Op& op, int result) {
 }
 
 unsigned UringChannel::poll() {
+  copied_bytes_ = 0;
   if (!waiting_.empty()) drain_waiting();
   if (unsubmitted_) {
     const int rc = io_uring_submit(&ring_);
@@ -432,18 +445,21 @@ unsigned UringChannel::poll() {
   }
   std::array<io_uring_cqe*, kCompletionsPerTurn> cqes;
   const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(), kCompletionsPerTurn);
-  bool ended = false;
-  ended_ = &ended;
+  auto turn = Turn::kGoesOn;
+  turn_ = &turn;
   for (unsigned i = 0; i < count; ++i) {
     Op& op = *static_cast<Op*>(io_uring_cqe_get_data(cqes[i]));
     const int result = cqes[i]->res;
     // The slot goes back first: finish() may submit again and so needs room.
     io_uring_cqe_seen(&ring_, cqes[i]);
     finish(op, result);
-    // Its last request may have been what kept the channel; nothing of it may be touched any more.
-    if (ended) return i + 1;
+    if (turn == Turn::kGoesOn) continue;
+    // Its last request may have been what kept the channel; nothing of it may be touched any more. Otherwise the rest of
+    // the completions stay in the ring for the next turn.
+    if (turn == Turn::kSpent) turn_ = nullptr;
+    return i + 1;
   }
-  ended_ = nullptr;
+  turn_ = nullptr;
   return count;
 }
 

@@ -7,7 +7,9 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -193,6 +195,47 @@ Task<Result<std::size_t>> crowd(Reactor& reactor, Bdev& bdev, test::Crowd& crowd
   co_return before;
 }
 
+// How many of these reads, whose memory the kernel does not take, are answered in one turn at most, when the device has
+// ended many of them before the reactor looks.
+Task<Result<std::size_t>> most_at_once(Reactor& reactor, Bdev& bdev, std::size_t count, std::uint32_t length_bytes) {
+  struct Counted : IoRequest {
+    std::size_t* answered;
+    bool* failed;
+  };
+  auto channel = bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  std::vector<std::byte> memory(length_bytes + 2);
+  const auto base = reinterpret_cast<std::uintptr_t>(memory.data());
+  const iovec odd{memory.data() + (base % 2 == 0 ? 1 : 0), length_bytes};
+  std::vector<Counted> requests(count);
+  std::size_t answered = 0, most = 0;
+  bool failed = false;
+  for (Counted& request : requests) {
+    request.op = IoOp::kRead;
+    request.iov = &odd;
+    request.iov_count = 1;
+    request.length_bytes = length_bytes;
+    request.answered = &answered;
+    request.failed = &failed;
+    request.complete = [](IoRequest& io) {
+      const auto& self = static_cast<Counted&>(io);
+      ++*self.answered;
+      if (io.status != IoStatus::kOk) *self.failed = true;
+    };
+    (*channel)->submit(request);
+  }
+  co_await reactor.yield();
+  while (answered < count) {
+    // Shorter than what a debug build ends with.
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    const std::size_t before = answered;
+    co_await reactor.yield();
+    most = std::max(most, answered - before);
+  }
+  if (failed) co_return fail(ErrorCode::kIoError, "a request failed");
+  co_return most;
+}
+
 Task<Result<IoStatus>> flush_one(Reactor& reactor, Bdev& bdev) {
   auto channel = bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
@@ -209,6 +252,15 @@ BOOST_FIXTURE_TEST_CASE(a_request_does_not_wait_for_all_that_another_user_has_wa
   const auto before = call(home(), crowd(home(), *bdev, many));
   BOOST_REQUIRE_MESSAGE(before.has_value(), (before ? "" : before.error().message));
   BOOST_TEST(*before < 1200u);
+}
+
+BOOST_FIXTURE_TEST_CASE(a_turn_copies_a_bounded_part_of_what_has_come_for_misaligned_memory, Fixture) {
+  constexpr std::uint32_t kBytes = 512 * kKiB;
+  LoopDevice loop(kSize, 512);
+  auto bdev = open(loop.path());
+  const auto most = call(home(), most_at_once(home(), *bdev, 64, kBytes));
+  BOOST_REQUIRE_MESSAGE(most.has_value(), (most ? "" : most.error().message));
+  BOOST_TEST(*most * kBytes <= 2 * kMiB);
 }
 
 // With one core there is none to move to.

@@ -6,6 +6,7 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <thread>
 
@@ -16,8 +17,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr unsigned kRead = 0;
-constexpr unsigned kWriteChain = 1;
+// VIRTIO 1.2 5.2.3: VIRTIO_BLK_F_FLUSH. A disk with a cache writes through to drivers that do not take it (5.2.5.2),
+// and every driver of the field takes it.
+constexpr std::uint64_t kBlkFeatures = 1ULL << 9;
 // No answer for so long ends the run with an exception.
 constexpr auto kStall = std::chrono::seconds(30);
 constexpr unsigned kTurnsPerClockRead = 256;
@@ -48,6 +50,7 @@ BenchGuest::BenchGuest(const BenchGuestOptions& options) : options_(options) {
   const std::uint64_t slot = std::uint64_t{std::max(options.io_bytes, 4096U)} + 8192;
   const std::uint64_t rings =
       std::uint64_t{front.queues} * options.ring.size * (options.ring.indirect ? 136 * 16 + 64 : 64);
+  if (!options.scsi) front.features = kBlkFeatures;
   front.ram_bytes = (options.queues * options.depth * slot + rings + (1 << 20) + 4095) / 4096 * 4096;
   front_end_ = std::make_unique<FrontEnd>(front);
   front_end_->start();
@@ -90,15 +93,17 @@ class BenchQueue {
       // A multiplication by an odd number permutes the numbers below a power of two.
       units_ = std::bit_floor(units_);
       left_ = units_ / guest.options_.queues;
-      next_ = left_ * queue;
+      next_ = left_ * queue + options.skip;
+      left_ -= std::min(left_, options.skip);
     }
     random_ = options.seed * 0x9e3779b97f4a7c15 + index_ + reinterpret_cast<std::uintptr_t>(&guest);
     if (options.sequential) next_ = units_ / guest.options_.queues * queue;
     for (unsigned i = 0; i < options.depth; ++i) {
       auto& slot = *slots_[i];
-      slot.chains[kRead] = guest.disk_->build(guest.front_end_->ram(), slot.io, Op::kRead, 0, options.io_bytes, 0);
-      slot.chains[kWriteChain] =
-          guest.disk_->build(guest.front_end_->ram(), slot.io, Op::kWrite, 0, options.io_bytes, 0);
+      for (const Op op : {Op::kFlush, Op::kRead, Op::kWrite}) {
+        const std::uint32_t bytes = op == Op::kFlush ? 0 : options.io_bytes;
+        slot.chains[static_cast<unsigned>(op)] = guest.disk_->build(guest.front_end_->ram(), slot.io, op, 0, bytes, 0);
+      }
       free_.push_back(i);
     }
     ring_.no_calls();
@@ -115,6 +120,8 @@ class BenchQueue {
     if (issue && !free_.empty() && left_ != 0) refill();
     return taken;
   }
+  const BenchGuest& guest() const { return guest_; }
+  std::uint64_t requests() const { return requests_; }
   std::size_t in_flight() const { return ring_.in_flight(); }
   bool exhausted() const { return left_ == 0 && ring_.in_flight() == 0; }
   void limit(std::uint64_t requests) { left_ = std::min(left_, requests); }
@@ -122,7 +129,8 @@ class BenchQueue {
  private:
   void finish(unsigned number, std::uint64_t now) {
     auto& slot = *slots_[number];
-    result_.latency.add(now > slot.begun_tsc ? now - slot.begun_tsc : 0);
+    const bool flush = slot.op == Op::kFlush;
+    (flush ? result_.flush_latency : result_.latency).add(now > slot.begun_tsc ? now - slot.begun_tsc : 0);
     const bool good = guest_.options_.scsi
                           ? ScsiDisk::answer(slot.io).response == 0 && ScsiDisk::answer(slot.io).status == 0
                           : slot.io.answer[0] == std::byte{kBlkOk};
@@ -130,7 +138,7 @@ class BenchQueue {
       ++result_.errors;
       if (result_.first_error.empty()) result_.first_error = guest_.disk_->verdict(slot.io);
     }
-    ++result_.requests;
+    ++(flush ? result_.flushes : requests_);
     free_.push_back(number);
   }
 
@@ -138,16 +146,30 @@ class BenchQueue {
     while (!free_.empty() && left_ != 0) {
       const unsigned number = free_.back();
       free_.pop_back();
-      --left_;
       auto& slot = *slots_[number];
-      const bool write = options_.read_percent == 0 ||
-                         (options_.read_percent < 100 && (random() >> 32) % 100 >= options_.read_percent);
-      aim(slot, place(), write);
+      slot.op = next_op();
+      if (slot.op == Op::kFlush) {
+        aim_flush(slot);
+      } else {
+        --left_;
+        aim(slot, place());
+      }
       slot.begun_tsc = __rdtsc();
-      if (!ring_.add(slot.chains[write ? kWriteChain : kRead], number))
+      if (!ring_.add(slot.chains[static_cast<unsigned>(slot.op)], number))
         throw std::runtime_error("the ring is too small for this queue depth");
     }
     if (ring_.show()) guest_.front_end_->kick(index_);
+  }
+
+  Op next_op() {
+    if (options_.flush_every != 0 && unflushed_ == options_.flush_every) {
+      unflushed_ = 0;
+      return Op::kFlush;
+    }
+    if (options_.read_percent == 100) return Op::kRead;
+    if (options_.read_percent != 0 && (random() >> 32) % 100 < options_.read_percent) return Op::kRead;
+    ++unflushed_;
+    return Op::kWrite;
   }
 
   std::uint64_t place() {
@@ -157,18 +179,39 @@ class BenchQueue {
   }
 
   // The header was laid out by Disk::build(); only where it points, and what is done there, change.
-  void aim(BenchGuest::Slot& slot, std::uint64_t unit, bool write) {
+  void aim(BenchGuest::Slot& slot, std::uint64_t unit) {
+    const bool write = slot.op == Op::kWrite;
     const std::uint64_t offset = unit * options_.io_bytes;
     if (guest_.options_.scsi) {
-      auto& command = *reinterpret_cast<ScsiCommand*>(slot.io.header);
-      command.cdb[0] = write ? 0x8a : 0x88;  // WRITE(16), READ(16)
-      const std::uint64_t lba = swap_bytes(offset / guest_.block_bytes_);
-      std::memcpy(command.cdb + 2, &lba, sizeof(lba));
+      // READ(16), WRITE(16)
+      put_cdb(slot, write ? 0x8a : 0x88, offset / guest_.block_bytes_, options_.io_bytes / guest_.block_bytes_);
     } else {
-      auto& header = *reinterpret_cast<BlkHeader*>(slot.io.header);
-      header.type = write ? kBlkOut : kBlkIn;
-      header.sector = offset / 512;
+      put_header(slot, write ? kBlkOut : kBlkIn, offset / 512);
     }
+  }
+
+  void aim_flush(BenchGuest::Slot& slot) {
+    if (guest_.options_.scsi) {
+      put_cdb(slot, 0x91, 0, 0);  // SYNCHRONIZE CACHE(16) of the whole medium
+    } else {
+      put_header(slot, kBlkFlush, 0);
+    }
+  }
+
+  // READ, WRITE and SYNCHRONIZE CACHE(16) have both fields in the same places (SBC-4).
+  static void put_cdb(BenchGuest::Slot& slot, std::uint8_t opcode, std::uint64_t lba, std::uint32_t blocks) {
+    auto& command = *reinterpret_cast<ScsiCommand*>(slot.io.header);
+    command.cdb[0] = opcode;
+    const std::uint64_t lba_be = swap_bytes(lba);
+    const std::uint32_t blocks_be = __builtin_bswap32(blocks);
+    std::memcpy(command.cdb + 2, &lba_be, sizeof(lba_be));
+    std::memcpy(command.cdb + 10, &blocks_be, sizeof(blocks_be));
+  }
+
+  static void put_header(BenchGuest::Slot& slot, std::uint32_t type, std::uint64_t sector) {
+    auto& header = *reinterpret_cast<BlkHeader*>(slot.io.header);
+    header.type = type;
+    header.sector = sector;
   }
 
   std::uint64_t random() {
@@ -187,6 +230,8 @@ class BenchQueue {
   std::vector<unsigned> free_;
   std::uint64_t units_ = 0;
   std::uint64_t next_ = 0;
+  std::uint64_t requests_ = 0;
+  unsigned unflushed_ = 0;
   std::uint64_t left_ = UINT64_MAX;
   std::uint64_t random_ = 1;
 };
@@ -215,6 +260,7 @@ class BenchRun {
     }
     result_.tsc_cycles = __rdtsc() - begin_tsc;
     result_.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    sum_up();
   }
 
  private:
@@ -222,11 +268,17 @@ class BenchRun {
     return std::chrono::duration<double>(Clock::now() - begin).count() >= options_.seconds;
   }
 
+  void turn(bool issue) {
+    unsigned taken = 0;
+    for (auto& queue : queues_) taken += queue->turn(issue);
+    if (taken == 0 && options_.yield) std::this_thread::yield();
+  }
+
   void run_closed(Clock::time_point begin) {
     bool done = false;
     std::uint64_t turns = 0;
     while (!done) {
-      for (auto& queue : queues_) queue->turn(true);
+      turn(true);
       if (++turns % kTurnsPerClockRead != 0) continue;
       watch(begin);
       done = over(begin) || std::all_of(queues_.begin(), queues_.end(), [](auto& queue) { return queue->exhausted(); });
@@ -237,7 +289,7 @@ class BenchRun {
   void run_with_gaps(Clock::time_point begin) {
     while (!over(begin) && !queues_.front()->exhausted()) {
       std::this_thread::sleep_for(std::chrono::microseconds(options_.gap_us));
-      for (auto& queue : queues_) queue->turn(true);
+      turn(true);
       drain();
     }
   }
@@ -245,14 +297,28 @@ class BenchRun {
   void drain() {
     const auto begin = Clock::now();
     while (std::any_of(queues_.begin(), queues_.end(), [](auto& queue) { return queue->in_flight() != 0; })) {
-      for (auto& queue : queues_) queue->turn(false);
+      turn(false);
       if (Clock::now() - begin > kStall) throw std::runtime_error("requests were not answered within 30 s");
     }
   }
 
+  void sum_up() {
+    std::map<const BenchGuest*, std::uint64_t> guests;
+    for (const auto& queue : queues_) guests[&queue->guest()] += queue->requests();
+    std::uint64_t worst = UINT64_MAX;
+    for (const auto& [guest, requests] : guests) {
+      result_.requests += requests;
+      worst = std::min(worst, requests);
+    }
+    if (result_.requests == 0) return;
+    result_.worst_share =
+        static_cast<double>(worst) * static_cast<double>(guests.size()) / static_cast<double>(result_.requests);
+  }
+
   void watch(Clock::time_point begin) {
-    if (result_.requests != last_requests_) {
-      last_requests_ = result_.requests;
+    const std::uint64_t answers = result_.latency.total() + result_.flush_latency.total();
+    if (answers != last_answers_) {
+      last_answers_ = answers;
       last_answer_ = Clock::now();
     } else if (Clock::now() - std::max(last_answer_, begin) > kStall) {
       throw std::runtime_error("requests were not answered within 30 s");
@@ -262,7 +328,7 @@ class BenchRun {
   const BenchOptions& options_;
   BenchResult& result_;
   std::vector<std::unique_ptr<BenchQueue>> queues_;
-  std::uint64_t last_requests_ = 0;
+  std::uint64_t last_answers_ = 0;
   Clock::time_point last_answer_{};
 };
 

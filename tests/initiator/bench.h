@@ -34,17 +34,28 @@ struct BenchOptions {
   bool sequential = false;
   // Every place once, in a scattered order, instead of at random for ever; ends early when all are done.
   bool once = false;
+  // With `once`: so many places of that order were done by earlier runs. For guests with one queue.
+  std::uint64_t skip = 0;
+  // Each queue flushes when it has begun so many writes since its last flush; 0: never.
+  unsigned flush_every = 0;
   // Of all queues together; 0: no bound.
   std::uint64_t requests = 0;
   // Pause between an answer and the next request, asleep; for depth 1.
   std::uint64_t gap_us = 0;
   // The part of the disk from its start; 0: all of it.
   std::uint64_t length_bytes = 0;
+  // Give the core to whatever else wants it while no answer is there: the kernel's threads that end writes and flushes
+  // may need it.
+  bool yield = false;
   std::uint64_t seed = 1;
 };
 
 struct BenchResult {
+  // Reads and writes; what is said of latency is of these alone.
   std::uint64_t requests = 0;
+  std::uint64_t flushes = 0;
+  // Reads and writes of the guest that had the fewest, over the mean of all guests.
+  double worst_share = 1;
   std::uint64_t errors = 0;
   std::string first_error;
   double seconds = 0;
@@ -52,6 +63,7 @@ struct BenchResult {
   double cycles_per_ns = 1;
   // In cycles of the counter.
   Histogram latency;
+  Histogram flush_latency;
 };
 
 // A connection and its queues. Throws std::runtime_error when the peer refuses something.
@@ -70,8 +82,10 @@ class BenchGuest {
     explicit Slot(GuestRam& ram, std::uint32_t bytes) : io(ram, bytes) {}
     IoSlot io;
     std::uint64_t begun_tsc = 0;
-    // Chains for the current run: the first for reads, the second for writes.
-    std::vector<Segment> chains[2];
+    // What it is used for now.
+    Op op = Op::kRead;
+    // Chains for the current run, by Op: reads, writes, flushes.
+    std::vector<Segment> chains[3];
   };
   BenchGuestOptions options_;
   std::unique_ptr<FrontEnd> front_end_;

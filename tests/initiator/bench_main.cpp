@@ -3,7 +3,7 @@
 //
 //   connect NAME scsi|blk SOCKET [target=N] [queues=N] [depth=N] [io=BYTES] [ring=N] [packed=1] [indirect=1] [event=1]
 //   run NAME[,NAME...] [seconds=S] [depth=N] [reads=PERCENT] [io=BYTES] [sequential=1] [once=1] [requests=N] [gap=US]
-//                      [length=BYTES] [seed=N]
+//                      [length=BYTES] [seed=N] [flush=N] [skip=N] [yield=1]
 //   size NAME
 //   disconnect NAME
 //
@@ -129,6 +129,9 @@ class Bench {
     words.take("gap", options.gap_us);
     words.take("length", options.length_bytes);
     words.take("seed", options.seed);
+    words.take("flush", options.flush_every);
+    words.take("skip", options.skip);
+    words.take("yield", options.yield);
     words.end();
     if (guests.empty() || options.depth == 0 || options.io_bytes == 0) throw std::runtime_error("nothing to do");
     return to_json(run_bench(guests, options));
@@ -138,12 +141,15 @@ class Bench {
     const double us = 1 / (result.cycles_per_ns * 1000);
     std::ostringstream out;
     out << "{\"requests\": " << result.requests << ", \"errors\": " << result.errors
+        << ", \"flushes\": " << result.flushes << ", \"worst_share\": " << result.worst_share
         << ", \"first_error\": " << quoted(result.first_error) << ", \"seconds\": " << result.seconds
         << ", \"tsc_cycles\": " << result.tsc_cycles << ", \"tsc_hz\": " << result.cycles_per_ns * 1e9
         << ", \"iops\": " << static_cast<double>(result.requests) / result.seconds
         << ", \"mean_us\": " << result.latency.mean() * us << ", \"p50_us\": " << result.latency.at(0.5) * us
         << ", \"p99_us\": " << result.latency.at(0.99) * us << ", \"p999_us\": " << result.latency.at(0.999) * us
-        << ", \"max_us\": " << static_cast<double>(result.latency.max()) * us << "}";
+        << ", \"max_us\": " << static_cast<double>(result.latency.max()) * us
+        << ", \"flush_p50_us\": " << result.flush_latency.at(0.5) * us
+        << ", \"flush_p99_us\": " << result.flush_latency.at(0.99) * us << "}";
     return out.str();
   }
 

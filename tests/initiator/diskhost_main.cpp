@@ -7,6 +7,7 @@
 // runs: "add NAME:TARGET=SPEC", "remove NAME:TARGET"; each is answered by "ok" or "error ...". "counters" is answered
 // by a line of JSON with the reactors' counters.
 
+#include <sched.h>
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
@@ -124,6 +125,16 @@ std::string counters(reactor::ReactorGroup& reactors) {
   return out.str() + "]";
 }
 
+// As polluxd does it: the process's main thread, and with it what works for the devices, leaves the reactors' cores.
+void leave(const std::vector<unsigned>& cores) {
+  cpu_set_t others;
+  if (sched_getaffinity(0, sizeof(others), &others) != 0) return;
+  for (const unsigned core : cores) CPU_CLR(core, &others);
+  // Where there are no others, it has to share.
+  if (CPU_COUNT(&others) == 0) return;
+  if (sched_setaffinity(0, sizeof(others), &others) != 0) throw std::runtime_error("cannot leave the reactors' cores");
+}
+
 std::string obey(vhost::VhostService& service, reactor::ReactorGroup& reactors, const std::string& line) {
   std::istringstream words(line);
   std::string verb, what;
@@ -180,6 +191,7 @@ int main(int argc, char** argv) {
     }
     auto group = reactor::ReactorGroup::start(options);
     if (!group) throw std::runtime_error(group.error().message);
+    leave(cores);
     auto service = vhost::VhostService::start(**group, {.socket_dir = dir});
     if (!service) throw std::runtime_error(service.error().message);
     for (const auto& blk : blks) {

@@ -3,20 +3,21 @@
 #   pollux_room(NAME blob SOURCES a.cpp b.cpp USES bdev reactor LIBS PkgConfig::ISAL TESTS a_test.cpp)
 #
 # USES: rooms whose headers the room's own headers include. PRIVATE_USES, PRIVATE_LIBS: what only its sources
-# include, so that whoever uses this room does not see it.
+# include; a room that uses this one does not see them.
 #
 # A room may use only rooms listed for it in POLLUX_ARROWS_<room>; anything else stops the configuration. A room sees the
 # headers of the rooms it uses and of no other, because every room exports its own include directory and nothing wider.
 
 set(POLLUX_ARROWS_base)
+set(POLLUX_ARROWS_protocol)
 set(POLLUX_ARROWS_metrics base)
 set(POLLUX_ARROWS_reactor base)
 set(POLLUX_ARROWS_bdev base reactor)
 set(POLLUX_ARROWS_blob base reactor bdev)
 set(POLLUX_ARROWS_volume base reactor bdev blob)
-set(POLLUX_ARROWS_virtio base)
+set(POLLUX_ARROWS_virtio base protocol)
 set(POLLUX_ARROWS_scsi base reactor bdev)
-set(POLLUX_ARROWS_vhost base reactor bdev volume virtio scsi metrics)
+set(POLLUX_ARROWS_vhost base protocol reactor bdev volume virtio scsi metrics)
 set(POLLUX_ARROWS_control base reactor bdev volume vhost metrics)
 
 add_library(pollux_flags INTERFACE)
@@ -51,14 +52,21 @@ function(pollux_room)
     endif()
   endforeach()
   set(target pollux_${R_NAME})
-  add_library(${target} STATIC ${R_SOURCES})
+  if(R_SOURCES)
+    add_library(${target} STATIC ${R_SOURCES})
+    set(public PUBLIC)
+  else()
+    # Headers alone.
+    add_library(${target} INTERFACE)
+    set(public INTERFACE)
+  endif()
   add_library(pollux::${R_NAME} ALIAS ${target})
 
   # Headers are included as "blob/journal.h": the directory on the path holds links to the permitted rooms alone.
   set(view ${CMAKE_BINARY_DIR}/include/${R_NAME})
   file(MAKE_DIRECTORY ${view})
   file(CREATE_LINK ${CMAKE_SOURCE_DIR}/service/${R_NAME} ${view}/${R_NAME} SYMBOLIC)
-  target_include_directories(${target} PUBLIC ${view})
+  target_include_directories(${target} ${public} ${view})
   set(deps)
   foreach(used IN LISTS R_USES)
     list(APPEND deps pollux::${used})
@@ -68,7 +76,10 @@ function(pollux_room)
     list(APPEND private_deps pollux::${used})
   endforeach()
   # pollux_flags is not part of the interface, so that generated code can be compiled without it.
-  target_link_libraries(${target} PUBLIC ${deps} ${R_LIBS} PRIVATE ${private_deps} ${R_PRIVATE_LIBS} pollux_flags)
+  target_link_libraries(${target} ${public} ${deps} ${R_LIBS})
+  if(R_SOURCES)
+    target_link_libraries(${target} PRIVATE ${private_deps} ${R_PRIVATE_LIBS} pollux_flags)
+  endif()
   if(POLLUX_FUZZ AND R_NAME IN_LIST POLLUX_FUZZED_ROOMS)
     target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
   endif()

@@ -9,11 +9,14 @@
 
 #include "base/units.h"
 #include "bdev/physical_block.h"
+#include "protocol/vhost_user.h"
+#include "protocol/virtio_blk.h"
 #include "vhost/blk_queue.h"
 #include "vhost/limits.h"
-#include "vhost/vhost_user.h"
 
 namespace pollux::vhost {
+
+using namespace protocol;
 
 namespace {
 
@@ -41,11 +44,11 @@ Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t 
 }
 
 std::uint64_t BlkDevice::features() const {
-  std::uint64_t features =
-      bit(kBlkSegMax) | bit(kBlkBlkSize) | bit(kBlkFlush) | bit(kBlkTopology) | bit(kBlkConfigWce) | bit(kBlkMq);
-  if (shared_.read_only) return features | bit(kBlkReadOnly);
-  if (shared_.discard) features |= bit(kBlkDiscard);
-  return features | bit(kBlkWriteZeroes);
+  std::uint64_t features = bit(kBlkFeatureSegMax) | bit(kBlkFeatureBlkSize) | bit(kBlkFeatureFlush) |
+                           bit(kBlkFeatureTopology) | bit(kBlkFeatureConfigWce) | bit(kBlkFeatureMq);
+  if (shared_.read_only) return features | bit(kBlkFeatureReadOnly);
+  if (shared_.discard) features |= bit(kBlkFeatureDiscard);
+  return features | bit(kBlkFeatureWriteZeroes);
 }
 
 std::vector<std::byte> BlkDevice::config() const {
@@ -78,9 +81,9 @@ std::vector<std::byte> BlkDevice::config() const {
 }
 
 void BlkDevice::negotiated(std::uint64_t features) {
-  if ((features & bit(kBlkConfigWce)) == 0) return;
+  if ((features & bit(kBlkFeatureConfigWce)) == 0) return;
   std::lock_guard lock(mutex_);
-  flush_negotiated_ = (features & bit(kBlkFlush)) != 0;
+  flush_negotiated_ = (features & bit(kBlkFeatureFlush)) != 0;
   const bool chosen = choice_ && choice_->flush == flush_negotiated_;
   shared_.writeback.store(chosen ? choice_->writeback : flush_negotiated_, std::memory_order_relaxed);
 }
@@ -140,7 +143,7 @@ Status BlkDevice::load_choice() {
 std::unique_ptr<VhostQueue> BlkDevice::make_queue(std::uint16_t /*index*/, std::unique_ptr<virtio::Virtqueue> ring,
                                                   QueueFds fds, std::uint64_t features, reactor::Reactor& reactor) {
   // 5.2.6.2: a driver that took neither feature cannot flush, so that its writes must be durable by themselves.
-  const bool may_cache = (features & (bit(kBlkFlush) | bit(kBlkConfigWce))) != 0;
+  const bool may_cache = (features & (bit(kBlkFeatureFlush) | bit(kBlkFeatureConfigWce))) != 0;
   return std::make_unique<BlkQueue>(std::move(ring), std::move(fds), shared_, channels_->on(reactor), may_cache);
 }
 

@@ -3,38 +3,11 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "protocol/virtio_blk.h"
 
 namespace pollux::vhost {
-namespace {
 
-// VIRTIO 1.2 5.2.6.
-constexpr std::uint32_t kTypeIn = 0;
-constexpr std::uint32_t kTypeOut = 1;
-constexpr std::uint32_t kTypeFlush = 4;
-constexpr std::uint32_t kTypeGetId = 8;
-constexpr std::uint32_t kTypeDiscard = 11;
-constexpr std::uint32_t kTypeWriteZeroes = 13;
-
-constexpr std::uint8_t kStatusOk = 0;
-constexpr std::uint8_t kStatusIoError = 1;
-constexpr std::uint8_t kStatusUnsupported = 2;
-
-struct RequestHeader {
-  std::uint32_t type;
-  std::uint32_t reserved;
-  std::uint64_t sector;
-};
-static_assert(sizeof(RequestHeader) == 16);
-
-struct RangeSegment {
-  static constexpr std::uint32_t kUnmap = 1;
-  std::uint64_t sector;
-  std::uint32_t sectors;
-  std::uint32_t flags;
-};
-static_assert(sizeof(RangeSegment) == 16);
-
-}  // namespace
+using namespace protocol;
 
 BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, const BlkShared& shared,
                    bdev::Channel& channel, bool may_cache)
@@ -58,26 +31,26 @@ void BlkQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
   const bool status_mapped = chain.writable != 0 && pieces.items[pieces.count - 1].iov_base != nullptr;
   request.status_byte = status_mapped ? writable.take_last_byte() : nullptr;
   if (!request.status_byte || chain.faulty) {
-    answer(request, kStatusIoError);
+    answer(request, kBlkIoError);
     return;
   }
   dispatch(request, readable, writable);
 }
 
 void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
-  RequestHeader header{};
+  BlkHeader header{};
   if (!readable.take_front(&header, sizeof(header))) {
-    answer(request, kStatusIoError);
+    answer(request, kBlkIoError);
     return;
   }
   switch (header.type) {
-    case kTypeIn:
+    case kBlkIn:
       transfer(request, bdev::IoOp::kRead, header.sector, writable);
       return;
-    case kTypeOut:
+    case kBlkOut:
       transfer(request, bdev::IoOp::kWrite, header.sector, readable);
       return;
-    case kTypeFlush:
+    case kBlkFlush:
       request.op = bdev::IoOp::kFlush;
       request.flags = 0;
       request.offset_bytes = request.length_bytes = 0;
@@ -85,15 +58,15 @@ void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
       request.iov_count = 0;
       submit(request);
       return;
-    case kTypeGetId:
+    case kBlkGetId:
       get_id(request, writable);
       return;
-    case kTypeDiscard:
-    case kTypeWriteZeroes:
+    case kBlkDiscard:
+    case kBlkWriteZeroes:
       clear_range(request, header.type, readable);
       return;
     default:
-      answer(request, kStatusUnsupported);
+      answer(request, kBlkUnsupported);
   }
 }
 
@@ -104,11 +77,11 @@ void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector, c
       !is_aligned<std::uint64_t>(length, block_bytes_) ||
       !is_aligned<std::uint64_t>(sector * kSectorBytes, block_bytes_) ||
       (op == bdev::IoOp::kWrite && shared_.read_only)) {
-    answer(request, kStatusIoError);
+    answer(request, kBlkIoError);
     return;
   }
   if (length == 0) {
-    answer(request, kStatusOk);
+    answer(request, kBlkOk);
     return;
   }
   keep(request, data);
@@ -147,7 +120,7 @@ void BlkQueue::on_step(bdev::IoRequest& io) {
   request.left_bytes -= request.length_bytes;
   if (request.status != bdev::IoStatus::kOk || request.left_bytes == 0) {
     request.complete = on_complete;
-    queue.answer(request, request.status == bdev::IoStatus::kOk ? kStatusOk : kStatusIoError);
+    queue.answer(request, request.status == bdev::IoStatus::kOk ? kBlkOk : kBlkIoError);
     return;
   }
   request.flags |= bdev::IoRequest::kContinues;
@@ -179,24 +152,24 @@ void BlkQueue::go_on() {
 void BlkQueue::get_id(Request& request, const Pieces& data) {
   request.written = static_cast<std::uint32_t>(data.put(shared_.id, sizeof(shared_.id)));
   if (ring().logging()) ring().log_writes(data.items, data.count);
-  answer(request, kStatusOk);
+  answer(request, kBlkOk);
 }
 
 void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
-  const bool discard = type == kTypeDiscard;
+  const bool discard = type == kBlkDiscard;
   if (discard && !shared_.discard) {
-    answer(request, kStatusUnsupported);
+    answer(request, kBlkUnsupported);
     return;
   }
-  RangeSegment segment{};
+  BlkRange segment{};
   // 5.2.6.2: more segments than announced (one), or a part of one.
   if (shared_.read_only || data.bytes() != sizeof(segment) || !data.take_front(&segment, sizeof(segment))) {
-    answer(request, kStatusIoError);
+    answer(request, kBlkIoError);
     return;
   }
   // 5.2.6.2: unknown flags, and unmap with a discard, are unsupported.
-  if ((segment.flags & ~RangeSegment::kUnmap) != 0 || (discard && segment.flags != 0)) {
-    answer(request, kStatusUnsupported);
+  if ((segment.flags & ~BlkRange::kUnmap) != 0 || (discard && segment.flags != 0)) {
+    answer(request, kBlkUnsupported);
     return;
   }
   const std::uint64_t size = shared_.bdev->size_bytes();
@@ -205,16 +178,16 @@ void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
       segment.sector > size / kSectorBytes || !range_fits(segment.sector * kSectorBytes, length, size) ||
       !is_aligned<std::uint64_t>(length, block_bytes_) ||
       !is_aligned<std::uint64_t>(segment.sector * kSectorBytes, block_bytes_)) {
-    answer(request, kStatusIoError);
+    answer(request, kBlkIoError);
     return;
   }
   if (length == 0) {
-    answer(request, kStatusOk);
+    answer(request, kBlkOk);
     return;
   }
   request.op = discard ? bdev::IoOp::kUnmap : bdev::IoOp::kWriteZeroes;
   request.flags = durability();
-  if (segment.flags & RangeSegment::kUnmap) request.flags |= bdev::IoRequest::kMayUnmap;
+  if (segment.flags & BlkRange::kUnmap) request.flags |= bdev::IoRequest::kMayUnmap;
   request.offset_bytes = segment.sector * kSectorBytes;
   request.length_bytes = length;
   request.iov = nullptr;
@@ -249,7 +222,7 @@ void BlkQueue::on_complete(bdev::IoRequest& io) {
   BlkQueue& queue = *request.queue;
   if (request.op == bdev::IoOp::kRead && queue.ring().logging())
     queue.ring().log_writes(request.data.items, request.data.count);
-  queue.answer(request, request.status == bdev::IoStatus::kOk ? kStatusOk : kStatusIoError);
+  queue.answer(request, request.status == bdev::IoStatus::kOk ? kBlkOk : kBlkIoError);
 }
 
 void BlkQueue::answer(Request& request, std::uint8_t status) {
@@ -262,7 +235,7 @@ void BlkQueue::answer(Request& request, std::uint8_t status) {
       ring().log_writes(&piece, 1);
     }
   }
-  if (status != kStatusOk) QueueCounters::add(counters_.errors);
+  if (status != kBlkOk) QueueCounters::add(counters_.errors);
   if (request.pooled) tenant().give_array(std::exchange(request.pooled, nullptr));
   finish(request, written);
 }

@@ -2,7 +2,12 @@
 
 #include <optional>
 
+#include "vhost/scsi_address.h"
+
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
 // VIRTIO 1.2 5.6.6.2: subtypes of a TMF request, in their order.

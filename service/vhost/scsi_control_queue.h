@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "protocol/virtio_scsi.h"
 #include "scsi/task.h"
 #include "vhost/pieces.h"
 #include "vhost/scsi_controller.h"
@@ -20,8 +21,8 @@ class ScsiControlQueue final : public VhostQueue {
   };
 
   void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
-  void manage(Request& request, const ScsiTmfRequest& tmf);
-  void answer(Request& request, ScsiResponseCode code);
+  void manage(Request& request, const protocol::ScsiTmfRequest& tmf);
+  void answer(Request& request, protocol::ScsiResponseCode code);
   static void on_complete(scsi::TaskManagement& management);
 
   ScsiLane& lane_;

@@ -6,13 +6,17 @@
 #include <cstring>
 #include <thread>
 
+#include "protocol/vhost_user.h"
 #include "vhost/hop.h"
 #include "vhost/limits.h"
+#include "vhost/scsi_address.h"
 #include "vhost/scsi_control_queue.h"
 #include "vhost/scsi_request_queue.h"
-#include "vhost/vhost_user.h"
 
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
 // How often a removal looks whether requests in flight have ended.
@@ -27,10 +31,7 @@ constexpr std::uint32_t kMaxSectors = 0xffff;
 
 ScsiController::ScsiController(std::string name, std::uint16_t request_queues, Placement& placement,
                                scsi::LogicalUnits& units, ScsiStores stores)
-    : name_(std::move(name)),
-      request_queues_(request_queues),
-      logical_units_(units),
-      stores_(std::move(stores)) {
+    : name_(std::move(name)), request_queues_(request_queues), logical_units_(units), stores_(std::move(stores)) {
   for (std::size_t i = 0; i < placement.size(); ++i) {
     lanes_.push_back(std::make_unique<ScsiLane>());
     lanes_.back()->reactor = &placement.at(i).reactor();
@@ -75,10 +76,8 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::R
       if (key.first == where.target) siblings.push_back(unit.nexus);
     }
   }
-  auto unit = logical_units_.get({.bdev = disk.bdev,
-                                   .uuid = disk.uuid,
-                                   .reservations = stores_.reservations,
-                                   .settings = stores_.settings});
+  auto unit = logical_units_.get(
+      {.bdev = disk.bdev, .uuid = disk.uuid, .reservations = stores_.reservations, .settings = stores_.settings});
   if (!unit) return fail(std::move(unit.error()));
   // A volume that a guest has twice is reached through two ports.
   // To a guest that is running, a new disk has just been switched on. One that comes back after a restart of the
@@ -118,10 +117,11 @@ template <typename Fn>
 bool ScsiController::on_lanes(ScsiTarget where, Fn fn) {
   bool all = true;
   for (auto& lane : lanes_) {
-    all = run_on(*lane->reactor, [&] {
-            auto& target = lane->targets[where.target];
-            return fn(*lane, target ? target->find(where.lun) : nullptr);
-          }) &&
+    all = run_on(*lane->reactor,
+                 [&] {
+                   auto& target = lane->targets[where.target];
+                   return fn(*lane, target ? target->find(where.lun) : nullptr);
+                 }) &&
           all;
   }
   return all;
@@ -218,7 +218,7 @@ bool ScsiController::empty() const {
 }
 
 std::uint64_t ScsiController::features() const {
-  return bit(kScsiHotplug) | bit(kScsiChange);
+  return bit(kScsiFeatureHotplug) | bit(kScsiFeatureChange);
 }
 
 std::vector<std::byte> ScsiController::config() const {

@@ -14,13 +14,13 @@
 #include <string>
 #include <vector>
 
+#include "protocol/virtio_scsi.h"
 #include "scsi/logical_unit.h"
 #include "scsi/lun_channel.h"
 #include "scsi/target.h"
 #include "vhost/device.h"
 #include "vhost/queue_poller.h"
 #include "vhost/scsi_events.h"
-#include "vhost/scsi_protocol.h"
 #include "vhost/vhost_service.h"
 
 namespace pollux::vhost {
@@ -57,8 +57,8 @@ class ScsiController final : public Device {
   bool empty() const;
 
   std::uint64_t features() const override;
-  std::uint16_t virtqueues() const override { return kScsiFirstRequestQueue + request_queues_; }
-  bool carries_requests(std::uint16_t index) const override { return index >= kScsiFirstRequestQueue; }
+  std::uint16_t virtqueues() const override { return protocol::kScsiFirstRequestQueue + request_queues_; }
+  bool carries_requests(std::uint16_t index) const override { return index >= protocol::kScsiFirstRequestQueue; }
   std::vector<std::byte> config() const override;
   bool config_is_for_qemu() const override { return false; }
   Status write_config(std::uint32_t offset, std::span<const std::byte> bytes) override;

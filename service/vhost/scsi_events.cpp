@@ -8,6 +8,8 @@
 
 namespace pollux::vhost {
 
+using namespace protocol;
+
 void ScsiEventDebt::add(const ScsiEvent& event) {
   if (event.event == ScsiEvent::kParamChange) {
     grown.insert(event.lun);

@@ -14,8 +14,8 @@
 #include <set>
 #include <vector>
 
+#include "protocol/virtio_scsi.h"
 #include "reactor/reactor.h"
-#include "vhost/scsi_protocol.h"
 #include "vhost/vhost_queue.h"
 
 namespace pollux::vhost {
@@ -24,10 +24,10 @@ namespace pollux::vhost {
 struct ScsiEventDebt {
   bool missed = false;
   // At most as many as there are disks.
-  std::set<ScsiLunField> grown;
+  std::set<protocol::ScsiLunField> grown;
 
   bool empty() const { return !missed && grown.empty(); }
-  void add(const ScsiEvent& event);
+  void add(const protocol::ScsiEvent& event);
   void add(ScsiEventDebt other);
 };
 
@@ -37,13 +37,13 @@ struct ScsiEventInbox {
   static constexpr std::size_t kMaxWaiting = 256;
 
   explicit ScsiEventInbox(reactor::Reactor& owner) : reactor(owner) {}
-  void add(const ScsiEvent& event);
+  void add(const protocol::ScsiEvent& event);
   // Precondition: not empty().
-  ScsiEvent take();
+  protocol::ScsiEvent take();
   bool empty() const { return waiting.empty() && debt.empty(); }
 
   reactor::Reactor& reactor;
-  std::deque<ScsiEvent> waiting;
+  std::deque<protocol::ScsiEvent> waiting;
   ScsiEventDebt debt;
 };
 
@@ -59,7 +59,7 @@ class ScsiEventInboxes {
   // Any thread but a reactor. Whether a guest is listening.
   bool any() const;
   // Any thread but a reactor.
-  void raise(const ScsiEvent& event);
+  void raise(const protocol::ScsiEvent& event);
 
  private:
   mutable std::mutex mutex_;

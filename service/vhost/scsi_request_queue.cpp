@@ -2,7 +2,12 @@
 
 #include <algorithm>
 
+#include "vhost/scsi_address.h"
+
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
 // VIRTIO 1.2 5.6.6.1: task_attr.

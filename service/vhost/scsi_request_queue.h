@@ -3,11 +3,11 @@
 
 #include <memory>
 
+#include "protocol/virtio_scsi.h"
 #include "scsi/task.h"
 #include "vhost/limits.h"
 #include "vhost/pieces.h"
 #include "vhost/scsi_controller.h"
-#include "vhost/scsi_protocol.h"
 #include "vhost/vhost_queue.h"
 
 namespace pollux::vhost {
@@ -32,9 +32,9 @@ class ScsiRequestQueue final : public VhostQueue {
   void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
   // Of every disk that this reactor serves to the guest: which of them a request is for is not kept.
   void hurry() override;
-  void dispatch(Request& request, const ScsiRequestHeader& header, Pieces data_out, Pieces data_in);
-  void answer(Request& request, ScsiResponse& response, std::uint32_t data_written);
-  void refuse(Request& request, ScsiResponseCode code);
+  void dispatch(Request& request, const protocol::ScsiRequestHeader& header, Pieces data_out, Pieces data_in);
+  void answer(Request& request, protocol::ScsiResponse& response, std::uint32_t data_written);
+  void refuse(Request& request, protocol::ScsiResponseCode code);
   static void on_complete(scsi::Task& task);
   static scsi::CommandArrival arrival_of(const scsi::Task& task);
 

@@ -9,6 +9,9 @@
 #include "base/units.h"
 
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
 constexpr std::uint64_t kCommonFeatures = kFeatureLogAll | kFeatureIndirectDesc | kFeatureEventIdx |
@@ -21,28 +24,28 @@ constexpr std::chrono::milliseconds kMovePatience{500};
 
 // How many descriptors may come with a request.
 std::pair<std::size_t, std::size_t> expected_fds(const Message& message) {
-  switch (static_cast<Request>(message.request)) {
-    case Request::kSetMemTable: {
+  switch (static_cast<VhostUserRequest>(message.request)) {
+    case VhostUserRequest::kSetMemTable: {
       MemTableHeader header{};
       if (message.size_bytes >= sizeof(header)) std::memcpy(&header, message.payload.data(), sizeof(header));
       const std::size_t count = std::min(header.count, kMaxMemTableRegions + 1);
       return {count, count};
     }
-    case Request::kAddMemReg:
-    case Request::kSetLogBase:
-    case Request::kSetLogFd:
-    case Request::kSetBackendReqFd:
-    case Request::kSetInflightFd:
+    case VhostUserRequest::kAddMemReg:
+    case VhostUserRequest::kSetLogBase:
+    case VhostUserRequest::kSetLogFd:
+    case VhostUserRequest::kSetBackendReqFd:
+    case VhostUserRequest::kSetInflightFd:
       return {1, 1};
-    case Request::kSetVringKick:
-    case Request::kSetVringCall:
-    case Request::kSetVringErr: {
+    case VhostUserRequest::kSetVringKick:
+    case VhostUserRequest::kSetVringCall:
+    case VhostUserRequest::kSetVringErr: {
       std::uint64_t value = kVringNoFd;
       message.read(value);
       const std::size_t count = value & kVringNoFd ? 0 : 1;
       return {count, count};
     }
-    case Request::kRemMemReg:
+    case VhostUserRequest::kRemMemReg:
       // The specification tells back ends to tolerate one.
       return {0, 1};
     default:
@@ -64,8 +67,8 @@ Result<ConfigHeader> config_header(const Message& message) {
 
 }  // namespace
 
-Session::Session(std::string name, Device& device, Placement& placement, MemoryShare& memory_share,
-                 LogLimiter& limiter, std::vector<std::shared_ptr<Session>> predecessors)
+Session::Session(std::string name, Device& device, Placement& placement, MemoryShare& memory_share, LogLimiter& limiter,
+                 std::vector<std::shared_ptr<Session>> predecessors)
     : name_(std::move(name)),
       device_(device),
       placement_(placement),
@@ -122,57 +125,57 @@ Result<Verdict> Session::handle(Message& message) {
   if (message.fd_count < least_fds || message.fd_count > most_fds) {
     return fail(ErrorCode::kInvalid, "wrong number of descriptors");
   }
-  switch (static_cast<Request>(message.request)) {
-    case Request::kGetFeatures:
+  switch (static_cast<VhostUserRequest>(message.request)) {
+    case VhostUserRequest::kGetFeatures:
       return get_features(message);
-    case Request::kSetFeatures:
+    case VhostUserRequest::kSetFeatures:
       return set_features(message);
-    case Request::kGetProtocolFeatures:
+    case VhostUserRequest::kGetProtocolFeatures:
       return get_protocol_features(message);
-    case Request::kSetProtocolFeatures:
+    case VhostUserRequest::kSetProtocolFeatures:
       return set_protocol_features(message);
-    case Request::kSetOwner:
+    case VhostUserRequest::kSetOwner:
       owned_ = true;
       return Verdict::kDone;
-    case Request::kResetOwner:
-    case Request::kSetLogFd:
+    case VhostUserRequest::kResetOwner:
+    case VhostUserRequest::kSetLogFd:
       // Nothing to do: the connection's end is the owner's, and the log needs no signal.
       return Verdict::kDone;
-    case Request::kGetQueueNum:
+    case VhostUserRequest::kGetQueueNum:
       return get_queue_num(message);
-    case Request::kSetBackendReqFd:
+    case VhostUserRequest::kSetBackendReqFd:
       return set_backend_req_fd(message);
-    case Request::kGetConfig:
+    case VhostUserRequest::kGetConfig:
       return get_config(message);
-    case Request::kSetConfig:
+    case VhostUserRequest::kSetConfig:
       return set_config(message);
-    case Request::kSetMemTable:
+    case VhostUserRequest::kSetMemTable:
       return set_mem_table(message);
-    case Request::kGetMaxMemSlots:
+    case VhostUserRequest::kGetMaxMemSlots:
       return get_max_mem_slots(message);
-    case Request::kAddMemReg:
+    case VhostUserRequest::kAddMemReg:
       return add_mem_reg(message);
-    case Request::kRemMemReg:
+    case VhostUserRequest::kRemMemReg:
       return rem_mem_reg(message);
-    case Request::kSetLogBase:
+    case VhostUserRequest::kSetLogBase:
       return set_log_base(message);
-    case Request::kGetInflightFd:
+    case VhostUserRequest::kGetInflightFd:
       return get_inflight_fd(message);
-    case Request::kSetInflightFd:
+    case VhostUserRequest::kSetInflightFd:
       return set_inflight_fd(message);
-    case Request::kSetVringNum:
+    case VhostUserRequest::kSetVringNum:
       return set_vring_num(message);
-    case Request::kSetVringAddr:
+    case VhostUserRequest::kSetVringAddr:
       return set_vring_addr(message);
-    case Request::kSetVringBase:
+    case VhostUserRequest::kSetVringBase:
       return set_vring_base(message);
-    case Request::kGetVringBase:
+    case VhostUserRequest::kGetVringBase:
       return get_vring_base(message);
-    case Request::kSetVringEnable:
+    case VhostUserRequest::kSetVringEnable:
       return set_vring_enable(message);
-    case Request::kSetVringKick:
-    case Request::kSetVringCall:
-    case Request::kSetVringErr:
+    case VhostUserRequest::kSetVringKick:
+    case VhostUserRequest::kSetVringCall:
+    case VhostUserRequest::kSetVringErr:
       return set_vring_fd(message);
   }
   return fail(ErrorCode::kUnsupported, "unknown request");
@@ -283,9 +286,9 @@ void Session::on_close() {
 void Session::config_changed() {
   std::lock_guard lock(channel_mutex_);
   if (!backend_req_ || !(protocol_features_ & kProtocolConfig)) return;
-  const std::uint32_t header[3] = {kBackendConfigChange, kVersion, 0};
+  const VhostUserHeader header{kBackendConfigChange, kVersion, 0};
   // Never waits: a front end that does not read its channel misses the message.
-  if (::send(backend_req_.get(), header, sizeof(header), MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof(header)) {
+  if (::send(backend_req_.get(), &header, sizeof(header), MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof(header)) {
     log::warn("{}: the front end does not take a configuration change: {}", name_, std::strerror(errno));
   }
 }

@@ -16,11 +16,11 @@
 #include <vector>
 
 #include "base/log_limiter.h"
+#include "protocol/vhost_user.h"
 #include "vhost/device.h"
 #include "vhost/mapped_memory.h"
 #include "vhost/queue_poller.h"
 #include "vhost/transport.h"
-#include "vhost/vhost_user.h"
 #include "virtio/dirty_log.h"
 #include "virtio/guest_memory.h"
 #include "virtio/inflight.h"
@@ -60,7 +60,7 @@ class Session final : public Connection {
  private:
   struct Vring {
     std::uint16_t size = 0;
-    VringAddr addr{};
+    protocol::VringAddr addr{};
     bool has_addr = false;
     std::uint32_t base = 0;
     bool enabled = false;
@@ -98,7 +98,7 @@ class Session final : public Connection {
   Result<Verdict> set_vring_fd(Message& message);
   Result<Vring*> vring_at(std::uint64_t index);
   // The ring that a message with a VringState is about.
-  Result<Vring*> vring_of(const Message& message, VringState& state);
+  Result<Vring*> vring_of(const Message& message, protocol::VringState& state);
   bool ready(const Vring& vring) const;
   Status start_if_ready(std::uint16_t index);
   // From here on its place is its own; false when that went to another already.

@@ -8,9 +8,12 @@
 #include "vhost/session.h"
 
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
-virtio::RegionSpec to_spec(const MemoryRegionPayload& payload) {
+virtio::RegionSpec to_spec(const MemoryRegion& payload) {
   return {.guest_addr = payload.guest_addr,
           .size_bytes = payload.size_bytes,
           .user_addr = payload.user_addr,
@@ -18,8 +21,8 @@ virtio::RegionSpec to_spec(const MemoryRegionPayload& payload) {
 }
 
 // Front ends send it with or without the padding at its end.
-bool read_inflight(const Message& message, InflightPayload& payload) {
-  if (message.size_bytes != sizeof(payload) && message.size_bytes != kInflightPayloadMinBytes) return false;
+bool read_inflight(const Message& message, Inflight& payload) {
+  if (message.size_bytes != sizeof(payload) && message.size_bytes != kInflightMinBytes) return false;
   std::memcpy(&payload, message.payload.data(), message.size_bytes);
   return true;
 }
@@ -31,11 +34,11 @@ Result<Verdict> Session::set_mem_table(Message& message) {
   if (message.size_bytes < sizeof(header)) return fail(ErrorCode::kInvalid, "wrong payload size");
   std::memcpy(&header, message.payload.data(), sizeof(header));
   if (header.count == 0 || header.count > kMaxMemTableRegions ||
-      message.size_bytes < sizeof(header) + header.count * sizeof(MemoryRegionPayload)) {
+      message.size_bytes < sizeof(header) + header.count * sizeof(MemoryRegion)) {
     return fail(ErrorCode::kInvalid, "a memory table of impossible size");
   }
-  std::vector<MemoryRegionPayload> table(header.count);
-  std::memcpy(table.data(), message.payload.data() + sizeof(header), header.count * sizeof(MemoryRegionPayload));
+  std::vector<MemoryRegion> table(header.count);
+  std::memcpy(table.data(), message.payload.data() + sizeof(header), header.count * sizeof(MemoryRegion));
   std::vector<MemoryShare::Lease> leases;
   std::vector<std::shared_ptr<const virtio::Region>> regions;
   for (std::uint32_t i = 0; i < header.count; ++i) {
@@ -57,7 +60,7 @@ Result<Verdict> Session::get_max_mem_slots(Message& message) {
 }
 
 Result<Verdict> Session::add_mem_reg(Message& message) {
-  MemRegPayload payload{};
+  MemReg payload{};
   if (!message.read(payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
   auto lease = memory_share_.take(payload.region.size_bytes);
   if (!lease) return fail(std::move(lease.error()));
@@ -72,7 +75,7 @@ Result<Verdict> Session::add_mem_reg(Message& message) {
 }
 
 Result<Verdict> Session::rem_mem_reg(Message& message) {
-  MemRegPayload payload{};
+  MemReg payload{};
   if (!message.read(payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
   if (!memory_) return fail(ErrorCode::kInvalid, "a memory region that is not there");
   // The offset into the file is not part of a region's identity here.
@@ -106,7 +109,7 @@ Status Session::use_memory(std::vector<std::shared_ptr<const virtio::Region>> re
 }
 
 Result<Verdict> Session::set_log_base(Message& message) {
-  LogPayload payload{};
+  LogArea payload{};
   if (!message.read(payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
   auto lease = memory_share_.take(payload.size_bytes);
   if (!lease) return fail(std::move(lease.error()));
@@ -128,7 +131,7 @@ Result<Verdict> Session::set_log_base(Message& message) {
 }
 
 Result<Verdict> Session::get_inflight_fd(Message& message) {
-  InflightPayload payload{};
+  Inflight payload{};
   if (!read_inflight(message, payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
   if (payload.queues == 0 || payload.queues > vrings_.size() || payload.queue_size == 0 ||
       payload.queue_size > virtio::kMaxQueueSize) {
@@ -149,7 +152,7 @@ Result<Verdict> Session::get_inflight_fd(Message& message) {
 }
 
 Result<Verdict> Session::set_inflight_fd(Message& message) {
-  InflightPayload payload{};
+  Inflight payload{};
   if (!read_inflight(message, payload)) return fail(ErrorCode::kInvalid, "wrong payload size");
   const bool packed = negotiated(kFeatureRingPacked);
   if (payload.queues == 0 || payload.queues > vrings_.size() || payload.queue_size == 0 ||

@@ -8,6 +8,9 @@
 #include "vhost/signaller.h"
 
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
 // Ready when the queue has stopped and its poller has let go of it.
@@ -101,7 +104,7 @@ Result<Verdict> Session::set_vring_fd(Message& message) {
   Vring& vring = **found;
   // A reactor watches and signals it: with a file of any other kind, whose operations may wait for the front end or for
   // a file system of its own, the front end could stop the reactor.
-  if (static_cast<Request>(message.request) == Request::kSetVringKick) {
+  if (static_cast<VhostUserRequest>(message.request) == VhostUserRequest::kSetVringKick) {
     virtio::UniqueFd kick = std::move(message.fds[0]);
     // A ring without it would have to be polled for ever, and would keep its reactor from sleeping.
     if (!kick) return fail(ErrorCode::kUnsupported, "a queue without a kick descriptor");
@@ -117,7 +120,7 @@ Result<Verdict> Session::set_vring_fd(Message& message) {
     if (!made) return fail(std::move(made.error()));
     fd = std::move(*made);
   }
-  const bool call = static_cast<Request>(message.request) == Request::kSetVringCall;
+  const bool call = static_cast<VhostUserRequest>(message.request) == VhostUserRequest::kSetVringCall;
   if (vring.queue) {
     run_on(vring.poller->reactor(),
            [&] { call ? vring.queue->set_call(std::move(fd)) : vring.queue->set_error(std::move(fd)); });

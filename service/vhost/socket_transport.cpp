@@ -27,16 +27,18 @@
 #include "base/log.h"
 #include "base/log_limiter.h"
 #include "base/waiting_clients.h"
+#include "protocol/vhost_user.h"
 #include "vhost/transport.h"
-#include "vhost/vhost_user.h"
 
 namespace pollux::vhost {
+
+using namespace protocol;
+
 namespace {
 
 using virtio::UniqueFd;
 
 constexpr int kBacklog = 16;
-constexpr std::size_t kHeaderBytes = 12;
 // How long to leave accepting alone when the process has no descriptors left.
 constexpr int kAcceptPauseMs = 100;
 
@@ -97,11 +99,11 @@ class Link {
   // False: the connection is to end.
   bool serve_one() {
     Message message;
-    std::uint32_t header[3];
+    VhostUserHeader header{};
     if (!receive_header(header, message)) return false;
-    message.request = header[0];
-    message.flags = header[1];
-    message.size_bytes = header[2];
+    message.request = header.request;
+    message.flags = header.flags;
+    message.size_bytes = header.size_bytes;
     if (message.size_bytes > Message::kMaxPayloadBytes || !receive(message.payload.data(), message.size_bytes))
       return false;
     const bool wants_answer = (message.flags & kFlagNeedReply) != 0;
@@ -121,11 +123,11 @@ class Link {
   }
 
   // The descriptors of a message come with its first byte.
-  bool receive_header(std::uint32_t (&header)[3], Message& message) {
-    auto* bytes = reinterpret_cast<std::byte*>(header);
+  bool receive_header(VhostUserHeader& header, Message& message) {
+    auto* bytes = reinterpret_cast<std::byte*>(&header);
     std::size_t done = 0;
-    while (done < kHeaderBytes) {
-      iovec piece{bytes + done, kHeaderBytes - done};
+    while (done < sizeof(header)) {
+      iovec piece{bytes + done, sizeof(header) - done};
       alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int) * Message::kMaxFds)];
       msghdr received{};
       received.msg_iov = &piece;
@@ -174,11 +176,11 @@ class Link {
   }
 
   bool send(const Message& message) {
-    const std::uint32_t header[3] = {message.request, kVersion | kFlagReply, message.size_bytes};
-    std::array<std::byte, kHeaderBytes + Message::kMaxPayloadBytes> bytes;
-    std::memcpy(bytes.data(), header, kHeaderBytes);
-    std::memcpy(bytes.data() + kHeaderBytes, message.payload.data(), message.size_bytes);
-    const std::size_t length = kHeaderBytes + message.size_bytes;
+    const VhostUserHeader header{message.request, kVersion | kFlagReply, message.size_bytes};
+    std::array<std::byte, sizeof(header) + Message::kMaxPayloadBytes> bytes;
+    std::memcpy(bytes.data(), &header, sizeof(header));
+    std::memcpy(bytes.data() + sizeof(header), message.payload.data(), message.size_bytes);
+    const std::size_t length = sizeof(header) + message.size_bytes;
     std::size_t done = 0;
     while (done < length) {
       iovec piece{bytes.data() + done, length - done};
@@ -365,8 +367,8 @@ bool SocketTransport::accept_from(const std::string& path, Listener& listener) {
   if (!make_room(listener.links, process)) {
     std::uint64_t suppressed = 0;
     if (refusals_.allow(suppressed)) {
-      log::warn("{}: refused a front end of process {}: {} are served (and {} refusals before that are not listed)", path,
-                process, listener.links.size(), suppressed);
+      log::warn("{}: refused a front end of process {}: {} are served (and {} refusals before that are not listed)",
+                path, process, listener.links.size(), suppressed);
     }
     return true;
   }

@@ -8,6 +8,8 @@
 
 namespace pollux::virtio {
 
+using namespace protocol;
+
 namespace {
 
 // Above every number that has been given on this host: no ring takes a request a nanosecond.

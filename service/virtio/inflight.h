@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "virtio/guest_memory.h"
-#include "virtio/ring_layout.h"
+#include "virtio/ring_access.h"
 
 namespace pollux::virtio {
 
@@ -173,14 +173,14 @@ class InflightPacked {
     std::vector<std::uint16_t> heads;
   };
   // After attach(). The position is where the ring starts if the region is new.
-  Recovered recover(const PackedDesc* ring, std::uint16_t used_idx, bool used_wrap);
+  Recovered recover(const protocol::PackedDesc* ring, std::uint16_t used_idx, bool used_wrap);
   // Copies of a request's descriptors; empty when the region holds nonsense.
-  std::vector<PackedDesc> descriptors(std::uint16_t head) const;
+  std::vector<protocol::PackedDesc> descriptors(std::uint16_t head) const;
 
   // Taking one request: begin(), note() for each of its descriptors, take() when it is whole. note() is false when no
   // entry is free.
   void begin();
-  bool note(const PackedDesc& desc);
+  bool note(const protocol::PackedDesc& desc);
   void take(std::uint16_t id, std::uint16_t entries);
   // As InflightSplit's, of the request with this id.
   std::uint64_t arrival(std::uint16_t id) const {

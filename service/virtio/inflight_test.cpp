@@ -4,6 +4,9 @@
 #include <vector>
 
 namespace pollux::virtio {
+
+using namespace protocol;
+
 namespace {
 
 constexpr std::uint16_t kSize = 8;

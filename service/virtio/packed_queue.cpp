@@ -4,6 +4,8 @@
 
 namespace pollux::virtio {
 
+using namespace protocol;
+
 Result<std::unique_ptr<Virtqueue>> PackedQueue::create(QueueSetup setup) {
   const std::uint16_t size = setup.size;
   std::byte* descs = setup.memory->ring_pointer(setup.desc_user_addr, sizeof(PackedDesc) * std::uint64_t{size});

@@ -46,13 +46,13 @@ class PackedQueue final : public Virtqueue {
   bool available(std::uint16_t flags) const;
   const char* gather(Chain& chain, IovecList& pieces);
   const char* gather_again(std::uint16_t entry, Chain& chain, IovecList& pieces);
-  const char* gather_indirect(const PackedDesc& table, ChainBuilder& builder) const;
+  const char* gather_indirect(const protocol::PackedDesc& table, ChainBuilder& builder) const;
   void hide_unshown(std::uint16_t entries);
-  const char* add(const PackedDesc& desc, ChainBuilder& builder) const;
+  const char* add(const protocol::PackedDesc& desc, ChainBuilder& builder) const;
 
-  PackedDesc* descs_ = nullptr;
-  PackedEvent* driver_event_ = nullptr;
-  PackedEvent* device_event_ = nullptr;
+  protocol::PackedDesc* descs_ = nullptr;
+  protocol::PackedEvent* driver_event_ = nullptr;
+  protocol::PackedEvent* device_event_ = nullptr;
 
   PackedCursor avail_;
   PackedCursor used_;

@@ -6,6 +6,8 @@
 
 namespace pollux::virtio {
 
+using namespace protocol;
+
 Result<std::unique_ptr<Virtqueue>> SplitQueue::create(QueueSetup setup) {
   const std::uint16_t size = setup.size;
   if (!std::has_single_bit(size))

@@ -28,7 +28,7 @@ class SplitQueue final : public Virtqueue {
  private:
   explicit SplitQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}
   const char* gather(std::uint16_t head, Chain& chain, IovecList& pieces) const;
-  const char* gather_indirect(const SplitDesc& table, ChainBuilder& builder) const;
+  const char* gather_indirect(const protocol::SplitDesc& table, ChainBuilder& builder) const;
 
   // Hints to the processor, nothing more: what they read is read again, and checked, when its turn comes.
   void prefetch_descriptors(unsigned ready) const;
@@ -41,10 +41,10 @@ class SplitQueue final : public Virtqueue {
   std::uint16_t* used_event() const { return avail_ + 2 + setup_.size; }
   std::uint16_t* used_flags() const { return used_; }
   std::uint16_t* used_idx() const { return used_ + 1; }
-  UsedElem* used_ring() const { return reinterpret_cast<UsedElem*>(used_ + 2); }
+  protocol::UsedElem* used_ring() const { return reinterpret_cast<protocol::UsedElem*>(used_ + 2); }
   std::uint16_t* avail_event() const { return used_ + 2 + 4 * setup_.size; }
 
-  const SplitDesc* descs_ = nullptr;
+  const protocol::SplitDesc* descs_ = nullptr;
   std::uint16_t* avail_ = nullptr;
   std::uint16_t* used_ = nullptr;
 

@@ -17,7 +17,7 @@
 #include "base/result.h"
 #include "virtio/dirty_log.h"
 #include "virtio/guest_memory.h"
-#include "virtio/ring_layout.h"
+#include "virtio/ring_access.h"
 
 namespace pollux::virtio {
 

@@ -27,14 +27,14 @@
 #include "base/log.h"
 #include "bdev/ram.h"
 #include "fuzz/input.h"
-#include "initiator/protocol.h"
+#include "protocol/vhost_user.h"
 #include "reactor/reactor.h"
 #include "vhost/vhost_service.h"
 
 namespace {
 
 using namespace pollux;
-using namespace pollux::initiator;
+using namespace pollux::protocol;
 using fuzz::Input;
 using fuzz::require;
 
@@ -106,14 +106,14 @@ class Peer {
 
   void send(std::uint32_t request, const void* payload, std::size_t bytes, std::vector<int> fds = {},
             std::uint32_t flags = 1) {
-    std::vector<std::byte> whole(sizeof(VuHeader) + bytes);
-    const VuHeader header{request, flags, static_cast<std::uint32_t>(bytes)};
+    std::vector<std::byte> whole(sizeof(VhostUserHeader) + bytes);
+    const VhostUserHeader header{request, flags, static_cast<std::uint32_t>(bytes)};
     std::memcpy(whole.data(), &header, sizeof(header));
     if (bytes != 0) std::memcpy(whole.data() + sizeof(header), payload, bytes);
     send_bytes(whole, fds);
   }
   template <typename T>
-  void send(Vu request, const T& payload, std::vector<int> fds = {}) {
+  void send(VhostUserRequest request, const T& payload, std::vector<int> fds = {}) {
     send(static_cast<std::uint32_t>(request), &payload, sizeof(payload), std::move(fds));
   }
   void send_bytes(std::vector<std::byte>& bytes, const std::vector<int>& fds) {
@@ -137,36 +137,37 @@ class Peer {
   }
 
   void begin(std::uint8_t choice) {
-    std::uint64_t features = kVersion1 | kProtocolFeatures;
-    if (choice & 1) features |= kPacked;
-    if (choice & 2) features |= kEventIdx;
-    if (choice & 4) features |= kIndirect;
-    if (choice & 8) features |= kLogAll;
-    send(static_cast<std::uint32_t>(Vu::kSetOwner), nullptr, 0);
-    send(Vu::kSetFeatures, features);
-    send(Vu::kSetProtocolFeatures, kProtoMq | kProtoConfig | kProtoInflight | kProtoBackendReq | kProtoLogShmfd);
+    std::uint64_t features = kFeatureVersion1 | kFeatureProtocolFeatures;
+    if (choice & 1) features |= kFeatureRingPacked;
+    if (choice & 2) features |= kFeatureEventIdx;
+    if (choice & 4) features |= kFeatureIndirectDesc;
+    if (choice & 8) features |= kFeatureLogAll;
+    send(static_cast<std::uint32_t>(VhostUserRequest::kSetOwner), nullptr, 0);
+    send(VhostUserRequest::kSetFeatures, features);
+    send(VhostUserRequest::kSetProtocolFeatures,
+         kProtocolMq | kProtocolConfig | kProtocolInflightShmfd | kProtocolBackendReq | kProtocolLogShmfd);
     if (choice & 8) {
       const std::uint64_t log[2] = {4096, 0};
-      send(static_cast<std::uint32_t>(Vu::kSetLogBase), log, sizeof(log), {world_.memory});
+      send(static_cast<std::uint32_t>(VhostUserRequest::kSetLogBase), log, sizeof(log), {world_.memory});
     }
     if (choice & 16) {
       // The in-flight region is guest memory as well: whatever is written there later is believed at the next start.
-      send(Vu::kSetInflightFd, VuInflight{0x4000, kGuestBytes - 0x4000, 4, kQueueSize, 0}, {world_.memory});
+      send(VhostUserRequest::kSetInflightFd, Inflight{0x4000, kGuestBytes - 0x4000, 4, kQueueSize, 0}, {world_.memory});
     }
     struct {
       std::uint32_t count = 1, padding = 0;
-      VuRegion region{0, kGuestBytes, kUserBase, 0};
+      MemoryRegion region{0, kGuestBytes, kUserBase, 0};
     } table;
-    send(Vu::kSetMemTable, table, {world_.memory});
+    send(VhostUserRequest::kSetMemTable, table, {world_.memory});
     const unsigned queues = (choice & 32) ? kQueues : 2;
     for (unsigned queue = 0; queue < queues; ++queue) {
-      send(Vu::kSetVringNum, VuState{queue, kQueueSize});
-      send(Vu::kSetVringBase, VuState{queue, (choice & 1) ? 0x80008000u : 0u});
+      send(VhostUserRequest::kSetVringNum, VringState{queue, kQueueSize});
+      send(VhostUserRequest::kSetVringBase, VringState{queue, (choice & 1) ? 0x80008000u : 0u});
       const std::uint64_t base = kUserBase + ring_base(queue);
-      send(Vu::kSetVringAddr, VuAddr{queue, 0, base, base + 0x2000, base + 0x1000, 0});
-      send(Vu::kSetVringKick, std::uint64_t{queue}, {world_.events[queue]});
-      send(Vu::kSetVringCall, std::uint64_t{queue}, {world_.events[queue]});
-      send(Vu::kSetVringEnable, VuState{queue, 1});
+      send(VhostUserRequest::kSetVringAddr, VringAddr{queue, 0, base, base + 0x2000, base + 0x1000, 0});
+      send(VhostUserRequest::kSetVringKick, std::uint64_t{queue}, {world_.events[queue]});
+      send(VhostUserRequest::kSetVringCall, std::uint64_t{queue}, {world_.events[queue]});
+      send(VhostUserRequest::kSetVringEnable, VringState{queue, 1});
     }
   }
 
@@ -227,7 +228,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         break;
       }
       default:
-        peer.send(Vu::kGetVringBase, VuState{input.byte() % 8u, 0});
+        peer.send(VhostUserRequest::kGetVringBase, VringState{input.byte() % 8u, 0});
         break;
     }
   }

@@ -200,12 +200,12 @@ class BenchQueue {
 
   // READ, WRITE and SYNCHRONIZE CACHE(16) have both fields in the same places (SBC-4).
   static void put_cdb(BenchGuest::Slot& slot, std::uint8_t opcode, std::uint64_t lba, std::uint32_t blocks) {
-    auto& command = *reinterpret_cast<ScsiCommand*>(slot.io.header);
+    auto& command = *reinterpret_cast<ScsiRequestHeader*>(slot.io.header);
     command.cdb[0] = opcode;
     const std::uint64_t lba_be = swap_bytes(lba);
     const std::uint32_t blocks_be = __builtin_bswap32(blocks);
-    std::memcpy(command.cdb + 2, &lba_be, sizeof(lba_be));
-    std::memcpy(command.cdb + 10, &blocks_be, sizeof(blocks_be));
+    std::memcpy(command.cdb.data() + 2, &lba_be, sizeof(lba_be));
+    std::memcpy(command.cdb.data() + 10, &blocks_be, sizeof(blocks_be));
   }
 
   static void put_header(BenchGuest::Slot& slot, std::uint32_t type, std::uint64_t sector) {

@@ -170,8 +170,8 @@ BOOST_AUTO_TEST_CASE(get_id_is_the_beginning_of_the_uuid) {
 BOOST_AUTO_TEST_CASE(a_read_only_disk_refuses_writes_and_serves_reads) {
   FrontEnd front_end(options_for(blk("v", ram(), 2, true)));
   front_end.start();
-  BOOST_TEST((front_end.offered() & feature(5)) != 0u);
-  BOOST_TEST((front_end.offered() & (feature(13) | feature(14))) == 0u);
+  BOOST_TEST((front_end.offered() & bit(5)) != 0u);
+  BOOST_TEST((front_end.offered() & (bit(13) | bit(14))) == 0u);
   IoSlot slot(front_end.ram(), 4096);
   BOOST_TEST(run_io(front_end, 0, BlkDisk(), slot, Op::kWrite, 0, 4096) == "virtio-blk status 1");
   BOOST_TEST(run_io(front_end, 0, BlkDisk(), slot, Op::kWriteZeroes, 0, 4096) == "virtio-blk status 1");

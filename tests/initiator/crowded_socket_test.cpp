@@ -28,7 +28,8 @@ enum class Says { kNothing, kHalfAMessage, kMessages };
 class Crowd {
  public:
   Crowd(const std::string& socket, Says says) {
-    void* shared = ::mmap(nullptr, sizeof(std::atomic<unsigned>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void* shared =
+        ::mmap(nullptr, sizeof(std::atomic<unsigned>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     BOOST_REQUIRE(shared != MAP_FAILED);
     connected_ = new (shared) std::atomic<unsigned>(0);
     sockaddr_un address{};
@@ -55,7 +56,7 @@ class Crowd {
     constexpr unsigned kOpen = 64;
     int open[kOpen];
     std::fill_n(open, kOpen, -1);
-    const VuHeader get_features{static_cast<std::uint32_t>(Vu::kGetFeatures), 1, 0};
+    const VhostUserHeader get_features{static_cast<std::uint32_t>(VhostUserRequest::kGetFeatures), 1, 0};
     for (unsigned next = 0;; ++next) {
       int& fd = open[next % kOpen];
       if (fd >= 0) ::close(fd);
@@ -63,7 +64,8 @@ class Crowd {
       if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) continue;
       if (says == Says::kHalfAMessage) static_cast<void>(::send(fd, &get_features, 6, MSG_NOSIGNAL));
       if (says == Says::kMessages) {
-        for (unsigned i = 0; i < 4; ++i) static_cast<void>(::send(fd, &get_features, sizeof(get_features), MSG_NOSIGNAL));
+        for (unsigned i = 0; i < 4; ++i)
+          static_cast<void>(::send(fd, &get_features, sizeof(get_features), MSG_NOSIGNAL));
       }
       connected_->fetch_add(1);
     }

@@ -24,7 +24,7 @@ void put_be(std::uint8_t* to, std::uint64_t value, unsigned bytes) {
 
 IoSlot::IoSlot(GuestRam& ram, std::uint32_t size)
     : header(ram.allocate(64)),
-      answer(ram.allocate(sizeof(ScsiAnswer))),
+      answer(ram.allocate(sizeof(ScsiResponse))),
       data(size ? ram.allocate(size, 4096) : nullptr),
       data_bytes(size) {}
 
@@ -63,20 +63,20 @@ std::string BlkDisk::verdict(const IoSlot& slot) const {
 std::vector<Segment> ScsiDisk::command(GuestRam& ram, IoSlot& slot, std::span<const std::uint8_t> cdb,
                                        std::uint32_t out_bytes, std::uint32_t in_bytes,
                                        std::uint32_t piece_bytes) const {
-  ScsiCommand command{};
+  ScsiRequestHeader command{};
   command.lun[0] = 1;
   command.lun[1] = target_;
   command.lun[2] = static_cast<std::uint8_t>(0x40 | lun_ >> 8);
   command.lun[3] = static_cast<std::uint8_t>(lun_);
-  command.tag = ram.guest_addr(slot.header);
-  std::copy(cdb.begin(), cdb.end(), command.cdb);
+  command.id = ram.guest_addr(slot.header);
+  std::copy(cdb.begin(), cdb.end(), command.cdb.begin());
   std::memcpy(slot.header, &command, sizeof(command));
-  ScsiAnswer answer{};
+  ScsiResponse answer{};
   answer.response = kNoAnswer;
   std::memcpy(slot.answer, &answer, sizeof(answer));
   std::vector<Segment> segments{{ram.guest_addr(slot.header), sizeof(command), false}};
   if (out_bytes) add_data(segments, ram.guest_addr(slot.data), out_bytes, false, piece_bytes);
-  segments.push_back({ram.guest_addr(slot.answer), sizeof(ScsiAnswer), true});
+  segments.push_back({ram.guest_addr(slot.answer), sizeof(ScsiResponse), true});
   if (in_bytes) add_data(segments, ram.guest_addr(slot.data), in_bytes, true, piece_bytes);
   return segments;
 }
@@ -118,7 +118,7 @@ std::vector<Segment> ScsiDisk::build(GuestRam& ram, IoSlot& slot, Op op, std::ui
 }
 
 std::string ScsiDisk::verdict(const IoSlot& slot) const {
-  const ScsiAnswer& said = answer(slot);
+  const ScsiResponse& said = answer(slot);
   if (said.response != 0) return "virtio-scsi response " + std::to_string(said.response);
   if (said.status != 0) {
     return "SCSI status " + std::to_string(said.status) + ", sense key " + std::to_string(said.sense[2] & 0xf) +

@@ -11,6 +11,9 @@
 
 namespace pollux::initiator {
 
+// What status bytes hold before the answer: the service never writes it.
+inline constexpr std::uint8_t kNoAnswer = 0xee;
+
 enum class Op : std::uint8_t { kRead, kWrite, kFlush, kDiscard, kWriteZeroes };
 
 // Guest memory for one request at a time.
@@ -55,7 +58,7 @@ class ScsiDisk final : public Disk {
   // Any CDB: the segments for it, data after what build() would put there.
   std::vector<Segment> command(GuestRam& ram, IoSlot& slot, std::span<const std::uint8_t> cdb, std::uint32_t out_bytes,
                                std::uint32_t in_bytes, std::uint32_t piece_bytes = 0) const;
-  static const ScsiAnswer& answer(const IoSlot& slot) { return *reinterpret_cast<const ScsiAnswer*>(slot.answer); }
+  static const ScsiResponse& answer(const IoSlot& slot) { return *reinterpret_cast<const ScsiResponse*>(slot.answer); }
 
  private:
   std::uint8_t target_;

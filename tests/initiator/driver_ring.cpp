@@ -39,13 +39,13 @@ class SplitRing final : public DriverRing {
     std::uint16_t head = free_.back();
     if (table) {
       free_.pop_back();
-      auto* entries = reinterpret_cast<SplitDescriptor*>(tables_ + head * kTableEntries * 16);
+      auto* entries = reinterpret_cast<SplitDesc*>(tables_ + head * kTableEntries * 16);
       for (std::size_t i = 0; i < segments.size(); ++i) {
         const bool last = i + 1 == segments.size();
         entries[i] = {segments[i].guest_addr, segments[i].length, flags(segments[i], last),
                       static_cast<std::uint16_t>(last ? 0 : i + 1)};
       }
-      descs()[head] = {ram_.guest_addr(entries), static_cast<std::uint32_t>(16 * segments.size()), kTable, 0};
+      descs()[head] = {ram_.guest_addr(entries), static_cast<std::uint32_t>(16 * segments.size()), kDescIndirect, 0};
     } else {
       std::uint16_t index = head;
       for (std::size_t i = 0; i < segments.size(); ++i) {
@@ -84,9 +84,9 @@ class SplitRing final : public DriverRing {
     --in_flight_;
     std::uint16_t index = static_cast<std::uint16_t>(id);
     while (true) {
-      const SplitDescriptor desc = descs()[index];
+      const SplitDesc desc = descs()[index];
       free_.push_back(index);
-      if (!(desc.flags & kNext)) break;
+      if (!(desc.flags & kDescNext)) break;
       index = desc.next;
     }
     return Completion{cookies_[id], written};
@@ -108,9 +108,9 @@ class SplitRing final : public DriverRing {
 
  private:
   static std::uint16_t flags(const Segment& segment, bool last) {
-    return static_cast<std::uint16_t>((segment.device_writes ? kWrite : 0) | (last ? 0 : kNext));
+    return static_cast<std::uint16_t>((segment.device_writes ? kDescWrite : 0) | (last ? 0 : kDescNext));
   }
-  SplitDescriptor* descs() const { return reinterpret_cast<SplitDescriptor*>(desc_); }
+  SplitDesc* descs() const { return reinterpret_cast<SplitDesc*>(desc_); }
   std::uint16_t* avail() const { return reinterpret_cast<std::uint16_t*>(driver_); }
   std::uint16_t* used() const { return reinterpret_cast<std::uint16_t*>(device_); }
 
@@ -144,20 +144,21 @@ class PackedRing final : public DriverRing {
     const std::uint16_t head_bits = bits();
     std::uint16_t head_flags = 0;
     if (table) {
-      auto* entries = reinterpret_cast<PackedDescriptor*>(tables_ + id * kTableEntries * 16);
+      auto* entries = reinterpret_cast<PackedDesc*>(tables_ + id * kTableEntries * 16);
       for (std::size_t i = 0; i < segments.size(); ++i) {
         entries[i] = {segments[i].guest_addr, segments[i].length, 0,
-                      static_cast<std::uint16_t>(segments[i].device_writes ? kWrite : 0)};
+                      static_cast<std::uint16_t>(segments[i].device_writes ? kDescWrite : 0)};
       }
       descs()[next_].addr = ram_.guest_addr(entries);
       descs()[next_].len = static_cast<std::uint32_t>(16 * segments.size());
       descs()[next_].id = id;
-      head_flags = kTable;
+      head_flags = kDescIndirect;
       advance();
     } else {
       for (std::size_t i = 0; i < segments.size(); ++i) {
         const bool last = i + 1 == segments.size();
-        const auto flags = static_cast<std::uint16_t>((segments[i].device_writes ? kWrite : 0) | (last ? 0 : kNext));
+        const auto flags =
+            static_cast<std::uint16_t>((segments[i].device_writes ? kDescWrite : 0) | (last ? 0 : kDescNext));
         descs()[next_].addr = segments[i].guest_addr;
         descs()[next_].len = segments[i].length;
         descs()[next_].id = id;
@@ -186,8 +187,8 @@ class PackedRing final : public DriverRing {
 
   std::optional<Completion> take() override {
     const std::uint16_t flags = load(&descs()[used_].flags);
-    const bool avail = flags & kPackedAvail;
-    const bool used = flags & kPackedUsed;
+    const bool avail = flags & kDescAvail;
+    const bool used = flags & kDescUsed;
     if (avail != used || used != used_wrap_ || in_flight_ == 0) return std::nullopt;
     const std::uint16_t id = load(&descs()[used_].id);
     const std::uint32_t written = load(&descs()[used_].len);
@@ -214,8 +215,8 @@ class PackedRing final : public DriverRing {
     }
     fence();
     const std::uint16_t flags = load(&descs()[used_].flags);
-    const bool avail = flags & kPackedAvail;
-    const bool used = flags & kPackedUsed;
+    const bool avail = flags & kDescAvail;
+    const bool used = flags & kDescUsed;
     return in_flight_ == 0 || avail != used || used != used_wrap_;
   }
   void no_calls() override { store(&driver_event()[1], std::uint16_t{1}); }
@@ -226,14 +227,14 @@ class PackedRing final : public DriverRing {
     std::uint64_t cookie = 0;
     std::uint16_t entries = 0;
   };
-  std::uint16_t bits() const { return wrap_ ? kPackedAvail : kPackedUsed; }
+  std::uint16_t bits() const { return wrap_ ? kDescAvail : kDescUsed; }
   void advance() {
     if (++next_ == options_.size) {
       next_ = 0;
       wrap_ = !wrap_;
     }
   }
-  PackedDescriptor* descs() const { return reinterpret_cast<PackedDescriptor*>(desc_); }
+  PackedDesc* descs() const { return reinterpret_cast<PackedDesc*>(desc_); }
   std::uint16_t* driver_event() const { return reinterpret_cast<std::uint16_t*>(driver_); }
   std::uint16_t* device_event() const { return reinterpret_cast<std::uint16_t*>(device_); }
 
@@ -254,13 +255,13 @@ std::unique_ptr<DriverRing> DriverRing::make(GuestRam& ram, const RingOptions& o
   return std::make_unique<SplitRing>(ram, options);
 }
 
-VuAddr DriverRing::addresses(std::uint32_t index) const {
+VringAddr DriverRing::addresses(std::uint32_t index) const {
   return {.index = index,
           .flags = 0,
-          .desc = reinterpret_cast<std::uint64_t>(desc_),
-          .used = reinterpret_cast<std::uint64_t>(device_),
-          .avail = reinterpret_cast<std::uint64_t>(driver_),
-          .log = ram_.guest_addr(device_)};
+          .desc_user_addr = reinterpret_cast<std::uint64_t>(desc_),
+          .used_user_addr = reinterpret_cast<std::uint64_t>(device_),
+          .avail_user_addr = reinterpret_cast<std::uint64_t>(driver_),
+          .log_guest_addr = ram_.guest_addr(device_)};
 }
 
 }  // namespace pollux::initiator

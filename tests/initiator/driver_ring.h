@@ -48,7 +48,7 @@ class DriverRing {
   virtual std::uint32_t base() const = 0;
 
   // Where its parts are, as SET_VRING_ADDR names them.
-  VuAddr addresses(std::uint32_t index) const;
+  VringAddr addresses(std::uint32_t index) const;
   std::uint16_t size() const { return options_.size; }
   std::size_t in_flight() const { return in_flight_; }
 

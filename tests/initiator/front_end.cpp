@@ -15,8 +15,6 @@
 namespace pollux::initiator {
 namespace {
 
-constexpr std::uint32_t kVersion = 1;
-constexpr std::uint32_t kNeedReply = 8;
 constexpr int kReplyDeadlineMs = 30000;
 
 [[noreturn]] void fail(const std::string& what) {
@@ -78,7 +76,7 @@ void Wire::send_bytes(std::span<const std::byte> bytes, std::span<const int> fds
 
 void Wire::send(std::uint32_t request, std::span<const std::byte> payload, std::span<const int> fds,
                 std::uint32_t flags) {
-  const VuHeader header{request, flags, static_cast<std::uint32_t>(payload.size())};
+  const VhostUserHeader header{request, flags, static_cast<std::uint32_t>(payload.size())};
   std::vector<std::byte> bytes(sizeof(header) + payload.size());
   std::memcpy(bytes.data(), &header, sizeof(header));
   if (!payload.empty()) std::memcpy(bytes.data() + sizeof(header), payload.data(), payload.size());
@@ -87,7 +85,7 @@ void Wire::send(std::uint32_t request, std::span<const std::byte> payload, std::
 
 Reply Wire::receive() {
   if (!readable(fd_, kReplyDeadlineMs)) fail("the back end does not answer");
-  VuHeader header{};
+  VhostUserHeader header{};
   iovec iov{&header, sizeof(header)};
   alignas(cmsghdr) std::byte control[CMSG_SPACE(sizeof(int))];
   msghdr message{};
@@ -99,7 +97,7 @@ Reply Wire::receive() {
   Reply reply;
   reply.request = header.request;
   if (const cmsghdr* rights = CMSG_FIRSTHDR(&message)) std::memcpy(&reply.fd, CMSG_DATA(rights), sizeof(int));
-  reply.payload.resize(header.size);
+  reply.payload.resize(header.size_bytes);
   std::size_t done = 0;
   while (done < reply.payload.size()) {
     const ssize_t part = ::read(fd_, reply.payload.data() + done, reply.payload.size() - done);
@@ -146,9 +144,9 @@ void FrontEnd::start(std::optional<std::uint16_t> only) {
   wire_ = Wire::connect(options_.socket_path);
   negotiate();
   set_mem_table();
-  if (protocol_ & kProtoInflight) share_inflight();
+  if (protocol_ & kProtocolInflightShmfd) share_inflight();
   if (options_.enable_first) {
-    for (std::uint16_t i = 0; i < options_.queues; ++i) request(Vu::kSetVringEnable, VuState{i, 1});
+    for (std::uint16_t i = 0; i < options_.queues; ++i) request(VhostUserRequest::kSetVringEnable, VringState{i, 1});
   }
   for (std::uint16_t i = 0; i < options_.queues; ++i) {
     if (!only || *only == i) start_queue(i);
@@ -157,81 +155,84 @@ void FrontEnd::start(std::optional<std::uint16_t> only) {
 
 void FrontEnd::negotiate() {
   protocol_ = 0;
-  offered_ = get_u64(Vu::kGetFeatures);
-  std::uint64_t wanted = kVersion1 | kProtocolFeatures | options_.features;
-  if (options_.ring.packed) wanted |= kPacked;
-  if (options_.ring.event_idx) wanted |= kEventIdx;
-  if (options_.ring.indirect) wanted |= kIndirect;
+  offered_ = get_u64(VhostUserRequest::kGetFeatures);
+  std::uint64_t wanted = kFeatureVersion1 | kFeatureProtocolFeatures | options_.features;
+  if (options_.ring.packed) wanted |= kFeatureRingPacked;
+  if (options_.ring.event_idx) wanted |= kFeatureEventIdx;
+  if (options_.ring.indirect) wanted |= kFeatureIndirectDesc;
   const std::uint64_t missing = (wanted & ~options_.features) & ~offered_;
   if (missing) fail("the back end lacks feature bits " + std::to_string(missing));
-  offered_protocol_ = get_u64(Vu::kGetProtocolFeatures);
-  std::uint64_t protocol = kProtoMq | kProtoConfig | kProtoBackendReq | kProtoLogShmfd | kProtoMemSlots;
-  if (options_.inflight) protocol |= kProtoInflight;
-  if (options_.reply_ack) protocol |= kProtoReplyAck;
+  offered_protocol_ = get_u64(VhostUserRequest::kGetProtocolFeatures);
+  std::uint64_t protocol =
+      kProtocolMq | kProtocolConfig | kProtocolBackendReq | kProtocolLogShmfd | kProtocolConfigureMemSlots;
+  if (options_.inflight) protocol |= kProtocolInflightShmfd;
+  if (options_.reply_ack) protocol |= kProtocolReplyAck;
   protocol &= offered_protocol_;
-  request(Vu::kSetProtocolFeatures, protocol);
+  request(VhostUserRequest::kSetProtocolFeatures, protocol);
   protocol_ = protocol;
-  wire_->send(static_cast<std::uint32_t>(Vu::kSetOwner), {});
-  if (protocol_ & kProtoBackendReq) {
+  wire_->send(static_cast<std::uint32_t>(VhostUserRequest::kSetOwner), {});
+  if (protocol_ & kProtocolBackendReq) {
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, backend_channel_) != 0) fail_errno("socketpair");
-    request_bytes(Vu::kSetBackendReqFd, {}, std::span(&backend_channel_[1], 1));
+    request_bytes(VhostUserRequest::kSetBackendReqFd, {}, std::span(&backend_channel_[1], 1));
   }
   set_features(wanted & offered_);
 }
 
 void FrontEnd::set_features(std::uint64_t features) {
   features_ = features;
-  request(Vu::kSetFeatures, features);
+  request(VhostUserRequest::kSetFeatures, features);
 }
 
 void FrontEnd::set_mem_table() {
   struct {
     std::uint32_t count;
     std::uint32_t padding = 0;
-    VuRegion regions[8];
+    MemoryRegion regions[8];
   } table{};
   std::vector<int> fds;
   for (const auto& part : ram_.parts()) {
     table.regions[table.count++] = part.region;
     fds.push_back(part.fd);
   }
-  request_bytes(Vu::kSetMemTable, std::as_bytes(std::span(&table, 1)).first(8 + table.count * sizeof(VuRegion)), fds);
+  request_bytes(VhostUserRequest::kSetMemTable,
+                std::as_bytes(std::span(&table, 1)).first(8 + table.count * sizeof(MemoryRegion)), fds);
 }
 
 void FrontEnd::share_inflight() {
   if (inflight_fd_ < 0) {
-    const VuInflight wanted{0, 0, options_.queues, options_.ring.size, 0};
-    wire_->send(static_cast<std::uint32_t>(Vu::kGetInflightFd), Wire::bytes_of(wanted));
+    const Inflight wanted{0, 0, options_.queues, options_.ring.size, 0};
+    wire_->send(static_cast<std::uint32_t>(VhostUserRequest::kGetInflightFd), Wire::bytes_of(wanted));
     Reply reply = wire_->receive();
     if (reply.payload.size() != sizeof(inflight_) || reply.fd < 0) fail("a wrong answer to GET_INFLIGHT_FD");
     std::memcpy(&inflight_, reply.payload.data(), sizeof(inflight_));
     inflight_fd_ = reply.fd;
   }
-  request(Vu::kSetInflightFd, inflight_, std::span(&inflight_fd_, 1));
+  request(VhostUserRequest::kSetInflightFd, inflight_, std::span(&inflight_fd_, 1));
 }
 
 void FrontEnd::start_queue(std::uint16_t index) {
   Queue& queue = queues_[index];
   const std::uint64_t number = index;
-  request(Vu::kSetVringNum, VuState{index, options_.ring.size});
-  request(Vu::kSetVringBase, VuState{index, queue.noted_base.value_or(queue.ring->base())});
+  request(VhostUserRequest::kSetVringNum, VringState{index, options_.ring.size});
+  request(VhostUserRequest::kSetVringBase, VringState{index, queue.noted_base.value_or(queue.ring->base())});
   queue.noted_base.reset();
   set_ring_addresses(index, 0);
-  request(Vu::kSetVringCall, number, std::span(&queue.call, 1));
-  request(Vu::kSetVringKick, number, std::span(&queue.kick, 1));
-  if ((features_ & kProtocolFeatures) && !options_.enable_first) request(Vu::kSetVringEnable, VuState{index, 1});
+  request(VhostUserRequest::kSetVringCall, number, std::span(&queue.call, 1));
+  request(VhostUserRequest::kSetVringKick, number, std::span(&queue.kick, 1));
+  if ((features_ & kFeatureProtocolFeatures) && !options_.enable_first)
+    request(VhostUserRequest::kSetVringEnable, VringState{index, 1});
 }
 
 void FrontEnd::set_ring_addresses(std::uint16_t index, std::uint32_t flags) {
-  VuAddr addresses = queues_[index].ring->addresses(index);
+  VringAddr addresses = queues_[index].ring->addresses(index);
   addresses.flags = flags;
-  request(Vu::kSetVringAddr, addresses);
+  request(VhostUserRequest::kSetVringAddr, addresses);
 }
 
 std::uint32_t FrontEnd::get_vring_base(std::uint16_t index) {
-  wire_->send(static_cast<std::uint32_t>(Vu::kGetVringBase), Wire::bytes_of(VuState{index, 0}));
+  wire_->send(static_cast<std::uint32_t>(VhostUserRequest::kGetVringBase), Wire::bytes_of(VringState{index, 0}));
   const Reply reply = wire_->receive();
-  VuState state{};
+  VringState state{};
   if (reply.payload.size() != sizeof(state)) fail("a wrong answer to GET_VRING_BASE");
   std::memcpy(&state, reply.payload.data(), sizeof(state));
   return state.num;
@@ -303,7 +304,7 @@ std::uint64_t FrontEnd::take_calls(std::uint16_t index) {
 
 std::optional<std::uint32_t> FrontEnd::wait_backend_message(int deadline_ms) {
   if (!readable(backend_channel_[0], deadline_ms)) return std::nullopt;
-  VuHeader header{};
+  VhostUserHeader header{};
   if (::recv(backend_channel_[0], &header, sizeof(header), MSG_WAITALL) != sizeof(header))
     fail("half a message on the back-end channel");
   return header.request;
@@ -313,7 +314,7 @@ std::vector<std::byte> FrontEnd::config(std::uint32_t offset, std::uint32_t size
   std::vector<std::byte> payload(12 + size);
   const std::uint32_t header[3] = {offset, size, 0};
   std::memcpy(payload.data(), header, sizeof(header));
-  wire_->send(static_cast<std::uint32_t>(Vu::kGetConfig), payload);
+  wire_->send(static_cast<std::uint32_t>(VhostUserRequest::kGetConfig), payload);
   Reply reply = wire_->receive();
   if (reply.payload.size() != payload.size()) fail("a wrong answer to GET_CONFIG");
   return {reply.payload.begin() + 12, reply.payload.end()};
@@ -324,12 +325,12 @@ void FrontEnd::set_config(std::uint32_t offset, std::span<const std::byte> bytes
   const std::uint32_t header[3] = {offset, static_cast<std::uint32_t>(bytes.size()), 0};
   std::memcpy(payload.data(), header, sizeof(header));
   std::memcpy(payload.data() + 12, bytes.data(), bytes.size());
-  request_bytes(Vu::kSetConfig, payload);
+  request_bytes(VhostUserRequest::kSetConfig, payload);
 }
 
-void FrontEnd::request_bytes(Vu kind, std::span<const std::byte> payload, std::span<const int> fds) {
-  const bool ack = protocol_ & kProtoReplyAck;
-  wire_->send(static_cast<std::uint32_t>(kind), payload, fds, ack ? kVersion | kNeedReply : kVersion);
+void FrontEnd::request_bytes(VhostUserRequest kind, std::span<const std::byte> payload, std::span<const int> fds) {
+  const bool ack = protocol_ & kProtocolReplyAck;
+  wire_->send(static_cast<std::uint32_t>(kind), payload, fds, ack ? kVersion | kFlagNeedReply : kVersion);
   if (!ack) return;
   const Reply reply = wire_->receive();
   std::uint64_t code = 1;
@@ -337,7 +338,7 @@ void FrontEnd::request_bytes(Vu kind, std::span<const std::byte> payload, std::s
   if (code != 0) fail("the back end refused request " + std::to_string(static_cast<std::uint32_t>(kind)));
 }
 
-std::uint64_t FrontEnd::get_u64(Vu kind) {
+std::uint64_t FrontEnd::get_u64(VhostUserRequest kind) {
   wire_->send(static_cast<std::uint32_t>(kind), {});
   const Reply reply = wire_->receive();
   std::uint64_t value = 0;

@@ -16,7 +16,6 @@
 
 #include "initiator/driver_ring.h"
 #include "initiator/guest_ram.h"
-#include "initiator/protocol.h"
 
 namespace pollux::initiator {
 
@@ -118,11 +117,11 @@ class FrontEnd {
 
   // Sends, and waits for the acknowledgement where there is one.
   template <typename T>
-  void request(Vu kind, const T& payload, std::span<const int> fds = {}) {
+  void request(VhostUserRequest kind, const T& payload, std::span<const int> fds = {}) {
     request_bytes(kind, Wire::bytes_of(payload), fds);
   }
-  void request_bytes(Vu kind, std::span<const std::byte> payload, std::span<const int> fds = {});
-  std::uint64_t get_u64(Vu kind);
+  void request_bytes(VhostUserRequest kind, std::span<const std::byte> payload, std::span<const int> fds = {});
+  std::uint64_t get_u64(VhostUserRequest kind);
   int inflight_fd() const { return inflight_fd_; }
 
  private:
@@ -147,7 +146,7 @@ class FrontEnd {
   std::uint64_t protocol_ = 0;
   int backend_channel_[2] = {-1, -1};
   int inflight_fd_ = -1;
-  VuInflight inflight_{};
+  Inflight inflight_{};
   std::optional<std::uint16_t> only_;
 };
 

@@ -25,13 +25,13 @@ GuestRam::GuestRam(std::uint64_t bytes, unsigned regions) : bytes_(bytes) {
 
 GuestRam::~GuestRam() {
   for (const Part& part : parts_) {
-    ::munmap(reinterpret_cast<void*>(part.region.user_addr), part.region.size);
+    ::munmap(reinterpret_cast<void*>(part.region.user_addr), part.region.size_bytes);
     ::close(part.fd);
   }
 }
 
 std::byte* GuestRam::allocate(std::size_t bytes, std::size_t alignment) {
-  const std::uint64_t each = parts_[0].region.size;
+  const std::uint64_t each = parts_[0].region.size_bytes;
   std::uint64_t start = (used_ + alignment - 1) / alignment * alignment;
   if (start / each != (start + bytes - 1) / each) start = (start / each + 1) * each;
   if (bytes > each || start + bytes > bytes_) throw std::runtime_error("guest memory is used up");
@@ -42,7 +42,7 @@ std::byte* GuestRam::allocate(std::size_t bytes, std::size_t alignment) {
 std::uint64_t GuestRam::guest_addr(const void* pointer) const {
   const auto address = reinterpret_cast<std::uint64_t>(pointer);
   for (const Part& part : parts_) {
-    if (address - part.region.user_addr < part.region.size)
+    if (address - part.region.user_addr < part.region.size_bytes)
       return part.region.guest_addr + (address - part.region.user_addr);
   }
   throw std::runtime_error("not guest memory");
@@ -50,7 +50,7 @@ std::uint64_t GuestRam::guest_addr(const void* pointer) const {
 
 std::byte* GuestRam::at(std::uint64_t guest_addr) const {
   for (const Part& part : parts_) {
-    if (guest_addr - part.region.guest_addr < part.region.size) {
+    if (guest_addr - part.region.guest_addr < part.region.size_bytes) {
       return reinterpret_cast<std::byte*>(part.region.user_addr + (guest_addr - part.region.guest_addr));
     }
   }

@@ -8,9 +8,15 @@
 #include <span>
 #include <vector>
 
-#include "initiator/protocol.h"
+#include "protocol/vhost_user.h"
+#include "protocol/virtio_blk.h"
+#include "protocol/virtio_ring.h"
+#include "protocol/virtio_scsi.h"
 
 namespace pollux::initiator {
+
+// What the initiator is made of.
+using namespace protocol;
 
 class GuestRam {
  public:
@@ -32,7 +38,7 @@ class GuestRam {
 
   struct Part {
     int fd;
-    VuRegion region;
+    MemoryRegion region;
   };
   std::span<const Part> parts() const { return parts_; }
 

@@ -132,17 +132,17 @@ class RawRing {
  public:
   explicit RawRing(FrontEnd& front_end) : front_end_(front_end), addresses_(front_end.ring(0).addresses(0)) {
     data = front_end.ram().allocate(16384, 4096);
-    table = reinterpret_cast<SplitDescriptor*>(front_end.ram().allocate(16384, 4096));
+    table = reinterpret_cast<SplitDesc*>(front_end.ram().allocate(16384, 4096));
   }
-  SplitDescriptor* descs() { return reinterpret_cast<SplitDescriptor*>(addresses_.desc); }
+  SplitDesc* descs() { return reinterpret_cast<SplitDesc*>(addresses_.desc_user_addr); }
   std::uint64_t guest(const void* pointer) { return front_end_.ram().guest_addr(pointer); }
   void show(std::span<const std::uint16_t> heads) {
-    auto* avail = reinterpret_cast<std::uint16_t*>(addresses_.avail);
+    auto* avail = reinterpret_cast<std::uint16_t*>(addresses_.avail_user_addr);
     for (const std::uint16_t head : heads) avail[2 + next_++ % kQueueSize] = head;
     show_index(next_);
   }
   void show_index(std::uint16_t index) {
-    auto* avail = reinterpret_cast<std::uint16_t*>(addresses_.avail);
+    auto* avail = reinterpret_cast<std::uint16_t*>(addresses_.avail_user_addr);
     __atomic_store_n(&avail[1], index, __ATOMIC_RELEASE);
     std::atomic_thread_fence(std::memory_order_seq_cst);
     front_end_.kick(0);
@@ -150,7 +150,7 @@ class RawRing {
   void show_one(std::uint16_t head = 0) { show(std::span(&head, 1)); }
   // Waits for the next answer and returns how many bytes it claims.
   std::uint32_t answer() {
-    auto* used = reinterpret_cast<std::uint16_t*>(addresses_.used);
+    auto* used = reinterpret_cast<std::uint16_t*>(addresses_.used_user_addr);
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (__atomic_load_n(&used[1], __ATOMIC_ACQUIRE) == answered_) {
       if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("no answer");
@@ -163,18 +163,18 @@ class RawRing {
     const BlkHeader header{kBlkIn, 0, 0};
     std::memcpy(data, &header, sizeof(header));
     data[1024] = std::byte{kNoAnswer};
-    descs()[0] = {guest(data), 16, kNext, 1};
-    descs()[1] = {guest(data + 512), 512, kNext | kWrite, 2};
-    descs()[2] = {guest(data + 1024), 1, kWrite, 0};
+    descs()[0] = {guest(data), 16, kDescNext, 1};
+    descs()[1] = {guest(data + 512), 512, kDescNext | kDescWrite, 2};
+    descs()[2] = {guest(data + 1024), 1, kDescWrite, 0};
   }
   int status() const { return std::to_integer<int>(data[1024]); }
 
   std::byte* data;
-  SplitDescriptor* table;
+  SplitDesc* table;
 
  private:
   FrontEnd& front_end_;
-  VuAddr addresses_;
+  VringAddr addresses_;
   std::uint16_t next_ = 0;
   std::uint16_t answered_ = 0;
 };
@@ -224,7 +224,7 @@ inline void end_connection(HostileFixture& fixture, const std::function<void(Fro
 }
 
 template <typename T>
-void send(Wire& wire, Vu request, const T& payload, std::span<const int> fds = {}) {
+void send(Wire& wire, VhostUserRequest request, const T& payload, std::span<const int> fds = {}) {
   wire.send(static_cast<std::uint32_t>(request), Wire::bytes_of(payload), fds);
 }
 

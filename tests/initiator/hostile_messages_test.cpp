@@ -23,8 +23,9 @@ BOOST_AUTO_TEST_CASE(unknown_requests_end_the_connection) {
 }
 BOOST_AUTO_TEST_CASE(wrong_versions_end_the_connection) {
   for (const std::uint32_t flags : {0u, 2u, 3u, 5u}) {
-    end_connection(*this,
-                   [&](FrontEnd&, Wire& wire) { wire.send(static_cast<std::uint32_t>(Vu::kSetOwner), {}, {}, flags); });
+    end_connection(*this, [&](FrontEnd&, Wire& wire) {
+      wire.send(static_cast<std::uint32_t>(VhostUserRequest::kSetOwner), {}, {}, flags);
+    });
   }
 }
 BOOST_AUTO_TEST_CASE(wrong_numbers_of_descriptors_end_the_connection_and_none_leaks) {
@@ -36,18 +37,24 @@ BOOST_AUTO_TEST_CASE(wrong_numbers_of_descriptors_end_the_connection_and_none_le
     for (int fd = 0; fd < 4096; ++fd) count += ::fcntl(fd, F_GETFD) >= 0;
     return count;
   };
-  end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetVringKick, std::uint64_t{0}); });
+  end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetVringKick, std::uint64_t{0}); });
   const int before = open_files();
   for (int round = 0; round < 3; ++round) {
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetVringKick, std::uint64_t{0}); });
     end_connection(*this,
-                   [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetVringKick, std::uint64_t{0x100}, event.span()); });
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetVringKick, std::uint64_t{0}, many); });
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetFeatures, std::uint64_t{0}, many); });
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetInflightFd, VuInflight{}); });
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetLogBase, std::uint64_t{0}, many); });
+                   [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetVringKick, std::uint64_t{0}); });
+    end_connection(*this, [&](FrontEnd&, Wire& wire) {
+      send(wire, VhostUserRequest::kSetVringKick, std::uint64_t{0x100}, event.span());
+    });
     end_connection(*this,
-                   [&](FrontEnd&, Wire& wire) { wire.send(static_cast<std::uint32_t>(Vu::kSetMemTable), {}, many); });
+                   [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetVringKick, std::uint64_t{0}, many); });
+    end_connection(*this,
+                   [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetFeatures, std::uint64_t{0}, many); });
+    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetInflightFd, Inflight{}); });
+    end_connection(*this,
+                   [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetLogBase, std::uint64_t{0}, many); });
+    end_connection(*this, [&](FrontEnd&, Wire& wire) {
+      wire.send(static_cast<std::uint32_t>(VhostUserRequest::kSetMemTable), {}, many);
+    });
   }
   BOOST_TEST(open_files() == before);
 }
@@ -61,15 +68,18 @@ BOOST_AUTO_TEST_CASE(more_descriptors_than_a_message_may_have_end_the_connection
   };
   const int before = open_files();
   for (int round = 0; round < 5; ++round) {
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetFeatures, std::uint64_t{0}, flood); });
+    end_connection(*this,
+                   [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetFeatures, std::uint64_t{0}, flood); });
   }
   BOOST_TEST(open_files() == before);
 }
 BOOST_AUTO_TEST_CASE(payloads_of_the_wrong_size_end_the_connection) {
   const std::byte bytes[64] = {};
-  for (const Vu request :
-       {Vu::kSetFeatures, Vu::kSetProtocolFeatures, Vu::kSetVringNum, Vu::kSetVringAddr, Vu::kSetVringBase,
-        Vu::kGetVringBase, Vu::kSetVringEnable, Vu::kGetConfig, Vu::kSetConfig, Vu::kGetInflightFd, Vu::kRemMemReg}) {
+  for (const VhostUserRequest request :
+       {VhostUserRequest::kSetFeatures, VhostUserRequest::kSetProtocolFeatures, VhostUserRequest::kSetVringNum,
+        VhostUserRequest::kSetVringAddr, VhostUserRequest::kSetVringBase, VhostUserRequest::kGetVringBase,
+        VhostUserRequest::kSetVringEnable, VhostUserRequest::kGetConfig, VhostUserRequest::kSetConfig,
+        VhostUserRequest::kGetInflightFd, VhostUserRequest::kRemMemReg}) {
     for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{63}}) {
       end_connection(*this, [&](FrontEnd&, Wire& wire) {
         wire.send(static_cast<std::uint32_t>(request), std::span(bytes, size));
@@ -79,13 +89,13 @@ BOOST_AUTO_TEST_CASE(payloads_of_the_wrong_size_end_the_connection) {
 }
 BOOST_AUTO_TEST_CASE(a_payload_larger_than_any_ends_the_connection) {
   end_connection(*this, [](FrontEnd&, Wire& wire) {
-    const VuHeader header{static_cast<std::uint32_t>(Vu::kSetFeatures), 1, 0x7fffffff};
+    const VhostUserHeader header{static_cast<std::uint32_t>(VhostUserRequest::kSetFeatures), 1, 0x7fffffff};
     wire.send_bytes(Wire::bytes_of(header));
   });
 }
 BOOST_AUTO_TEST_CASE(features_that_were_not_offered_end_the_connection) {
-  end_connection(*this, [](FrontEnd&, Wire& wire) { send(wire, Vu::kSetFeatures, UINT64_MAX); });
-  end_connection(*this, [](FrontEnd&, Wire& wire) { send(wire, Vu::kSetProtocolFeatures, UINT64_MAX); });
+  end_connection(*this, [](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetFeatures, UINT64_MAX); });
+  end_connection(*this, [](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetProtocolFeatures, UINT64_MAX); });
 }
 BOOST_AUTO_TEST_CASE(configuration_space_has_an_end) {
   struct {
@@ -95,7 +105,7 @@ BOOST_AUTO_TEST_CASE(configuration_space_has_an_end) {
     std::byte payload[300] = {};
     std::memcpy(payload, &header, sizeof(header));
     const std::size_t size = 12 + std::min<std::size_t>(header.size, 257);
-    for (const Vu request : {Vu::kGetConfig, Vu::kSetConfig}) {
+    for (const VhostUserRequest request : {VhostUserRequest::kGetConfig, VhostUserRequest::kSetConfig}) {
       end_connection(*this, [&](FrontEnd&, Wire& wire) {
         wire.send(static_cast<std::uint32_t>(request), std::span(payload, size));
       });
@@ -104,21 +114,22 @@ BOOST_AUTO_TEST_CASE(configuration_space_has_an_end) {
   // The capacity is not the guest's to set.
   std::byte capacity[20] = {};
   capacity[4] = std::byte{8};
-  end_connection(*this,
-                 [&](FrontEnd&, Wire& wire) { wire.send(static_cast<std::uint32_t>(Vu::kSetConfig), capacity); });
+  end_connection(*this, [&](FrontEnd&, Wire& wire) {
+    wire.send(static_cast<std::uint32_t>(VhostUserRequest::kSetConfig), capacity);
+  });
 }
 BOOST_AUTO_TEST_CASE(rings_outside_of_memory_or_misaligned_end_the_connection) {
   FrontEnd probe(options_for(socket));
   for (const std::uint64_t move : {std::uint64_t{1}, std::uint64_t{64} << 20, UINT64_MAX / 2}) {
     end_connection(*this, [&](FrontEnd& front_end, Wire& wire) {
-      VuAddr addresses = front_end.ring(0).addresses(0);
-      addresses.desc += move;
-      send(wire, Vu::kSetVringAddr, addresses);
+      VringAddr addresses = front_end.ring(0).addresses(0);
+      addresses.desc_user_addr += move;
+      send(wire, VhostUserRequest::kSetVringAddr, addresses);
     });
     end_connection(*this, [&](FrontEnd& front_end, Wire& wire) {
-      VuAddr addresses = front_end.ring(0).addresses(0);
-      addresses.used += move;
-      send(wire, Vu::kSetVringAddr, addresses);
+      VringAddr addresses = front_end.ring(0).addresses(0);
+      addresses.used_user_addr += move;
+      send(wire, VhostUserRequest::kSetVringAddr, addresses);
     });
   }
 }
@@ -148,7 +159,7 @@ BOOST_AUTO_TEST_CASE(messages_in_any_order_end_in_an_answer_or_a_closed_connecti
 }
 BOOST_AUTO_TEST_CASE(half_a_message_keeps_nobody_else_waiting) {
   auto stuck = Wire::connect(socket);
-  const VuHeader header{static_cast<std::uint32_t>(Vu::kSetFeatures), 1, 8};
+  const VhostUserHeader header{static_cast<std::uint32_t>(VhostUserRequest::kSetFeatures), 1, 8};
   stuck->send_bytes(Wire::bytes_of(header));
   auto silent = Wire::connect(socket);
   silent->send_bytes(Wire::bytes_of(header).first(5));
@@ -184,22 +195,24 @@ BOOST_AUTO_TEST_CASE(memory_regions_that_cannot_be_end_the_connection) {
   struct Table {
     std::uint32_t count = 1;
     std::uint32_t padding = 0;
-    VuRegion region;
+    MemoryRegion region;
   };
-  for (const VuRegion region : {VuRegion{0, 2 << 20, 0, 0}, VuRegion{0, 0, 0, 0}, VuRegion{0, 4096, 0, 1 << 20},
-                                VuRegion{0, UINT64_MAX, 0, 4096}, VuRegion{0, 4096, 0, UINT64_MAX - 4095},
-                                VuRegion{UINT64_MAX - 100, 4096, 0, 0}, VuRegion{0, 4096, UINT64_MAX - 100, 0}}) {
-    end_connection(*this,
-                   [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetMemTable, Table{.region = region}, file.span()); });
+  for (const MemoryRegion region :
+       {MemoryRegion{0, 2 << 20, 0, 0}, MemoryRegion{0, 0, 0, 0}, MemoryRegion{0, 4096, 0, 1 << 20},
+        MemoryRegion{0, UINT64_MAX, 0, 4096}, MemoryRegion{0, 4096, 0, UINT64_MAX - 4095},
+        MemoryRegion{UINT64_MAX - 100, 4096, 0, 0}, MemoryRegion{0, 4096, UINT64_MAX - 100, 0}}) {
+    end_connection(*this, [&](FrontEnd&, Wire& wire) {
+      send(wire, VhostUserRequest::kSetMemTable, Table{.region = region}, file.span());
+    });
   }
   for (const std::uint32_t count : {0u, 9u, 0xffffffffu}) {
     end_connection(*this, [&](FrontEnd&, Wire& wire) {
-      send(wire, Vu::kSetMemTable, Table{.count = count, .region = {}}, file.span());
+      send(wire, VhostUserRequest::kSetMemTable, Table{.count = count, .region = {}}, file.span());
     });
   }
   const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
   end_connection(*this, [&](FrontEnd&, Wire& wire) {
-    send(wire, Vu::kSetMemTable, Table{.region = {0, 4096, 0, 0}}, null.span());
+    send(wire, VhostUserRequest::kSetMemTable, Table{.region = {0, 4096, 0, 0}}, null.span());
   });
 }
 BOOST_AUTO_TEST_CASE(memory_that_shrinks_under_load_hurts_its_own_guest_alone) {
@@ -220,7 +233,7 @@ BOOST_AUTO_TEST_CASE(data_that_vanish_while_they_are_read_hurt_their_own_guest_a
   RawRing ring(front_end);
   ring.good_read();
   // Rings stay, the page that the sector is to be read into goes.
-  const std::uint64_t size = front_end.ram().parts()[0].region.size;
+  const std::uint64_t size = front_end.ram().parts()[0].region.size_bytes;
   ring.descs()[1].addr = GuestRam::kGuestBase + size - 4096;
   BOOST_REQUIRE(::ftruncate(front_end.ram().parts()[0].fd, static_cast<off_t>(size - 65536)) == 0);
   ring.show_one();
@@ -241,9 +254,9 @@ BOOST_AUTO_TEST_CASE(every_byte_that_the_device_writes_is_logged) {
     struct {
       std::uint64_t size = 4096, offset = 0;
     } base;
-    front_end.wire().send(static_cast<std::uint32_t>(Vu::kSetLogBase), Wire::bytes_of(base), log.span());
+    front_end.wire().send(static_cast<std::uint32_t>(VhostUserRequest::kSetLogBase), Wire::bytes_of(base), log.span());
     front_end.wire().receive();
-    front_end.set_features(front_end.features() | kLogAll);
+    front_end.set_features(front_end.features() | kFeatureLogAll);
     front_end.set_ring_addresses(0, 1);
     const auto* bitmap = static_cast<const std::uint8_t*>(::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, log.get(), 0));
     BOOST_REQUIRE(bitmap != MAP_FAILED);
@@ -262,8 +275,8 @@ BOOST_AUTO_TEST_CASE(every_byte_that_the_device_writes_is_logged) {
     BOOST_TEST(!dirty(before.data));
     BOOST_TEST(!dirty(after.data));
     BOOST_TEST(dirty(status));
-    BOOST_TEST(dirty(reinterpret_cast<const void*>(packed ? front_end.ring(0).addresses(0).desc
-                                                          : front_end.ring(0).addresses(0).used)));
+    BOOST_TEST(dirty(reinterpret_cast<const void*>(packed ? front_end.ring(0).addresses(0).desc_user_addr
+                                                          : front_end.ring(0).addresses(0).used_user_addr)));
     ::munmap(const_cast<std::uint8_t*>(bitmap), 4096);
     front_end.stop();
   }
@@ -275,9 +288,9 @@ BOOST_AUTO_TEST_CASE(a_log_that_is_too_small_is_not_written_past_its_end) {
   struct {
     std::uint64_t size = 1, offset = 0;
   } base;
-  front_end.wire().send(static_cast<std::uint32_t>(Vu::kSetLogBase), Wire::bytes_of(base), log.span());
+  front_end.wire().send(static_cast<std::uint32_t>(VhostUserRequest::kSetLogBase), Wire::bytes_of(base), log.span());
   front_end.wire().receive();
-  front_end.set_features(front_end.features() | kLogAll);
+  front_end.set_features(front_end.features() | kFeatureLogAll);
   IoSlot slot(front_end.ram(), 4096);
   BOOST_TEST(run_io(front_end, 0, BlkDisk(), slot, Op::kRead, 0, 4096) == "");
   std::byte bytes[8192];

@@ -27,13 +27,13 @@ class ScsiGuest {
     }
     throw std::runtime_error("the disk does not become ready");
   }
-  const ScsiAnswer& run(const Cdb& cdb, std::uint32_t out_bytes = 0, std::uint32_t in_bytes = 0) {
+  const ScsiResponse& run(const Cdb& cdb, std::uint32_t out_bytes = 0, std::uint32_t in_bytes = 0) {
     run_request(*front_end, 2, disk.command(front_end->ram(), *slot, cdb, out_bytes, in_bytes));
     return ScsiDisk::answer(*slot);
   }
   // The sense key of a command that must not succeed.
   int refused(const Cdb& cdb, std::uint32_t out_bytes = 0, std::uint32_t in_bytes = 0) {
-    const ScsiAnswer& answer = run(cdb, out_bytes, in_bytes);
+    const ScsiResponse& answer = run(cdb, out_bytes, in_bytes);
     return answer.response == 0 && answer.status == 2 && answer.sense_len >= 8 ? answer.sense[2] & 0xf : -1;
   }
   void put(std::initializer_list<std::uint8_t> bytes) {
@@ -62,11 +62,11 @@ BOOST_AUTO_TEST_CASE(memory_is_hot_plugged_and_unplugged_under_load) {
   const Fd file(memory_file(1 << 20));
   struct {
     std::uint64_t padding = 0;
-    VuRegion region{0x40000000, 1 << 20, 0x10000, 0};
+    MemoryRegion region{0x40000000, 1 << 20, 0x10000, 0};
   } slot;
   for (int i = 0; i < 50; ++i) {
-    front_end.request(Vu::kAddMemReg, slot, file.span());
-    front_end.request(Vu::kRemMemReg, slot);
+    front_end.request(VhostUserRequest::kAddMemReg, slot, file.span());
+    front_end.request(VhostUserRequest::kRemMemReg, slot);
   }
   for (int i = 0; i < 20; ++i) front_end.set_mem_table();
   stop = true;
@@ -228,7 +228,7 @@ BOOST_AUTO_TEST_CASE(discards_of_more_segments_or_with_unknown_flags_fail_the_re
           std::memcpy(ring.data, &header, sizeof(header));
           std::memcpy(ring.data + 512, &request.range, sizeof(request.range));
           ring.descs()[1].len = request.bytes;
-          ring.descs()[1].flags = kNext;
+          ring.descs()[1].flags = kDescNext;
         },
         request.status);
   }

@@ -22,7 +22,7 @@ BOOST_AUTO_TEST_CASE(a_guest_that_rewrites_its_requests_while_they_are_served_hu
   RawRing ring(front_end);
   ring.good_read();
   for (int i = 0; i < 3; ++i) ring.table[i] = ring.descs()[i];
-  ring.descs()[0] = {ring.guest(ring.table), 48, kTable, 0};
+  ring.descs()[0] = {ring.guest(ring.table), 48, kDescIndirect, 0};
   std::atomic<bool> stop{false};
   std::thread flipper([&] {
     std::mt19937 random(3);
@@ -54,7 +54,7 @@ BOOST_AUTO_TEST_CASE(a_guest_that_rewrites_its_requests_while_they_are_served_hu
 
 BOOST_AUTO_TEST_CASE(a_loop_of_descriptors_breaks_the_queue) {
   break_ring(*this, [](FrontEnd&, RawRing& ring) {
-    ring.descs()[1] = {ring.guest(ring.data), 16, kNext, 1};
+    ring.descs()[1] = {ring.guest(ring.data), 16, kDescNext, 1};
     ring.show_one();
   });
 }
@@ -66,7 +66,7 @@ BOOST_AUTO_TEST_CASE(a_successor_past_the_table_breaks_the_queue) {
 }
 BOOST_AUTO_TEST_CASE(an_indirect_table_that_was_not_negotiated_breaks_the_queue) {
   break_ring(*this, [](FrontEnd&, RawRing& ring) {
-    ring.descs()[0] = {ring.guest(ring.table), 16, kTable, 0};
+    ring.descs()[0] = {ring.guest(ring.table), 16, kDescIndirect, 0};
     ring.show_one();
   });
 }
@@ -74,8 +74,8 @@ BOOST_AUTO_TEST_CASE(a_nested_indirect_table_breaks_the_queue) {
   break_ring(
       *this,
       [](FrontEnd&, RawRing& ring) {
-        ring.table[0] = {ring.guest(ring.table), 16, kTable, 0};
-        ring.descs()[0] = {ring.guest(ring.table), 16, kTable, 0};
+        ring.table[0] = {ring.guest(ring.table), 16, kDescIndirect, 0};
+        ring.descs()[0] = {ring.guest(ring.table), 16, kDescIndirect, 0};
         ring.show_one();
       },
       true);
@@ -85,7 +85,7 @@ BOOST_AUTO_TEST_CASE(indirect_tables_of_impossible_length_break_the_queue) {
     break_ring(
         *this,
         [length](FrontEnd&, RawRing& ring) {
-          ring.descs()[0] = {ring.guest(ring.table), length, kTable, 0};
+          ring.descs()[0] = {ring.guest(ring.table), length, kDescIndirect, 0};
           ring.show_one();
         },
         true);
@@ -96,7 +96,7 @@ BOOST_AUTO_TEST_CASE(indirect_tables_outside_of_memory_or_unaligned_break_the_qu
     break_ring(
         *this,
         [address](FrontEnd&, RawRing& ring) {
-          ring.descs()[0] = {address, 48, kTable, 0};
+          ring.descs()[0] = {address, 48, kDescIndirect, 0};
           ring.show_one();
         },
         true);
@@ -106,9 +106,9 @@ BOOST_AUTO_TEST_CASE(a_loop_within_an_indirect_table_breaks_the_queue) {
   break_ring(
       *this,
       [](FrontEnd&, RawRing& ring) {
-        ring.table[0] = {ring.guest(ring.data), 16, kNext, 1};
-        ring.table[1] = {ring.guest(ring.data), 16, kNext, 0};
-        ring.descs()[0] = {ring.guest(ring.table), 32, kTable, 0};
+        ring.table[0] = {ring.guest(ring.data), 16, kDescNext, 1};
+        ring.table[1] = {ring.guest(ring.data), 16, kDescNext, 0};
+        ring.descs()[0] = {ring.guest(ring.table), 32, kDescIndirect, 0};
         ring.show_one();
       },
       true);
@@ -150,7 +150,7 @@ BOOST_AUTO_TEST_CASE(a_request_without_a_status_byte_is_given_back) {
 }
 BOOST_AUTO_TEST_CASE(a_header_that_the_device_is_to_write_is_no_header) {
   fail_request(
-      *this, [](RawRing& ring) { ring.descs()[0].flags = kNext | kWrite; }, kBlkIoError);
+      *this, [](RawRing& ring) { ring.descs()[0].flags = kDescNext | kDescWrite; }, kBlkIoError);
 }
 BOOST_AUTO_TEST_CASE(a_short_header_fails_the_request) {
   fail_request(
@@ -174,9 +174,9 @@ BOOST_AUTO_TEST_CASE(a_packed_id_past_the_table_breaks_the_queue) {
   options.ring.packed = true;
   FrontEnd front_end(options);
   front_end.start();
-  auto* descs = reinterpret_cast<PackedDescriptor*>(front_end.ring(0).addresses(0).desc);
+  auto* descs = reinterpret_cast<PackedDesc*>(front_end.ring(0).addresses(0).desc_user_addr);
   descs[0] = {GuestRam::kGuestBase, 16, kQueueSize, 0};
-  __atomic_store_n(&descs[0].flags, kPackedAvail, __ATOMIC_RELEASE);
+  __atomic_store_n(&descs[0].flags, kDescAvail, __ATOMIC_RELEASE);
   front_end.kick(0);
   check_queue_broken(front_end);
 }
@@ -185,10 +185,10 @@ BOOST_AUTO_TEST_CASE(a_packed_chain_without_end_breaks_the_queue) {
   options.ring.packed = true;
   FrontEnd front_end(options);
   front_end.start();
-  auto* descs = reinterpret_cast<PackedDescriptor*>(front_end.ring(0).addresses(0).desc);
+  auto* descs = reinterpret_cast<PackedDesc*>(front_end.ring(0).addresses(0).desc_user_addr);
   for (std::uint16_t i = kQueueSize; i-- > 0;) {
     descs[i] = {GuestRam::kGuestBase, 16, 0, 0};
-    __atomic_store_n(&descs[i].flags, static_cast<std::uint16_t>(kPackedAvail | kNext), __ATOMIC_RELEASE);
+    __atomic_store_n(&descs[i].flags, static_cast<std::uint16_t>(kDescAvail | kDescNext), __ATOMIC_RELEASE);
   }
   front_end.kick(0);
   check_queue_broken(front_end);
@@ -206,24 +206,28 @@ BOOST_AUTO_TEST_CASE(one_descriptor_offered_twice_at_once_is_served_or_breaks_th
 }
 BOOST_AUTO_TEST_CASE(queues_that_are_not_there_end_the_connection) {
   for (const std::uint32_t index : {2u, 255u, 256u, 0xffffffffu}) {
-    for (const Vu request : {Vu::kSetVringNum, Vu::kSetVringBase, Vu::kGetVringBase, Vu::kSetVringEnable}) {
-      end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, request, VuState{index, 1}); });
+    for (const VhostUserRequest request : {VhostUserRequest::kSetVringNum, VhostUserRequest::kSetVringBase,
+                                           VhostUserRequest::kGetVringBase, VhostUserRequest::kSetVringEnable}) {
+      end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, request, VringState{index, 1}); });
     }
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetVringAddr, VuAddr{.index = index}); });
+    end_connection(
+        *this, [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetVringAddr, VringAddr{.index = index}); });
   }
   const Fd event(::eventfd(0, EFD_CLOEXEC));
-  for (const Vu request : {Vu::kSetVringKick, Vu::kSetVringCall, Vu::kSetVringErr}) {
+  for (const VhostUserRequest request :
+       {VhostUserRequest::kSetVringKick, VhostUserRequest::kSetVringCall, VhostUserRequest::kSetVringErr}) {
     end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, request, std::uint64_t{2}, event.span()); });
   }
 }
 BOOST_AUTO_TEST_CASE(an_in_flight_region_of_another_size_ends_the_connection) {
   const Fd file(memory_file(1 << 20));
-  for (const VuInflight wrong :
-       {VuInflight{64, 0, 2, 64, 0}, VuInflight{1 << 20, 0, 0, 64, 0}, VuInflight{1 << 20, 0, 3, 64, 0},
-        VuInflight{1 << 20, 0, 2, 0, 0}, VuInflight{1 << 20, 0, 2, 65535, 0}, VuInflight{1 << 20, 0, 2, 32, 0},
-        VuInflight{2 << 20, 0, 2, 64, 0}, VuInflight{UINT64_MAX, 4096, 2, 64, 0},
-        VuInflight{1 << 20, UINT64_MAX - 100, 2, 64, 0}, VuInflight{65536, 8, 2, 64, 0}}) {
-    end_connection(*this, [&](FrontEnd&, Wire& wire) { send(wire, Vu::kSetInflightFd, wrong, file.span()); });
+  for (const Inflight wrong :
+       {Inflight{64, 0, 2, 64, 0}, Inflight{1 << 20, 0, 0, 64, 0}, Inflight{1 << 20, 0, 3, 64, 0},
+        Inflight{1 << 20, 0, 2, 0, 0}, Inflight{1 << 20, 0, 2, 65535, 0}, Inflight{1 << 20, 0, 2, 32, 0},
+        Inflight{2 << 20, 0, 2, 64, 0}, Inflight{UINT64_MAX, 4096, 2, 64, 0},
+        Inflight{1 << 20, UINT64_MAX - 100, 2, 64, 0}, Inflight{65536, 8, 2, 64, 0}}) {
+    end_connection(*this,
+                   [&](FrontEnd&, Wire& wire) { send(wire, VhostUserRequest::kSetInflightFd, wrong, file.span()); });
   }
   check_still_served();
 }

@@ -25,7 +25,7 @@ struct MissedChanges : ServiceFixture {
     FrontEndOptions options;
     options.socket_path = socket_path;
     options.queues = 4;
-    options.features = feature(1) | feature(2);
+    options.features = bit(1) | bit(2);
     options.inflight = true;
     return options;
   }

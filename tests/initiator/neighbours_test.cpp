@@ -137,7 +137,7 @@ BOOST_AUTO_TEST_CASE(an_interrupt_that_cannot_be_delivered_holds_nobody_up) {
   FrontEnd bad(options_for(blk("bad", ram(), 1)));
   bad.start();
   const int call = ::eventfd(0, EFD_CLOEXEC);
-  bad.request(Vu::kSetVringCall, std::uint64_t{0}, std::span(&call, 1));
+  bad.request(VhostUserRequest::kSetVringCall, std::uint64_t{0}, std::span(&call, 1));
   const std::uint64_t full = ULLONG_MAX - 1;
   std::uint64_t count = 0;
   const IoSlot slot(bad.ram(), 4096);
@@ -168,7 +168,8 @@ BOOST_AUTO_TEST_CASE(descriptors_that_are_no_eventfds_end_the_connection) {
   const int sock = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int memory = ::memfd_create("call", MFD_CLOEXEC);
   const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
-  for (const Vu request : {Vu::kSetVringKick, Vu::kSetVringCall, Vu::kSetVringErr}) {
+  for (const VhostUserRequest request :
+       {VhostUserRequest::kSetVringKick, VhostUserRequest::kSetVringCall, VhostUserRequest::kSetVringErr}) {
     for (const int fd : {ends[0], ends[1], sock, memory, epoll}) {
       FrontEnd bad(options_for(socket));
       bad.start();
@@ -303,7 +304,7 @@ BOOST_AUTO_TEST_CASE(commands_that_wait_behind_an_ordered_one_cost_no_more_than_
       IoSlot slot(ram, 0);
       slot.data = data.data;
       auto segments = bad->disk.build(ram, slot, Op::kRead, 0, 4096, 0);
-      reinterpret_cast<ScsiCommand*>(slot.header)->attribute = attribute;
+      reinterpret_cast<ScsiRequestHeader*>(slot.header)->task_attr = attribute;
       return segments;
     };
     bad->send(2, read(0));
@@ -422,9 +423,9 @@ BOOST_AUTO_TEST_CASE(memory_files_of_any_size_leave_address_space_for_others) {
       greedy.back()->start();
       const struct {
         std::uint64_t padding = 0;
-        VuRegion region;
+        MemoryRegion region;
       } slot{.region = {1ULL << 50, bytes, 1ULL << 50, 0}};
-      greedy.back()->request(Vu::kAddMemReg, slot, std::span(&file, 1));
+      greedy.back()->request(VhostUserRequest::kAddMemReg, slot, std::span(&file, 1));
       return true;
     } catch (const std::exception&) {
       // Refused: what is asked is that others are not.
@@ -460,12 +461,12 @@ BOOST_AUTO_TEST_CASE(memory_whose_pages_never_come_is_refused) {
     bad->start();
     const struct {
       std::uint64_t padding = 0;
-      VuRegion region;
+      MemoryRegion region;
     } slot{.region = {kAddress, kBytes, kAddress, 0}};
     const int fd = file->fd();
-    bad->request(Vu::kAddMemReg, slot, std::span(&fd, 1));
+    bad->request(VhostUserRequest::kAddMemReg, slot, std::span(&fd, 1));
     try {
-      bad->get_u64(Vu::kGetQueueNum);
+      bad->get_u64(VhostUserRequest::kGetQueueNum);
     } catch (const std::exception&) {
       refused = true;
       return;

@@ -112,7 +112,7 @@ class Fixture {
   // Has the command done, and everything but the command's effects taken back.
   void do_and_forget(const std::vector<std::uint8_t>& cdb) {
     DriverRing& ring = front_end_->ring(kQueue);
-    auto* used_idx = reinterpret_cast<std::uint16_t*>(ring.addresses(kQueue).used) + 1;
+    auto* used_idx = reinterpret_cast<std::uint16_t*>(ring.addresses(kQueue).used_user_addr) + 1;
     const std::uint16_t before = __atomic_load_n(used_idx, __ATOMIC_ACQUIRE);
     BOOST_REQUIRE(ring.add(target_.command(front_end_->ram(), *slot_, cdb, 24, 0), 1));
     ring.show();
@@ -122,7 +122,7 @@ class Fixture {
     stop();
     Region(front_end_->inflight_fd()).take_back_last_answer();
     __atomic_store_n(used_idx, before, __ATOMIC_RELEASE);
-    std::memset(slot_->answer, 0xff, sizeof(ScsiAnswer));
+    std::memset(slot_->answer, 0xff, sizeof(ScsiResponse));
   }
   // The status of the command that is handed in again.
   std::uint8_t after_restart() {

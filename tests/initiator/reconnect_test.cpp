@@ -121,7 +121,7 @@ BOOST_AUTO_TEST_CASE(a_ring_that_is_stopped_has_answered_what_a_dead_process_lef
   virtio::InflightSplit tracker;
   tracker.attach((*region)->data(), kSize);
   tracker.recover(0, kSize);
-  const auto* avail = reinterpret_cast<const std::uint16_t*>(guest.ring().addresses(0).avail);
+  const auto* avail = reinterpret_cast<const std::uint16_t*>(guest.ring().addresses(0).avail_user_addr);
   for (std::size_t i = 0; i < kSize; ++i) tracker.take(avail[2 + i]);
   guest.front_end->reconnect();
   BOOST_REQUIRE(wait_until([&] { return disk->kept() != 0; }));

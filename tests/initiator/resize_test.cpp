@@ -57,7 +57,7 @@ BOOST_AUTO_TEST_CASE(a_scsi_guest_gets_a_parameter_change_and_a_unit_attention) 
   FrontEndOptions options;
   options.socket_path = scsi("g");
   options.queues = 4;
-  options.features = feature(1) | feature(2);
+  options.features = bit(1) | bit(2);
   add("g", 6, disk);
   FrontEnd front_end(options);
   front_end.start();

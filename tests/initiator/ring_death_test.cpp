@@ -62,9 +62,9 @@ struct Shared {
   explicit Shared(const RingOptions& ring_options) : options(ring_options) {
     const auto& part = ram.parts().front();
     auto region = virtio::map_region({.guest_addr = part.region.guest_addr,
-                                      .size_bytes = part.region.size,
+                                      .size_bytes = part.region.size_bytes,
                                       .user_addr = part.region.user_addr,
-                                      .file_offset = part.region.offset},
+                                      .file_offset = part.region.mmap_offset},
                                      virtio::UniqueFd(::dup(part.fd)));
     memory = *virtio::GuestMemory::make({region.value()});
     const virtio::UniqueFd file(::memfd_create("inflight", MFD_CLOEXEC));
@@ -74,14 +74,14 @@ struct Shared {
                                                         std::uint16_t{1}, options.size, options.packed);
   }
   virtio::QueueSetup setup() const {
-    const VuAddr addresses = ring->addresses(0);
+    const VringAddr addresses = ring->addresses(0);
     return {.size = options.size,
             .packed = options.packed,
             .event_idx = options.event_idx,
             .indirect = options.indirect,
-            .desc_user_addr = addresses.desc,
-            .driver_user_addr = addresses.avail,
-            .device_user_addr = addresses.used,
+            .desc_user_addr = addresses.desc_user_addr,
+            .driver_user_addr = addresses.avail_user_addr,
+            .device_user_addr = addresses.used_user_addr,
             .base = ring->base(),
             .memory = memory,
             .inflight = inflight,

@@ -17,9 +17,8 @@
 namespace pollux::initiator {
 namespace {
 
-constexpr std::uint16_t kControlQueue = 0;
-constexpr std::uint64_t kHotplug = feature(1);
-constexpr std::uint64_t kChange = feature(2);
+constexpr std::uint64_t kHotplug = bit(1);
+constexpr std::uint64_t kChange = bit(2);
 
 FrontEndOptions options_for(const std::string& socket, std::uint16_t request_queues = 2) {
   FrontEndOptions options;
@@ -236,7 +235,7 @@ BOOST_AUTO_TEST_CASE(task_management_is_answered) {
     memory[32] = std::byte{kNoAnswer};
     const Segment segments[] = {{front_end.ram().guest_addr(memory), sizeof(tmf), false},
                                 {front_end.ram().guest_addr(memory + 32), 1, true}};
-    run_request(front_end, kControlQueue, segments);
+    run_request(front_end, kScsiControlQueue, segments);
     return std::to_integer<int>(memory[32]);
   };
   BOOST_TEST(manage(0, 2) == 0);      // ABORT TASK of a task that is not there
@@ -265,7 +264,7 @@ BOOST_AUTO_TEST_CASE(asynchronous_notification_has_nothing_to_offer) {
     std::memset(memory + 32, 0xee, 5);
     const Segment segments[] = {{front_end.ram().guest_addr(memory), sizeof(request), false},
                                 {front_end.ram().guest_addr(memory + 32), 5, true}};
-    BOOST_TEST(run_request(front_end, kControlQueue, segments) == 5u);
+    BOOST_TEST(run_request(front_end, kScsiControlQueue, segments) == 5u);
     BOOST_TEST(std::all_of(memory + 32, memory + 37, [](std::byte b) { return b == std::byte{0}; }));
   }
   front_end.stop();

@@ -47,15 +47,15 @@ class Wire {
         ring_(initiator::DriverRing::make(ram_, {.size = kRingSize})) {
     const auto& part = ram_.parts()[0];
     auto region = must(virtio::map_region({.guest_addr = part.region.guest_addr,
-                                           .size_bytes = part.region.size,
+                                           .size_bytes = part.region.size_bytes,
                                            .user_addr = part.region.user_addr,
-                                           .file_offset = part.region.offset},
+                                           .file_offset = part.region.mmap_offset},
                                           virtio::UniqueFd(::dup(part.fd))));
-    const initiator::VuAddr at = ring_->addresses(0);
+    const protocol::VringAddr at = ring_->addresses(0);
     virtio::QueueSetup setup{.size = kRingSize,
-                             .desc_user_addr = at.desc,
-                             .driver_user_addr = at.avail,
-                             .device_user_addr = at.used,
+                             .desc_user_addr = at.desc_user_addr,
+                             .driver_user_addr = at.avail_user_addr,
+                             .device_user_addr = at.used_user_addr,
                              .memory = must(virtio::GuestMemory::make({region}))};
     if (scsi) {
       disk_ = std::make_unique<initiator::ScsiDisk>(0, 0, kIoBytes);
@@ -177,7 +177,7 @@ void count_blk(const Case& of, vhost::Placement& placement, reactor::Reactor& re
   auto device = must(vhost::BlkDevice::make({of.disk, uuid(5)}, 1, placement));
   vhost::run_on(reactor, [&] {
     const auto make = [&](auto ring) {
-      return device->make_queue(0, std::move(ring), {}, 1ULL << vhost::kBlkFlush, reactor);
+      return device->make_queue(0, std::move(ring), {}, 1ULL << protocol::kBlkFeatureFlush, reactor);
     };
     Wire wire(make, false, reactor);
     count_requests(of, "blk", wire);

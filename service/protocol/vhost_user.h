@@ -1,13 +1,13 @@
 #pragma once
 // The vhost-user protocol as bytes: requests, feature bits and payloads of its specification ("Vhost-user Protocol",
-// QEMU documentation), with their later names. What a front end may send is checked where it is handled, in session.cpp
-// and its neighbours.
+// QEMU documentation), with their later names. The service and the front ends of its tests share it; protocol_test.cpp
+// compares it with the numbers of the specification. A message is checked where it is handled, in vhost/session*.cpp.
 
 #include <cstdint>
 
-namespace pollux::vhost {
+namespace pollux::protocol {
 
-enum class Request : std::uint32_t {
+enum class VhostUserRequest : std::uint32_t {
   kGetFeatures = 1,
   kSetFeatures = 2,
   kSetOwner = 3,
@@ -36,10 +36,18 @@ enum class Request : std::uint32_t {
   kRemMemReg = 38,
 };
 
-// Sent by us on the back-end channel.
+// A request of the back end, on its own channel.
 inline constexpr std::uint32_t kBackendConfigChange = 2;
 
-// Header flags.
+struct VhostUserHeader {
+  std::uint32_t request;
+  std::uint32_t flags;
+  // Of the payload that follows.
+  std::uint32_t size_bytes;
+};
+static_assert(sizeof(VhostUserHeader) == 12);
+
+// Flags of the header.
 inline constexpr std::uint32_t kVersionMask = 0x3;
 inline constexpr std::uint32_t kVersion = 0x1;
 inline constexpr std::uint32_t kFlagReply = 1U << 2;
@@ -87,13 +95,13 @@ static_assert(sizeof(VringAddr) == 40);
 inline constexpr std::uint64_t kVringIndexMask = 0xff;
 inline constexpr std::uint64_t kVringNoFd = 0x100;
 
-struct MemoryRegionPayload {
+struct MemoryRegion {
   std::uint64_t guest_addr;
   std::uint64_t size_bytes;
   std::uint64_t user_addr;
   std::uint64_t mmap_offset;
 };
-static_assert(sizeof(MemoryRegionPayload) == 32);
+static_assert(sizeof(MemoryRegion) == 32);
 
 struct MemTableHeader {
   std::uint32_t count;
@@ -101,17 +109,17 @@ struct MemTableHeader {
 };
 inline constexpr std::uint32_t kMaxMemTableRegions = 8;
 
-struct MemRegPayload {
+struct MemReg {
   std::uint64_t padding;
-  MemoryRegionPayload region;
+  MemoryRegion region;
 };
-static_assert(sizeof(MemRegPayload) == 40);
+static_assert(sizeof(MemReg) == 40);
 
-struct LogPayload {
+struct LogArea {
   std::uint64_t size_bytes;
   std::uint64_t offset;
 };
-static_assert(sizeof(LogPayload) == 16);
+static_assert(sizeof(LogArea) == 16);
 
 struct ConfigHeader {
   std::uint32_t offset;
@@ -121,15 +129,15 @@ struct ConfigHeader {
 static_assert(sizeof(ConfigHeader) == 12);
 inline constexpr std::uint32_t kMaxConfigBytes = 256;
 
-struct InflightPayload {
+struct Inflight {
   std::uint64_t mmap_size;
   std::uint64_t mmap_offset;
   std::uint16_t queues;
   std::uint16_t queue_size;
   std::uint32_t padding;
 };
-static_assert(sizeof(InflightPayload) == 24);
+static_assert(sizeof(Inflight) == 24);
 // The structure without its padding: what some front ends send.
-inline constexpr std::uint32_t kInflightPayloadMinBytes = 20;
+inline constexpr std::uint32_t kInflightMinBytes = 20;
 
-}  // namespace pollux::vhost
+}  // namespace pollux::protocol

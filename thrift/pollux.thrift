@@ -38,11 +38,13 @@ enum ErrorCode {
   INTERNAL = 9,
 }
 
+// Exceptions must be mutable in Python: contextlib sets the traceback of what passes through a context manager, and an
+// immutable one would become a TypeError there.
 exception PolluxError {
   1: required ErrorCode code,
   /** What failed, on which object, and what to do next. */
   2: required string message,
-}
+} (python.immutable = "false")
 
 struct RequestContext {
   /** Names the request in both sides' logs, e.g. OpenStack's req-... */

@@ -168,11 +168,9 @@ class Operations:
             error: PolluxError | None = None
             try:
                 with self._polluxd.calls() as service:
-                    try:
-                        call(service)
-                    except PolluxError as answered:
-                        # Immutable, as the generated code has it: it cannot pass through a context manager.
-                        error = answered
+                    call(service)
+            except PolluxError as answered:
+                error = answered
             except (TTransportException, OSError, EOFError):
                 # Dead, or not back yet: the test brings it back.
                 self._stopping.wait(0.01)

@@ -267,12 +267,10 @@ abandoned_after_s = {abandoned_after_s}
 
     def try_detach(self, attachment_id: str) -> PolluxError | None:
         """Detach; with what the service refuses it."""
-        with self.calls() as service:
-            # Caught here: an error of Thrift's cannot pass a context manager, which would change it.
-            try:
-                service.detach(_context(), attachment_id)
-            except PolluxError as refusal:
-                return refusal
+        try:
+            self.detach(attachment_id)
+        except PolluxError as refusal:
+            return refusal
         return None
 
     @contextmanager

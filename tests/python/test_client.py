@@ -21,6 +21,7 @@ from pki import Authority
 from pollux import errors
 from pollux.client import Client
 from pollux.client import settings as client_settings
+from pollux.rpc import ttypes as rpc
 
 from python import faults
 from python.services import GIB, POOL, Service, new_id, volume_spec
@@ -171,6 +172,16 @@ def test_volumes_are_listed_over_all_pages(service: Service) -> None:
     assert made <= {one.volume_id for one in client.volumes(POOL, page_size=3)}
     for volume_id in made:
         client.volume_delete(volume_id)
+
+
+def test_a_refusal_of_the_generated_client_passes_context_managers(service: Service) -> None:
+    missing = new_id()
+    with (
+        pytest.raises(rpc.PolluxError, match=missing) as refusal,
+        service.polluxd.calls() as calls,
+    ):
+        calls.volume_describe(rpc.RequestContext(request_id="req-missing"), missing)
+    assert refusal.value.code == rpc.ErrorCode.NOT_FOUND
 
 
 # ---------------------------------------------------------------- away, slow, gone

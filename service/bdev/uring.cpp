@@ -4,10 +4,12 @@
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <array>
@@ -51,13 +53,14 @@ std::string describe_errno(const std::string& what) {
 class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
  public:
   UringBdev(std::string path, std::string exclusive_name, int fd, std::uint64_t size_bytes, DirectIo direct,
-            bool is_block_device)
+            bool is_block_device, bool honours_dsync)
       : path_(std::move(path)),
         exclusive_name_(std::move(exclusive_name)),
         fd_(fd),
         size_bytes_(size_bytes),
         direct_(direct),
-        is_block_device_(is_block_device) {}
+        is_block_device_(is_block_device),
+        honours_dsync_(honours_dsync) {}
   ~UringBdev() override {
     device_thread_.reset();
     // Explicitly: the kernel may drop the last requests' references to the file a little later.
@@ -89,6 +92,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   }
   const DirectIo& direct() const { return direct_; }
   bool is_block_device() const { return is_block_device_; }
+  bool honours_dsync() const { return honours_dsync_; }
   // Made when it is first needed.
   DeviceThread& device_thread() {
     const std::lock_guard lock(device_thread_mutex_);
@@ -110,6 +114,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   std::atomic<bool> writes_zeros_{false};
   const DirectIo direct_;
   bool is_block_device_;
+  const bool honours_dsync_;
   std::atomic<bool> supports_unmap_{true};
   std::mutex device_thread_mutex_;
   std::unique_ptr<DeviceThread> device_thread_;
@@ -332,7 +337,7 @@ bool UringChannel::start_op(Op& op) {
       break;
     case IoOp::kWrite:
       io_uring_prep_writev2(sqe, file, iov, iov_count, request.offset_bytes,
-                            (request.flags & IoRequest::kFua) != 0 ? RWF_DSYNC : 0);
+                            (request.flags & IoRequest::kFua) != 0 && bdev_->honours_dsync() ? RWF_DSYNC : 0);
       break;
     case IoOp::kFlush:
       io_uring_prep_fsync(sqe, file, IORING_FSYNC_DATASYNC);
@@ -396,12 +401,13 @@ bool UringChannel::finish_zeroing(Op& op, int& result) {
 void UringChannel::finish(Op& op, int result) {
   IoRequest& request = *op.request;
   if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
-  const bool moves_data = request.op == IoOp::kRead || request.op == IoOp::kWrite;
+  const bool moves_data = !op.syncing && (request.op == IoOp::kRead || request.op == IoOp::kWrite);
   const bool is_short = moves_data && result >= 0 && static_cast<std::uint64_t>(result) != request.length_bytes;
   // Short transfers and interruptions are legal for the kernel; the request is idempotent, so it goes out whole again.
   if ((is_short || result == -EINTR || result == -EAGAIN) && op.retries++ < kMaxRetries && start_op(op)) return;
-  // Unlike a write, fallocate has no flag that makes it durable.
-  if (result >= 0 && !op.syncing && request.op != IoOp::kWrite && request.durable_change()) {
+  // fallocate has no flag that makes it durable, and the flag of a write may not be honoured.
+  const bool needs_sync = request.durable_change() && (request.op != IoOp::kWrite || !bdev_->honours_dsync());
+  if (result >= 0 && !op.syncing && needs_sync) {
     op.syncing = true;
     if (start_op(op)) return;
     // No room in the ring: all of it once more.
@@ -528,6 +534,12 @@ Result<std::uint64_t> size_of(int fd, const std::string& path, bool* is_block_de
   return bytes;
 }
 
+// Linux (up to 6.18) answers an asynchronous write with RWF_DSYNC to a file of FUSE without any flush.
+bool honours_dsync(int fd) {
+  struct statfs system {};
+  return fstatfs(fd, &system) == 0 && static_cast<unsigned long>(system.f_type) != FUSE_SUPER_MAGIC;
+}
+
 // The lock (flock, O_EXCL) is on the inode or the device number, of this run of the kernel. Empty when the kernel does
 // not say which run that is.
 std::string exclusive_name_of(int fd) {
@@ -613,7 +625,7 @@ Result<std::shared_ptr<Bdev>> make_uring_bdev(const std::string& path, std::uint
                                                  " bytes; 512 and 4096 are supported"});
   }
   return std::make_shared<UringBdev>(path, exclusive_name_of(fd), fd, align_down<std::uint64_t>(*size_bytes, 4096),
-                                     direct, is_block_device);
+                                     direct, is_block_device, honours_dsync(fd));
 }
 
 }  // namespace pollux::bdev

@@ -100,7 +100,7 @@ reactor::Task<Status> Checkpointer::run_alone() {
   next.checkpoint = super_.checkpoint + 1;
   next.cluster_count = state_.geometry.cluster_count;
   next.compatible_flags = compatible_flags_;
-  auto position = co_await journal_.cut();
+  auto position = co_await journal_.cut(next.checkpoint);
   if (!position) co_return fail(std::move(position.error()));
 
   // A crash from here on leaves pages of a generation that no superblock vouches for: recovery takes the other slot.

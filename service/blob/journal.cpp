@@ -11,36 +11,66 @@ namespace pollux::blob {
 Journal::Journal(bdev::Channel& channel, Options options, JournalPosition tail, JournalPosition head)
     : channel_(channel),
       options_(std::move(options)),
-      chunk_bytes_(std::min<std::size_t>(kMaxCommitBytes, options_.ring_bytes / 16 / kPageBytes * kPageBytes)),
+      chunk_bytes_(chunk_bytes(options_.ring_bytes)),
       head_(head),
       tail_offset_(tail.offset) {
   used_bytes_ = (head.offset + options_.ring_bytes - tail.offset) % options_.ring_bytes;
+  for (JournalQueue::Slot* slot : options_.queued) {
+    Chunk chunk;
+    chunk.number = last_number_ = last_chunk_ = slot->number();
+    chunk.bytes.slot = slot;
+    chunk.used = slot->used();
+    chunk.records = slot->records();
+    chunk.has_data = slot->has_data();
+    queued_bytes_ += chunk.used - sizeof(CommitHeader);
+    closed_.push_back(std::move(chunk));
+  }
 }
 
-AlignedBuffer Journal::take_buffer() {
-  if (spare_.empty()) return AlignedBuffer(chunk_bytes_);
-  AlignedBuffer buffer = std::move(spare_.back());
-  spare_.pop_back();
-  return buffer;
+std::size_t Journal::chunk_bytes(std::uint64_t ring_bytes) {
+  return std::min<std::size_t>(kMaxCommitBytes, ring_bytes / 16 / kPageBytes * kPageBytes);
+}
+
+void Journal::open_chunk() {
+  open_.number = ++last_number_;
+  open_.used = sizeof(CommitHeader);
+  const std::uint64_t follows = std::exchange(last_chunk_, open_.number);
+  if (options_.queue != nullptr) open_.bytes.slot = options_.queue->take(open_.number, follows);
+  if (open_.bytes.slot != nullptr) return;
+  ++chunks_of_its_own_;
+  if (spare_.empty()) {
+    open_.bytes.own = AlignedBuffer(chunk_bytes_);
+  } else {
+    open_.bytes.own = std::move(spare_.back());
+    spare_.pop_back();
+  }
+}
+
+void Journal::end_chunk(Chunk& chunk) {
+  queued_bytes_ -= chunk.used - sizeof(CommitHeader);
+  if (chunk.bytes.slot == nullptr) {
+    --chunks_of_its_own_;
+    if (spare_.size() < 4) spare_.push_back(std::move(chunk.bytes.own));
+  } else if (!failed_) {
+    // After a failure it is for the next journal.
+    JournalQueue::free(*chunk.bytes.slot);
+  }
 }
 
 void Journal::append(const RecordHeader& record) {
   if (open_.records != 0 && open_.used + record.bytes > chunk_bytes_) close_chunk();
-  if (open_.records == 0) {
-    open_.bytes = take_buffer();
-    open_.used = sizeof(CommitHeader);
-  }
+  if (open_.records == 0) open_chunk();
   std::memcpy(open_.bytes.data() + open_.used, &record, record.bytes);
   open_.used += record.bytes;
   queued_bytes_ += record.bytes;
   ++open_.records;
   open_.has_data = open_.has_data || record.type == RecordType::kMapSet;
+  if (open_.bytes.slot != nullptr) JournalQueue::set(*open_.bytes.slot, open_.used, open_.records, open_.has_data);
   if (queued_bytes_ > chunk_bytes_) kick();
 }
 
 void Journal::close_chunk() {
   if (open_.records == 0) return;
-  open_.number = ++last_number_;
   closed_.push_back(std::exchange(open_, Chunk{}));
 }
 
@@ -69,10 +99,10 @@ void Journal::kick() {
   start();
 }
 
-reactor::Task<Result<JournalPosition>> Journal::cut() {
+reactor::Task<Result<JournalPosition>> Journal::cut(std::uint64_t checkpoint) {
   assert(cut_ == nullptr);
   close_chunk();
-  Cut cut{.number = ++last_number_, .position = {}};
+  Cut cut{.number = ++last_number_, .checkpoint = checkpoint, .position = {}};
   cut_ = &cut;
   Chunk mark;
   mark.number = cut.number;
@@ -98,6 +128,7 @@ void Journal::reach_cut() {
 
 void Journal::absorb() {
   absorbing_before_ = cut_->number;
+  if (options_.queue != nullptr) options_.queue->absorb(cut_->number, cut_->checkpoint);
   reach_cut();
 }
 
@@ -111,6 +142,7 @@ void Journal::release_before(const JournalPosition& position) {
 
 void Journal::give_up(const std::string& reason, Loss loss) {
   failed_ = true;
+  if (options_.queue != nullptr && loss == Loss::kPossible) options_.queue->lose();
   if (options_.on_failed) options_.on_failed(reason, loss);
   if (space_ != nullptr) std::exchange(space_, nullptr)->set(false);
 }
@@ -156,8 +188,7 @@ reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
       continue;
     }
     if (!failed_) co_await write_chunk(chunk);
-    queued_bytes_ -= chunk.used - sizeof(CommitHeader);
-    if (spare_.size() < 4) spare_.push_back(std::move(chunk.bytes));
+    end_chunk(chunk);
   }
   co_return !failed_;
 }
@@ -204,6 +235,9 @@ reactor::Task<void> Journal::write_chunk(Chunk& chunk) {
   header.crc = crc32c(chunk.bytes.data() + sizeof(header), header.record_bytes, crc);
   std::memcpy(chunk.bytes.data(), &header, sizeof(header));
 
+  if (options_.queue != nullptr) {
+    options_.queue->announce({.sequence = head_.sequence + 1, .number = chunk.number, .previous_crc = header.crc});
+  }
   // A crash here leaves the commit whole, absent or torn; torn fails the checksum, and nobody was told yet.
   const auto status = co_await bdev::write(channel_, options_.ring_offset + head_.offset, chunk.bytes.data(), bytes,
                                            bdev::IoRequest::kFua);
@@ -216,14 +250,13 @@ reactor::Task<void> Journal::write_chunk(Chunk& chunk) {
   used_bytes_ += bytes;
   ++head_.sequence;
   head_.previous_crc = header.crc;
+  if (options_.queue != nullptr) options_.queue->arrived();
 }
 
 reactor::Task<Status> Journal::try_writing() {
-  AlignedBuffer zeros = take_buffer();
-  std::memset(zeros.data(), 0, kPageBytes);
+  const AlignedBuffer zeros(kPageBytes);
   const auto status = co_await bdev::write(channel_, options_.ring_offset + head_.offset, zeros.data(), kPageBytes,
                                            bdev::IoRequest::kFua);
-  spare_.push_back(std::move(zeros));
   if (status != bdev::IoStatus::kOk) fail_writing(status);
   co_return bdev::to_status(status, "write of its journal");
 }

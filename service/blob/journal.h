@@ -4,7 +4,8 @@
 // append() queues a record; the change it describes is in memory already. A round takes everything that is queued,
 // flushes the device (so that data is there before the map that leads to it), writes the records as one or a few
 // commits with FUA, and then answers everybody who asked before the round began. Who asks during a round waits for the
-// next. A guest's flush is the same thing; with nothing queued it is a flush of the device alone.
+// next. A guest's flush is the same thing; with nothing queued it is a flush of the device alone. With a JournalQueue
+// what is queued outlives the process, and needs no round for that.
 //
 // The ring's oldest part is given up by a checkpoint, see checkpoint.h. A checkpoint never waits for room that it alone
 // can make: when the ring is full, records before its cut are not written at all, since its pages hold what they say.
@@ -22,6 +23,7 @@
 #include "bdev/bdev.h"
 #include "blob/aligned_buffer.h"
 #include "blob/format.h"
+#include "blob/journal_queue.h"
 #include "reactor/task.h"
 
 namespace pollux::blob {
@@ -44,6 +46,9 @@ class Journal {
     std::uint64_t ring_bytes = 0;
     Uuid pool_id;
     std::uint32_t checksum_seed = 0;
+    // Null: none. `queued`: what the last process left in it, which is applied already and in the next round.
+    JournalQueue* queue = nullptr;
+    std::vector<JournalQueue::Slot*> queued;
     // Called when half of the ring is in use; a checkpoint should start.
     std::function<void()> on_half_full;
     // Called at the end of each round that wrote something.
@@ -60,6 +65,8 @@ class Journal {
   };
 
   Journal(bdev::Channel& channel, Options options, JournalPosition tail, JournalPosition head);
+  // Of the records of one commit, with its header.
+  static std::size_t chunk_bytes(std::uint64_t ring_bytes);
 
   void append(const RecordHeader& record);
   // Everything appended before this call, and with waiter.flush all data written, is durable when `done` says ok.
@@ -73,10 +80,13 @@ class Journal {
   // kIoError, kNoSpace: it cannot, and the journal has failed.
   reactor::Task<Status> try_writing();
 
+  // What was appended so far is there after the process was killed.
+  bool outlives_process() const { return options_.queue != nullptr && !failed_ && chunks_of_its_own_ == 0; }
+
   // Fixes an instant: the position of the first commit that holds records appended after this call. All before it are
-  // durable, or, when the ring has no room for them, wait until release_before() says that a checkpoint has made them
-  // so. One cut at a time. kIoError.
-  reactor::Task<Result<JournalPosition>> cut();
+  // durable, or, when the ring has no room for them, wait until release_before() says that this checkpoint has made
+  // them so. One cut at a time. kIoError.
+  reactor::Task<Result<JournalPosition>> cut(std::uint64_t checkpoint);
   // The checkpoint whose position this is has become durable: commits before it are no longer needed.
   void release_before(const JournalPosition& position);
 
@@ -92,9 +102,15 @@ class Journal {
   std::uint64_t used_bytes() const { return used_bytes_; }
 
  private:
+  // Of chunk_bytes_; in a slot of the queue when one is free.
+  struct Buffer {
+    AlignedBuffer own;
+    JournalQueue::Slot* slot = nullptr;
+    std::byte* data() { return slot != nullptr ? slot->data() : own.data(); }
+  };
   struct Chunk {
     std::uint64_t number = 0;  // in the order of the queue
-    AlignedBuffer bytes;
+    Buffer bytes;
     std::size_t used = 0;
     std::uint32_t records = 0;
     bool has_data = false;
@@ -103,6 +119,7 @@ class Journal {
   };
   struct Cut {
     std::uint64_t number;  // of its mark
+    std::uint64_t checkpoint;
     reactor::Completion<Result<JournalPosition>> position;
   };
   void close_chunk();
@@ -117,7 +134,9 @@ class Journal {
   // The ring is full and a checkpoint has begun: its cut is where the ring ends now.
   void absorb();
   bool absorbed(const Chunk& chunk) const { return chunk.number < absorbed_before_; }
-  AlignedBuffer take_buffer();
+  void open_chunk();
+  // Its records are on the device, or in a checkpoint's pages.
+  void end_chunk(Chunk& chunk);
 
   bdev::Channel& channel_;
   const Options options_;
@@ -136,9 +155,13 @@ class Journal {
   bool failed_ = false;
   bool half_full_told_ = false;
   std::uint64_t rounds_ = 0;
+  // Queued in memory of the process alone, since no slot was free.
+  std::uint32_t chunks_of_its_own_ = 0;
   // Who waits for room in the ring.
   reactor::Completion<bool>* space_ = nullptr;
+  // Of a chunk or mark, and of a chunk.
   std::uint64_t last_number_ = 0;
+  std::uint64_t last_chunk_ = 0;
   Cut* cut_ = nullptr;
   // Chunks with lower numbers are in the pages of the checkpoint under way, or (0: no such) of one that is durable.
   std::uint64_t absorbing_before_ = 0;

@@ -23,8 +23,13 @@ constexpr std::size_t kRingReadBytes = 1 * kMiB;
 
 class Recovery {
  public:
-  Recovery(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super, Purpose purpose)
-      : channel_(channel), home_(home), super_(super), purpose_(purpose), seed_(checksum_seed(super.pool_id)) {}
+  Recovery(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super, Purpose purpose, JournalQueue* queue)
+      : channel_(channel),
+        home_(home),
+        super_(super),
+        purpose_(purpose),
+        queue_(queue),
+        seed_(checksum_seed(super.pool_id)) {}
 
   reactor::Task<Result<Recovered>> run() {
     auto geometry = Geometry::from(super_.cluster_bytes, super_.cluster_count, super_.journal_bytes);
@@ -37,12 +42,13 @@ class Recovery {
     const JournalPosition tail{super_.replay_offset, super_.replay_sequence, super_.replay_previous_crc};
     head_ = tail;
     POLLUX_CO_TRY(co_await replay());
+    POLLUX_CO_TRY(co_await apply_queue());
     if (purpose_ == Purpose::kUse) {
       if (auto names = state_->check_names(); !names) {
         co_return fail(ErrorCode::kCorrupt, names.error().message + "; a check with repair may put that right");
       }
     }
-    co_return Recovered{super_, std::move(state_), tail, head_, records_};
+    co_return Recovered{super_, std::move(state_), tail, head_, std::move(queued_), records_};
   }
 
  private:
@@ -281,6 +287,38 @@ class Recovery {
     co_return Status{};
   }
 
+  // What was answered and is not on the device. Clusters that it frees are not free before it is.
+  reactor::Task<Status> apply_queue() {
+    if (queue_ == nullptr) co_return Status{};
+    auto queued = queue_->unwritten(super_.checkpoint, head_.sequence, head_.previous_crc);
+    if (!queued) {
+      log::error("writes into new space of pool '{}' that were not flushed are lost: {}",
+                 std::string(super_.name, super_.name_bytes), queued.error().message);
+      co_return Status{};
+    }
+    queued_ = std::move(*queued);
+    for (JournalQueue::Slot* slot : queued_) {
+      const std::byte* const records = slot->data() + sizeof(CommitHeader);
+      const std::size_t bytes = slot->used() - sizeof(CommitHeader);
+      co_await read_ahead(records, bytes);
+      std::size_t at = 0;
+      for (std::uint32_t i = 0; i < slot->records(); ++i) {
+        if (bytes - at < sizeof(RecordHeader)) co_return corrupt("the queue of the journal ends within a record");
+        const auto& record = *reinterpret_cast<const RecordHeader*>(records + at);
+        if (record.bytes < sizeof(RecordHeader) || record.bytes % 8 != 0 || record.bytes > bytes - at) {
+          co_return corrupt("a record in the queue of the journal has an impossible length");
+        }
+        POLLUX_CO_TRY(co_await prepare(record));
+        POLLUX_CO_TRY(state_->apply(record));
+        at += record.bytes;
+        if (++records_ % 64 == 0) co_await home_.yield();
+      }
+      // The process may have been killed between the bytes of a record and its count.
+      JournalQueue::set(*slot, at + sizeof(CommitHeader), slot->records(), slot->has_data());
+    }
+    co_return Status{};
+  }
+
   // Brings into memory what apply() will look at. What makes no sense is left for apply() to refuse.
   reactor::Task<Status> prepare(const RecordHeader& record) {
     Volume* volume = state_->find(record.volume);
@@ -333,7 +371,9 @@ class Recovery {
   reactor::Reactor& home_;
   const Superblock super_;
   const Purpose purpose_;
+  JournalQueue* const queue_;
   const std::uint32_t seed_;
+  std::vector<JournalQueue::Slot*> queued_;
   std::unique_ptr<State> state_;
   std::unique_ptr<Loader> loader_;
   GrowingArray<std::uint32_t> words_;
@@ -385,8 +425,8 @@ reactor::Task<Result<Superblock>> read_super(bdev::Channel& channel, std::uint64
 }
 
 reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super,
-                                         Purpose purpose) {
-  Recovery recovery(channel, home, super, purpose);
+                                         Purpose purpose, JournalQueue* queue) {
+  Recovery recovery(channel, home, super, purpose, queue);
   co_return co_await recovery.run();
 }
 

@@ -8,11 +8,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "base/result.h"
 #include "bdev/bdev.h"
 #include "blob/journal.h"
 #include "blob/state.h"
+#include "blob/journal_queue.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
 
@@ -23,6 +25,8 @@ struct Recovered {
   std::unique_ptr<State> state;
   JournalPosition tail;
   JournalPosition head;
+  // What the queue holds beyond that: applied, and to be written.
+  std::vector<JournalQueue::Slot*> queued;
   std::uint64_t replayed_records = 0;
 };
 
@@ -37,6 +41,6 @@ enum class Purpose : bool { kUse, kCheck };
 // Read-only: the device is not written. On any reactor; takes time, and single turns, in proportion to the pool.
 // kCorrupt, kIoError.
 reactor::Task<Result<Recovered>> recover(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super,
-                                         Purpose purpose);
+                                         Purpose purpose, JournalQueue* queue = nullptr);
 
 }  // namespace pollux::blob

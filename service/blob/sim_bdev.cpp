@@ -206,7 +206,10 @@ IoStatus SimDisk::perform(IoRequest& request, std::uint64_t writes_before) {
     }
     return IoStatus::kOk;
   }
-  if (writes_++ == cut_at_) off_ = true;
+  if (writes_++ == cut_at_) {
+    off_ = true;
+    if (on_cut_) on_cut_();
+  }
   write_sectors(request);
   return off_ ? IoStatus::kIoError : IoStatus::kOk;
 }

@@ -38,6 +38,8 @@ class SimDisk {
 
   // The power goes off at the nth write from now (0: the next one). After that every operation fails.
   void cut_power_at_write(std::uint64_t nth);
+  // Called at that instant, within the operation.
+  void set_on_cut(std::function<void()> on_cut) { on_cut_ = std::move(on_cut); }
   // The nth operation from now, of any kind, answers kIoError.
   void fail_operation(std::uint64_t nth) { fail_operations(nth, 1); }
   // The same for `count` operations.
@@ -94,6 +96,7 @@ class SimDisk {
   std::uint64_t fail_end_ = UINT64_MAX;
   std::function<bdev::IoStatus(const bdev::IoRequest&)> fault_;
   bool off_ = false;
+  std::function<void()> on_cut_;
   std::function<std::uint64_t(const bdev::IoRequest&)> delay_us_;
 };
 

@@ -44,6 +44,8 @@ std::uint32_t index_pages(const Volume& volume) {
 Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, const OpenOptions& options)
     : gate_(home),
       loads_on_(options.loads_on != nullptr ? *options.loads_on : home),
+      queue_source_(options.queue),
+      longest_queued_us_(options.longest_queued_us),
       lanes_(std::move(device), home),
       loss_log_(options.losses),
       discard_pace_(options.discard_pace) {}

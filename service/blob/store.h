@@ -30,6 +30,7 @@
 #include "blob/recovery.h"
 #include "blob/space.h"
 #include "blob/state.h"
+#include "blob/journal_queue.h"
 #include "blob/writer.h"
 #include "reactor/gate.h"
 #include "reactor/mutex.h"
@@ -52,6 +53,10 @@ struct OpenOptions {
   reactor::Reactor* loads_on = nullptr;
   // Null: a loss is told by this store or not at all.
   std::shared_ptr<LossLog> losses = nullptr;
+  // Memory for what the journal queues; none: what changes a map is answered when it is on the device.
+  JournalQueue::Source queue = nullptr;
+  // After so long it goes to the device though nobody flushes.
+  std::uint64_t longest_queued_us = 500'000;
 };
 
 struct CreateOptions {
@@ -202,6 +207,7 @@ class Store {
   // Reads the pool where loading runs, and comes back home. `expected`: the pool's id, nil for any. kCorrupt: another.
   reactor::Task<Result<Recovered>> load(Uuid expected);
   reactor::Task<Result<Recovered>> load_steps(bdev::Channel& channel, Uuid expected);
+  Status open_queue(const Superblock& super);
   // Destroys a state where loading runs, and comes back home.
   reactor::Task<void> dispose(std::unique_ptr<State> state);
   // What works on the state, and is replaced with it.
@@ -258,6 +264,9 @@ class Store {
 
   reactor::Gate gate_;
   reactor::Reactor& loads_on_;
+  const JournalQueue::Source queue_source_;
+  const std::uint64_t longest_queued_us_;
+  std::unique_ptr<JournalQueue> queue_;
   Lanes lanes_;
   Lane* lane_ = nullptr;
   std::unique_ptr<State> state_;

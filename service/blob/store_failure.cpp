@@ -124,8 +124,9 @@ reactor::Task<Status> Store::load_again() {
     co_return flushed;
   }
   writer_->hold(held_);
-  // For good: loading the pool again makes another.
+  // For good: loading the pool again makes others.
   discarder_->stop();
+  writer_->stop();
   co_await wait_until_quiet();
   Status loaded = co_await replace_parts();
   writer_->unhold();

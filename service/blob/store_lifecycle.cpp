@@ -18,6 +18,7 @@ constexpr std::uint64_t kMinJournalBytes = 1 * kMiB;
 constexpr std::uint32_t kMaxInitialMetadataClusters = 8;
 // Of a device that grew.
 constexpr std::uint32_t kOpenedPerTurn = 65536;
+constexpr std::size_t kSpareSlots = 8;
 
 std::uint64_t journal_bytes_for(std::uint64_t device_bytes, std::uint64_t cluster_bytes) {
   const std::uint64_t wanted = std::clamp(device_bytes / 64, kMinJournalBytes, kMaxJournalBytes);
@@ -184,7 +185,33 @@ reactor::Task<Result<Recovered>> Store::load_steps(bdev::Channel& channel, Uuid 
   if (const auto reserved = co_await reserve_used(device, loads_on_, std::move(ranges)); !reserved) {
     log::warn("the journal of the pool on {} has no room of its own: {}", device.name(), reserved.error().message);
   }
-  co_return co_await recover(channel, loads_on_, *super, Purpose::kUse);
+  POLLUX_CO_TRY(open_queue(*super));
+  co_return co_await recover(channel, loads_on_, *super, Purpose::kUse, queue_.get());
+}
+
+// Once; a pool that is loaded again goes on with what its last journal left there.
+Status Store::open_queue(const Superblock& super) {
+  if (queue_ || !queue_source_) return {};
+  const std::size_t chunk_bytes = Journal::chunk_bytes(super.journal_bytes);
+  // More than is queued before changes are held back.
+  const std::size_t slots = super.journal_bytes / 8 / chunk_bytes + kSpareSlots;
+  auto memory = queue_source_(super.pool_id, JournalQueue::bytes_for(chunk_bytes, slots));
+  if (!memory && (memory.error().code == ErrorCode::kUnsupported || memory.error().code == ErrorCode::kNoSpace)) {
+    log::warn("pool on {}: first writes wait for its device, since memory cannot keep them while the service restarts: "
+              "{}",
+              lanes_.device().name(), memory.error().message);
+    return {};
+  }
+  auto queue = memory ? JournalQueue::open(std::move(*memory), super.pool_id, chunk_bytes, slots)
+                     : Result<std::unique_ptr<JournalQueue>>(fail(std::move(memory.error())));
+  if (!queue) {
+    return fail(queue.error().code, "what was answered before the service ended cannot be read: " +
+                                       queue.error().message +
+                                       "; start the version of the service that ended, or remove the file: guests "
+                                       "then lose first writes of their last half second");
+  }
+  queue_ = std::move(*queue);
+  return {};
 }
 
 reactor::Task<void> Store::dispose(std::unique_ptr<State> state) {
@@ -202,6 +229,8 @@ Store::Parts Store::make_parts(Recovered recovered) {
       .ring_bytes = super.journal_bytes,
       .pool_id = super.pool_id,
       .checksum_seed = seed,
+      .queue = queue_.get(),
+      .queued = std::move(recovered.queued),
       .on_half_full = [this] { checkpointer_->want(); },
       .on_committed = [this] { committed(); },
       .on_failed = [this](const std::string& reason, Journal::Loss loss) { fail_changes(reason, loss); }};
@@ -216,7 +245,8 @@ Store::Parts Store::make_parts(Recovered recovered) {
   parts.space = std::make_unique<Space>(*parts.state, *parts.journal, lanes_, *lane_, *parts.discarder,
                                         Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
                                                       .on_settled = [this] { writer_->resume_settle_waiters(); }});
-  parts.writer = std::make_unique<Writer>(*parts.state, *parts.journal, *parts.loader, *parts.space, *lane_);
+  parts.writer = std::make_unique<Writer>(*parts.state, *parts.journal, *parts.loader, *parts.space, *lane_,
+                                          longest_queued_us_);
   return parts;
 }
 
@@ -234,6 +264,8 @@ void Store::start(Parts parts) {
     if (volume->deleting()) empty_in_background(*volume);
   }
   space_->refill_stock();
+  // What was in the queue.
+  journal_->kick();
   ++background_;
   reactor::spawn(reserve_metadata(), [this] { --background_; });
 }
@@ -313,11 +345,13 @@ reactor::Task<Status> Store::close() {
   closing_ = true;
   co_await gate_.close();
   discarder_->stop();
+  writer_->stop();
   // Background work looks at closing_ or the gate between steps; each turn of the reactor lets it take one.
   while (!idle()) co_await home().sleep_us(200);
   Status status;
   if (!fenced()) status = co_await checkpointer_->run();
   while (!idle()) co_await home().sleep_us(200);
+  if (status && !fenced() && queue_) queue_->discard();
   co_await lanes_.close();
   co_return status;
 }

@@ -17,7 +17,8 @@ constexpr std::uint32_t kPagesPerChange = 2;
 
 }  // namespace
 
-Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane)
+Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane,
+               std::uint64_t longest_queued_us)
     : state_(state),
       journal_(journal),
       loader_(loader),
@@ -26,6 +27,7 @@ Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lan
       cluster_bytes_(state.geometry.cluster_bytes),
       sub_block_bytes_(1U << state.geometry.sub_block_shift),
       device_block_bytes_(lane.lanes().device().block_bytes()),
+      longest_queued_us_(longest_queued_us),
       open_(kClusters),
       uncommitted_(kClusters) {
   commit_turn_.writer = this;
@@ -105,6 +107,7 @@ void Writer::finish(HomeIo& io, bdev::IoStatus status) {
 }
 
 void Writer::hold_writers(HomeIo& io) {
+  if (journal_.outlives_process()) return;
   UncommittedCluster* cluster = uncommitted_.find(io.volume->number, io.index);
   if (cluster == nullptr) cluster = &uncommitted_.insert(io.volume->number, io.index);
   ++cluster->changes;
@@ -121,7 +124,17 @@ void Writer::admit_writers(HomeIo& io, bool ok) {
   }
 }
 
+void Writer::finish_published(HomeIo& io) {
+  // Not while it is being copied.
+  if (open_.find(io.volume->number, io.index) == nullptr && state_.exclusive(*io.volume, io.index)) {
+    state_.admit_writers(*io.volume, io.index);
+  }
+  if (!age_.running()) age_.start(lane_.reactor(), longest_queued_us_);
+  finish(io, bdev::IoStatus::kOk);
+}
+
 void Writer::finish_when_committed(HomeIo& io) {
+  if (journal_.outlives_process()) return finish_published(io);
   published_.push(io);
   start_commit();
 }

@@ -7,9 +7,11 @@
 // one cluster. What needs more (a write smaller than a sub-block into a sub-block never written, a cluster that is
 // shared and half written; a flatten) is a coroutine that has the cluster for itself.
 //
-// Order makes it safe: data first, then the map in memory, then the journal, then the answer. A crash before the
-// journal commit forgets the cluster, which was free, and leaves the old contents. Until that commit all writes to the
-// cluster come here, since one in place, answered at once, would be forgotten with it.
+// Order makes it safe: data first, then the map in memory, then the journal, then the answer. What the journal has
+// queued outlives the process (blob/journal_queue.h), so the answer need not wait for the commit: a power cut before
+// that forgets the cluster, which was free, and leaves the old contents, as it may until a flush. Where the queue does
+// not outlive the process, the answer waits for the commit, and until then all writes to the cluster come here, since
+// one in place, answered at once, would be forgotten with it when the process dies.
 //
 // A volume may have smaller blocks than its device. A write of less than a block of the device to what is in place
 // reads that block, changes it and writes it back; all other writes to the cluster are kept out meanwhile, those of the
@@ -32,7 +34,8 @@ class Space;
 
 class Writer {
  public:
-  Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane);
+  // `longest_queued_us`: how long what was answered may wait for a round of the journal that nobody asks for.
+  Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane, std::uint64_t longest_queued_us);
 
   // Takes the request; io.done follows, perhaps before this returns.
   void start(HomeIo& io);
@@ -42,6 +45,8 @@ class Writer {
   void unhold() { held_ = nullptr; }
   // Nothing is under way.
   bool idle() const;
+  // Before the end: no timer runs afterwards.
+  void stop() { age_.cancel(); }
   // Requests that start() put aside because the volume was frozen, or space or room in the journal was short.
   void resume(HomeIoList& ios);
   // Room in the journal again.
@@ -83,6 +88,7 @@ class Writer {
   // Answers when what was published is on the device: a completed write outlives the process, which a guest does too.
   // What one turn of the reactor collects shares a journal round.
   void finish_when_committed(HomeIo& io);
+  void finish_published(HomeIo& io);
   void start_commit();
   void committed(bool ok);
   void admit_writers(HomeIo& io, bool ok);
@@ -112,6 +118,7 @@ class Writer {
   const std::uint32_t cluster_bytes_;
   const std::uint32_t sub_block_bytes_;
   const std::uint32_t device_block_bytes_;
+  const std::uint64_t longest_queued_us_;
   ClusterTable<OpenCluster> open_;
   ClusterTable<UncommittedCluster> uncommitted_;
   HomeIoList ready_;
@@ -129,6 +136,8 @@ class Writer {
   struct CommitWaiter : Journal::Waiter {
     Writer* writer = nullptr;
   } commit_waiter_;
+  // What is queued goes to the device in the end though nobody flushes.
+  reactor::Timer age_{[this] { journal_.kick(); }};
   bool draining_ = false;
   std::uint32_t slow_running_ = 0;
   std::uint32_t loading_ = 0;

@@ -142,6 +142,7 @@ const std::vector<Key>& schema() {
       {"service", "host_id", set_host_id},
       {"service", "state_dir", path(&C::service, &C::Service::state_dir, false)},
       {"service", "runtime_dir", path(&C::service, &C::Service::runtime_dir, false)},
+      {"service", "memory_dir", path(&C::service, &C::Service::memory_dir, true)},
       {"service", "log_level",
        one_of(&C::service, &C::Service::log_level, {"trace", "debug", "info", "warn", "error", "off"})},
       {"service", "log_file", path(&C::service, &C::Service::log_file, true)},
@@ -260,6 +261,7 @@ Status fill_in(Config& config) {
     }
     config.service.host_id = name;
   }
+  if (config.service.memory_dir.empty()) config.service.memory_dir = config.service.runtime_dir;
   if (config.vhost.socket_dir.empty()) config.vhost.socket_dir = config.service.runtime_dir + "/vhost";
   return {};
 }

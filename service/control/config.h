@@ -28,6 +28,7 @@ struct Config {
     std::string host_id;
     std::string state_dir = "/var/lib/pollux";
     std::string runtime_dir = "/run/pollux";
+    std::string memory_dir;
     std::string log_level = "info";
     std::string log_file;
     std::string pid_file;

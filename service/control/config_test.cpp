@@ -60,6 +60,7 @@ BOOST_AUTO_TEST_CASE(the_shipped_file_names_every_key_with_its_default) {
   BOOST_TEST(shipped->service.host_id == defaults->service.host_id);
   BOOST_TEST(shipped->service.state_dir == defaults->service.state_dir);
   BOOST_TEST(shipped->service.runtime_dir == defaults->service.runtime_dir);
+  BOOST_TEST(shipped->service.memory_dir == shipped->service.runtime_dir);
   BOOST_TEST(shipped->service.log_level == defaults->service.log_level);
   BOOST_TEST(shipped->service.log_file == defaults->service.log_file);
   BOOST_TEST(shipped->service.pid_file == defaults->service.pid_file);

@@ -74,9 +74,9 @@ Status Daemon::start_stages(const std::string& version) {
   if (!tls) return fail(std::move(tls.error()));
   parts.tls = std::make_unique<TlsKeeper>(files, std::move(*tls));
   std::error_code error;
-  std::filesystem::create_directories(config_.service.runtime_dir, error);
-  if (error) {
-    return fail(ErrorCode::kIoError, "cannot make the folder " + config_.service.runtime_dir + ": " + error.message());
+  for (const std::string& folder : {config_.service.runtime_dir, config_.service.memory_dir}) {
+    std::filesystem::create_directories(folder, error);
+    if (error) return fail(ErrorCode::kIoError, "cannot make the folder " + folder + ": " + error.message());
   }
   if (StateStore::is_new(config_.service.state_dir)) warn_of_new_state();
   auto store = StateStore::open(config_.service.state_dir);
@@ -173,7 +173,8 @@ Status Daemon::start_services() {
   POLLUX_TRY(parts.store->drop_losses_before(*boot_id));
   const auto keeper = std::make_shared<DiskStateKeeper>(*parts.store, std::move(*boot_id));
   parts.volumes = std::make_unique<volume::VolumeService>(
-      *parts.reactors, blob::Owner::Identity{.host = config_.service.host_id, .service = *id}, keeper);
+      *parts.reactors, blob::Owner::Identity{.host = config_.service.host_id, .service = *id}, keeper,
+      blob::JournalQueue::in_folder(config_.service.memory_dir));
   vhost::Options vhost_options;
   vhost_options.socket_dir = config_.vhost.socket_dir;
   vhost_options.socket_group = config_.vhost.socket_group;

@@ -12,6 +12,7 @@ namespace {
 constexpr std::uint64_t kBlock = 512;
 // So often the reactor may turn without an operation of the disk before that counts as rest.
 constexpr unsigned kTurnsOfRest = 200;
+constexpr std::uint64_t kNever = 3'600'000'000;
 
 std::vector<std::byte> stamped(std::uint64_t blocks, std::uint64_t stamp) {
   std::vector<std::byte> bytes(blocks * kBlock);
@@ -34,11 +35,41 @@ std::vector<std::byte> CrashHarness::formatted(reactor::Reactor& home, std::uint
 
 void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
   drop();
-  process_dies_ = false;
+  const auto kept = process_dies_ ? std::exchange(kept_, {}) : std::vector<std::byte>();
+  after_kill_ = std::exchange(process_dies_, false);
   disk_ = std::make_shared<blob::SimDisk>(std::move(image), device_block_bytes_);
-  // Freed space is discarded at once, so that the seed alone decides what happens when.
-  const blob::OpenOptions options{.discard_pace = {.delay_us = 0, .rest = 0}, .losses = losses_};
+  // Freed space is discarded at once, and nothing is written because time passed: the seed alone decides what happens
+  // when.
+  blob::OpenOptions options{
+      .discard_pace = {.delay_us = 0, .rest = 0}, .losses = losses_, .longest_queued_us = kNever};
+  if (has_queue_) options.queue = [&](const Uuid&, std::size_t bytes) -> Result<blob::JournalQueue::Memory> {
+    memory_ = std::make_shared<blob::AlignedBuffer>(bytes);
+    if (!kept.empty()) std::memcpy(memory_->data(), kept.data(), bytes);
+    return blob::JournalQueue::Memory{
+        .bytes = std::shared_ptr<std::byte>(memory_, memory_->data()), .name = "memory", .discard = nullptr};
+  };
   store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_, options)));
+}
+
+void CrashHarness::keep_memory() {
+  if (memory_) kept_.assign(memory_->data(), memory_->data() + memory_->size());
+}
+
+void CrashHarness::process_dies() {
+  process_dies_ = true;
+  disk_->set_on_cut([this] { keep_memory(); });
+}
+
+reactor::Task<Result<std::vector<std::byte>>> CrashHarness::kill_task(std::uint64_t seed) {
+  co_await home_.enter();
+  if (!disk_->power_is_off()) keep_memory();
+  // What the store does from here on did not happen.
+  disk_->set_on_cut(nullptr);
+  co_return disk_->image_after_kill(seed);
+}
+
+std::vector<std::byte> CrashHarness::image_after_kill(std::uint64_t seed) {
+  return must(reactor::call(home_, kill_task(seed)));
 }
 
 reactor::Task<Status> CrashHarness::drop_task() {
@@ -61,42 +92,33 @@ void CrashHarness::drop() {
 template <typename T>
 std::optional<T> CrashHarness::run(reactor::Task<Result<T>> task, const char* what) {
   auto result = reactor::call(home_, std::move(task));
-  if (result) {
-    if (process_dies_) barrier();
-    return std::move(*result);
-  }
+  if (result && dead()) return std::nullopt;
+  if (result) return std::move(*result);
   if (disk_failed()) return std::nullopt;
   throw std::runtime_error(std::string(what) + ": " + result.error().message);
 }
 
 bool CrashHarness::run(reactor::Task<Status> task, const char* what) {
   const auto result = reactor::call(home_, std::move(task));
-  if (result) {
-    if (process_dies_) barrier();
-    return true;
-  }
+  if (result && dead()) return false;
+  if (result) return true;
   if (disk_failed()) return false;
   throw std::runtime_error(std::string(what) + ": " + result.error().message);
 }
 
 // ---- What a completed operation makes durable
 
-void CrashHarness::barrier(ModelVolume& volume) {
-  volume.durable = volume.latest;
-  volume.since.clear();
-}
-
 // A snapshot, a clone and a checkpoint are flushes of everything before them.
-void CrashHarness::barrier() {
-  for (auto& [id, volume] : model_) barrier(volume);
+void CrashHarness::flush_model() {
+  for (auto& [id, volume] : model_) volume.flush_all();
 }
 
 bool CrashHarness::create(const Uuid& id, std::uint64_t bytes) {
   ModelVolume& volume = model_[id];
   volume.name = id.to_string();
   volume.size_bytes = bytes;
-  volume.durable.assign(bytes / kBlock, 0);
-  volume.latest = volume.durable;
+  volume.latest.assign(bytes / kBlock, 0);
+  volume.flush_all();
   volume.may_be_missing = true;
   blob::CreateOptions options{
       .id = id, .name = volume.name, .size_bytes = bytes, .created_ms = 1, .block_bytes = kSectorBytes};
@@ -117,7 +139,7 @@ bool CrashHarness::fork(const Uuid& source, const Uuid& id, bool snapshot) {
   blob::CreateOptions options{.id = id, .name = volume.name, .snapshot = snapshot, .created_ms = 1};
   if (!run(store_->fork(source, std::move(options)), "fork")) return false;
   volume.may_be_missing = false;
-  barrier();
+  flush_model();
   return true;
 }
 
@@ -135,8 +157,7 @@ bool CrashHarness::resize(const Uuid& id, std::uint64_t bytes) {
   if (!run(store_->resize(id, bytes), "resize")) return false;
   volume.other_size.reset();
   volume.size_bytes = bytes;
-  volume.latest.resize(bytes / kBlock, 0);
-  volume.durable.resize(bytes / kBlock, 0);
+  for (auto* stamps : {&volume.latest, &volume.answered, &volume.durable}) stamps->resize(bytes / kBlock, 0);
   return true;
 }
 
@@ -147,11 +168,12 @@ bool CrashHarness::revert(const Uuid& id, const Uuid& snapshot) {
   std::vector<std::uint64_t> contents = from.latest;
   contents.resize(volume.latest.size(), 0);
   for (std::uint32_t block = 0; block < contents.size(); ++block) {
-    if (contents[block] != volume.durable[block]) volume.since[block].insert(contents[block]);
+    volume.since[block].insert(contents[block]);
+    volume.under_way[block].insert(contents[block]);
   }
   if (!run(store_->revert(id, snapshot), "revert")) return false;
   volume.latest = std::move(contents);
-  barrier(volume);
+  volume.flush_all();
   return true;
 }
 
@@ -211,27 +233,24 @@ std::vector<CrashHarness::Stamped> CrashHarness::stamp(const std::vector<Write>&
     all.push_back({.write = &write, .bytes = stamped(write.extent.length / kBlock, stamp)});
     ModelVolume& volume = model_.at(write.id);
     for (std::uint64_t at = write.extent.offset; at < write.extent.offset + write.extent.length; at += kBlock) {
-      const auto block = static_cast<std::uint32_t>(at / kBlock);
-      volume.since[block].insert(stamp);
-      volume.latest[block] = stamp;
+      volume.begin(static_cast<std::uint32_t>(at / kBlock), stamp);
     }
   }
   return all;
 }
 
 // What was answered of these must be there.
-void CrashHarness::settle(const std::vector<Stamped>& writes) {
+void CrashHarness::settle(const std::vector<Stamped>& writes, bool fua) {
   for (const Stamped& each : writes) {
-    if (each.answered) settle(each.write->id, each.write->extent);
+    if (each.answered) settle(each.write->id, each.write->extent, fua);
   }
 }
 
-void CrashHarness::settle(const Uuid& id, Extent extent) {
+void CrashHarness::settle(const Uuid& id, Extent extent, bool fua) {
   ModelVolume& volume = model_.at(id);
   for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
     const auto block = static_cast<std::uint32_t>(at / kBlock);
-    volume.durable[block] = volume.latest[block];
-    volume.since.erase(block);
+    fua ? volume.flush(block) : volume.answer(block);
   }
 }
 
@@ -247,7 +266,7 @@ reactor::Task<Status> CrashHarness::write_one(Stamped* write, std::uint8_t flags
   bdev::Channel& channel = *opened_.at(write->write->id).channel;
   const auto status =
       co_await bdev::write(channel, write->write->extent.offset, write->bytes.data(), write->bytes.size(), flags);
-  write->answered = status == bdev::IoStatus::kOk;
+  write->answered = status == bdev::IoStatus::kOk && !dead();
   co_return bdev::to_status(status, "write");
 }
 
@@ -263,7 +282,7 @@ bool CrashHarness::write(const std::vector<Write>& writes, bool fua) {
   auto all = stamp(writes);
   const bool done = run(write_task(&all, fua ? bdev::IoRequest::kFua : 0), "write");
   // Our FUA is a flush of everything, which is more than is promised: only what was written with it counts here.
-  if (process_dies_ || (done && fua)) settle(all);
+  settle(all, fua);
   return done;
 }
 
@@ -291,7 +310,7 @@ bool CrashHarness::remove_beside(const Uuid& id, const Write& write) {
   auto all = stamp(writes);
   bool removed = false;
   const bool done = run(remove_beside_task(id, &removed, &all[0]), "remove beside a write");
-  if (process_dies_) settle(all);
+  settle(all, false);
   if (removed) model_.erase(id);
   return done;
 }
@@ -308,12 +327,10 @@ bool CrashHarness::clear(const Uuid& id, Extent extent, bdev::IoOp op, std::uint
   if (!opened(id)) return false;
   ModelVolume& volume = model_.at(id);
   for (std::uint64_t at = extent.offset; at < extent.offset + extent.length; at += kBlock) {
-    const auto block = static_cast<std::uint32_t>(at / kBlock);
-    volume.since[block].insert(0);
-    volume.latest[block] = 0;
+    volume.begin(static_cast<std::uint32_t>(at / kBlock), 0);
   }
   const bool done = run(clear_task(id, extent, op, flags), "clear");
-  if (done && (flags & bdev::IoRequest::kFua) != 0) settle(id, extent);
+  if (done) settle(id, extent, (flags & bdev::IoRequest::kFua) != 0);
   return done;
 }
 
@@ -324,7 +341,7 @@ reactor::Task<Status> CrashHarness::flush_task(Uuid id, std::uint8_t flags) {
 bool CrashHarness::flush(const Uuid& id, std::uint8_t flags) {
   if (!opened(id)) return false;
   if (!run(flush_task(id, flags), "flush")) return false;
-  barrier(model_.at(id));
+  model_.at(id).flush_all();
   return true;
 }
 
@@ -334,7 +351,7 @@ bool CrashHarness::grow() {
 
 bool CrashHarness::checkpoint() {
   if (!run(store_->checkpoint(), "checkpoint")) return false;
-  barrier();
+  flush_model();
   return true;
 }
 
@@ -369,6 +386,18 @@ std::vector<std::uint64_t> CrashHarness::read_stamps(const Uuid& id, std::uint64
   return stamps;
 }
 
+void CrashHarness::verify_contents(const std::string& name, ModelVolume& volume,
+                                   const std::vector<std::uint64_t>& stamps) const {
+  const auto& sure = after_kill_ ? volume.answered : volume.durable;
+  const auto& possible = after_kill_ ? volume.under_way : volume.since;
+  for (std::uint32_t block = 0; block < stamps.size(); ++block) {
+    if (!ModelVolume::allows(sure, possible, block, stamps[block])) {
+      throw std::runtime_error(name + ", block " + std::to_string(block) + ": stamp " + std::to_string(stamps[block]) +
+                               " instead of " + std::to_string(block < sure.size() ? sure[block] : 0));
+    }
+  }
+}
+
 void CrashHarness::verify() {
   for (auto at = model_.begin(); at != model_.end();) {
     auto& [id, volume] = *at;
@@ -386,16 +415,19 @@ void CrashHarness::verify() {
     volume.size_bytes = there->size_bytes;
     volume.other_size.reset();
     const auto stamps = read_stamps(id, there->size_bytes);
-    for (std::uint32_t block = 0; block < stamps.size(); ++block) {
-      if (!volume.allows(block, stamps[block])) {
-        throw std::runtime_error(name + ", block " + std::to_string(block) + ": stamp " +
-                                 std::to_string(stamps[block]) + " instead of " +
-                                 std::to_string(block < volume.durable.size() ? volume.durable[block] : 0));
-      }
-    }
+    verify_contents(name, volume, stamps);
     volume.latest = stamps;
-    volume.durable = stamps;
-    volume.since.clear();
+    if (after_kill_) {
+      // What was not flushed before the kill is not flushed now, and what did not arrive never will.
+      volume.durable.resize(stamps.size(), 0);
+      for (const auto& [block, lost] : volume.under_way) {
+        for (std::uint64_t stamp : lost) volume.since[block].erase(stamp);
+      }
+      for (std::uint32_t block = 0; block < stamps.size(); ++block) volume.since[block].insert(stamps[block]);
+      volume.answer_all();
+    } else {
+      volume.flush_all();
+    }
     ++at;
   }
   for (const auto& [number, volume] : store_->state().volumes()) {

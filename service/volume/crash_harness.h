@@ -3,7 +3,8 @@
 // went off in the middle of one of them.
 //
 // Contents are told apart in blocks of 512 bytes by a stamp: a number that a write repeats through the block. The model
-// keeps for each block the stamp that must be durable and those written since, any of which a power cut may leave.
+// keeps for each block the stamp that must be durable and those written since, any of which a power cut may leave; and
+// the stamp that was answered last and those under way, any of which a kill of the process may leave.
 
 #include <map>
 #include <memory>
@@ -28,18 +29,45 @@ struct ModelVolume {
   std::uint64_t size_bytes = 0;
   bool snapshot = false;
   std::optional<Uuid> parent;
+  using Stamps = std::map<std::uint32_t, std::set<std::uint64_t>>;
   std::vector<std::uint64_t> durable;
+  Stamps since;  // written after the last flush
+  std::vector<std::uint64_t> answered;
+  Stamps under_way;
   std::vector<std::uint64_t> latest;
-  std::map<std::uint32_t, std::set<std::uint64_t>> since;  // written after the last flush
   // An operation on it was under way when the power went off.
   bool may_be_missing = false;
   std::optional<std::uint64_t> other_size;
 
-  bool allows(std::uint32_t block, std::uint64_t stamp) const {
-    if (block >= durable.size()) return stamp == 0;
-    if (durable[block] == stamp) return true;
-    auto found = since.find(block);
-    return found != since.end() && found->second.contains(stamp);
+  static bool allows(const std::vector<std::uint64_t>& sure, const Stamps& possible, std::uint32_t block,
+                     std::uint64_t stamp) {
+    if (block >= sure.size()) return stamp == 0;
+    if (sure[block] == stamp) return true;
+    auto found = possible.find(block);
+    return found != possible.end() && found->second.contains(stamp);
+  }
+  void begin(std::uint32_t block, std::uint64_t stamp) {
+    since[block].insert(stamp);
+    under_way[block].insert(stamp);
+    latest[block] = stamp;
+  }
+  void answer(std::uint32_t block) {
+    answered[block] = latest[block];
+    under_way.erase(block);
+  }
+  void flush(std::uint32_t block) {
+    durable[block] = latest[block];
+    since.erase(block);
+    answer(block);
+  }
+  void answer_all() {
+    answered = latest;
+    under_way.clear();
+  }
+  void flush_all() {
+    durable = latest;
+    since.clear();
+    answer_all();
   }
 };
 
@@ -69,12 +97,17 @@ class CrashHarness {
   // Volumes have blocks of 512 bytes, whatever the disk has.
   explicit CrashHarness(reactor::Reactor& home, std::uint32_t device_block_bytes = kSectorBytes)
       : home_(home), device_block_bytes_(device_block_bytes) {}
+  // Pools that are opened from here on have no memory that outlives the process.
+  void without_queue() { has_queue_ = false; }
   ~CrashHarness() { drop(); }
 
   static std::vector<std::byte> formatted(reactor::Reactor& home, std::uint64_t bytes, std::uint32_t cluster_bytes);
 
-  // Opens the pool in this image; the model stays.
+  // Opens the pool in this image; the model stays. After process_dies() what was in memory that outlives a process is
+  // there as well, as image_after_kill() found it.
   void open(std::vector<std::byte> image, std::uint64_t seed);
+  // What the disk holds when the process is killed now, or was when the disk failed.
+  std::vector<std::byte> image_after_kill(std::uint64_t seed);
   // Lets the store go as it is, as a crash would.
   void drop();
   blob::SimDisk& disk() { return *disk_; }
@@ -123,8 +156,8 @@ class CrashHarness {
   bool wait_until_idle();
 
   // From now on the disk fails because the process dies, which it does not notice itself: what was answered is there
-  // from then on, flushed or not.
-  void process_dies() { process_dies_ = true; }
+  // when the pool is opened next, flushed or not.
+  void process_dies();
 
   // Throws when anything in the pool is not as the model allows. Afterwards the model says what is there.
   void verify();
@@ -139,11 +172,12 @@ class CrashHarness {
   template <typename T>
   std::optional<T> run(reactor::Task<Result<T>> task, const char* what);
   bool run(reactor::Task<Status> task, const char* what);
+  // What happens after a kill did not happen: nobody was answered.
+  bool dead() const { return process_dies_ && disk_->power_is_off(); }
   bool disk_failed() const { return disk_->power_is_off() || disk_->has_failed(); }
   bool opened(const Uuid& id);
   void close_volume(const Uuid& id);
-  void barrier();
-  void barrier(ModelVolume& volume);
+  void flush_model();
   std::vector<std::uint64_t> read_stamps(const Uuid& id, std::uint64_t bytes);
   reactor::Task<Status> flatten_task(Uuid id);
   reactor::Task<Result<bool>> open_task(Uuid id);
@@ -155,16 +189,19 @@ class CrashHarness {
     bool answered = false;
   };
   std::vector<Stamped> stamp(const std::vector<Write>& writes);
-  void settle(const std::vector<Stamped>& writes);
+  void settle(const std::vector<Stamped>& writes, bool fua);
   reactor::Task<Status> write_one(Stamped* write, std::uint8_t flags);
   reactor::Task<Status> write_task(std::vector<Stamped>* writes, std::uint8_t flags);
   reactor::Task<Status> remove_beside_task(Uuid id, bool* removed, Stamped* write);
   reactor::Task<Status> clear_task(Uuid id, Extent extent, bdev::IoOp op, std::uint8_t flags);
-  void settle(const Uuid& id, Extent extent);
+  void settle(const Uuid& id, Extent extent, bool fua);
+  void verify_contents(const std::string& name, ModelVolume& volume, const std::vector<std::uint64_t>& stamps) const;
   reactor::Task<Status> flush_task(Uuid id, std::uint8_t flags);
   reactor::Task<Status> read_task(Uuid id, std::vector<std::byte>* bytes);
   reactor::Task<Status> drop_task();
   reactor::Task<Status> idle_task();
+  reactor::Task<Result<std::vector<std::byte>>> kill_task(std::uint64_t seed);
+  void keep_memory();
 
   reactor::Reactor& home_;
   const std::uint32_t device_block_bytes_;
@@ -174,7 +211,13 @@ class CrashHarness {
   std::map<Uuid, Opened> opened_;
   std::map<Uuid, ModelVolume> model_;
   std::uint64_t next_stamp_ = 1;
+  bool has_queue_ = true;
   bool process_dies_ = false;
+  // That the process was killed, not the power cut, is why the pool that is open was opened.
+  bool after_kill_ = false;
+  // Of the journal's queue: what the store works on, and a copy of the instant of a kill.
+  std::shared_ptr<blob::AlignedBuffer> memory_;
+  std::vector<std::byte> kept_;
 };
 
 }  // namespace pollux::volume::test

@@ -152,14 +152,16 @@ BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_on
   BOOST_TEST(whole >= 32U);
 }
 
-BOOST_AUTO_TEST_CASE(what_was_answered_outlives_the_process_without_a_flush) {
+BOOST_DATA_TEST_CASE(what_was_answered_outlives_the_process_without_a_flush,
+                     boost::unit_test::data::make({true, false}), memory_outlives_process) {
   const auto reactors = start_reactors(1);
   CrashHarness pool(reactors->main());
+  if (!memory_outlives_process) pool.without_queue();
   pool.open(CrashHarness::formatted(reactors->main(), kDiskBytes, kClusterBytes), test_seed());
   const Uuid one = id_of(1), snap = id_of(2);
   pool.process_dies();
   const auto killed = [&] {
-    const auto image = pool.disk().image();
+    const auto image = pool.image_after_kill(1);
     pool.open(image, 1);
     pool.process_dies();
     pool.verify();
@@ -193,7 +195,7 @@ BOOST_AUTO_TEST_CASE(a_write_that_was_answered_outlives_the_process_where_anothe
     // A write that changes the map, and one behind it: where a sub-block is shared, or nothing was before.
     const std::uint64_t at = below(2) * 64 * kKiB;
     pool.write({{one, {at, 512}}, {one, {at + 512, 512}, below(6)}});
-    const auto image = pool.disk().image_after_kill(seed + order);
+    const auto image = pool.image_after_kill(seed + order);
     BOOST_TEST_CONTEXT("order " << order) {
       CrashHarness::check(home, image, "killed");
       pool.open(image, 1);
@@ -229,7 +231,7 @@ BOOST_AUTO_TEST_CASE(what_another_volume_holds_until_the_journal_says_otherwise_
       pool.remove_beside(snap, {one, {1024, 512}, below(2), below(12)});
     }
     const auto image =
-        killed ? pool.disk().image_after_kill(seed + order) : pool.disk().image_after_power_cut(seed + order);
+        killed ? pool.image_after_kill(seed + order) : pool.disk().image_after_power_cut(seed + order);
     BOOST_TEST_CONTEXT("order " << order) {
       CrashHarness::check(home, image, "killed");
       pool.open(image, 1);
@@ -295,7 +297,8 @@ BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_
 }
 
 BOOST_DATA_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promises,
-                     boost::unit_test::data::make({512U, 4096U}), device_block_bytes) {
+                     boost::unit_test::data::make({512U, 4096U}) * boost::unit_test::data::make({true, false}),
+                     device_block_bytes, memory_outlives_process) {
   const auto reactors = start_reactors(1);
   reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
@@ -304,6 +307,7 @@ BOOST_DATA_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promi
   const auto below = [&](std::uint64_t n) { return random() % n; };
   std::vector<std::byte> image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
   CrashHarness pool(home, device_block_bytes);
+  if (!memory_outlives_process) pool.without_queue();
   const auto fresh_id = [&] {
     Uuid id;
     for (auto& byte : id.bytes) byte = static_cast<std::uint8_t>(random());
@@ -369,7 +373,7 @@ BOOST_DATA_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promi
           }
         }
       }
-      image = killed ? pool.disk().image_after_kill(random()) : pool.disk().image_after_power_cut(random());
+      image = killed ? pool.image_after_kill(random()) : pool.disk().image_after_power_cut(random());
       pool.drop();
       CrashHarness::check(home, image, "round " + std::to_string(round));
     }

@@ -23,8 +23,8 @@ Status check_identity(const Uuid& found, const std::string& name, const std::str
 }  // namespace
 
 VolumeService::VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity,
-                             std::shared_ptr<blob::LossLog> losses)
-    : impl_(std::make_unique<Impl>(reactors, std::move(identity), std::move(losses))) {}
+                             std::shared_ptr<blob::LossLog> losses, blob::JournalQueue::Source queues)
+    : impl_(std::make_unique<Impl>(reactors, std::move(identity), std::move(losses), std::move(queues))) {}
 VolumeService::~VolumeService() = default;
 
 // ---- Pools
@@ -72,7 +72,8 @@ reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::sh
   auto owner = co_await claim(spec, *device, *super, force);
   if (!owner) co_return fail(std::move(owner.error()));
   // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
-  blob::OpenOptions options{.discard_pace = {}, .loads_on = &background, .losses = losses};
+  blob::OpenOptions options{.discard_pace = {}, .loads_on = &background, .losses = losses, .queue = queues};
+  if (spec.kind == bdev::Spec::Kind::kRam) options.queue = blob::JournalQueue::in_process();
   auto store = co_await blob::Store::open(device, home, options);
   if (!store) {
     if (const auto released = co_await release(*device, std::move(*owner)); !released) {

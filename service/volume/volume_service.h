@@ -17,6 +17,7 @@
 #include "bdev/bdev.h"
 #include "bdev/spec.h"
 #include "blob/check_progress.h"
+#include "blob/journal_queue.h"
 #include "blob/loss_log.h"
 #include "blob/owner.h"
 #include "reactor/reactor.h"
@@ -159,9 +160,10 @@ struct JobInfo {
 class VolumeService {
  public:
   // identity: whom the pools on this service's devices belong to while it has them open; see blob/owner.h.
-  // losses: of all its pools; see blob/loss_log.h.
+  // losses: of all its pools; see blob/loss_log.h. queues: of the journals of those on devices; see
+  // blob/journal_queue.h.
   explicit VolumeService(reactor::ReactorGroup& reactors, blob::Owner::Identity identity = {},
-                         std::shared_ptr<blob::LossLog> losses = nullptr);
+                         std::shared_ptr<blob::LossLog> losses = nullptr, blob::JournalQueue::Source queues = nullptr);
   ~VolumeService();
 
   // Formats and opens. A device that holds this very pool is opened; one that holds another is kExists.

@@ -18,12 +18,14 @@ namespace pollux::volume {
 using blob::Volume;
 
 struct VolumeService::Impl {
-  Impl(reactor::ReactorGroup& group, blob::Owner::Identity who, std::shared_ptr<blob::LossLog> loss_log)
+  Impl(reactor::ReactorGroup& group, blob::Owner::Identity who, std::shared_ptr<blob::LossLog> loss_log,
+       blob::JournalQueue::Source journal_queues)
       : reactors(group),
         home(group.main()),
         background(group.background()),
         identity(std::move(who)),
         losses(std::move(loss_log)),
+        queues(std::move(journal_queues)),
         gate(home) {}
 
   reactor::ReactorGroup& reactors;
@@ -33,6 +35,7 @@ struct VolumeService::Impl {
   reactor::Reactor& background;
   const blob::Owner::Identity identity;
   const std::shared_ptr<blob::LossLog> losses;
+  const blob::JournalQueue::Source queues;
   std::map<Uuid, std::unique_ptr<Pool>> pools;
   // Calls that make pools come and go, and checks, are inside.
   reactor::Gate gate;

@@ -47,7 +47,7 @@ class FaultyDisk:
         os.kill(polluxd.pid, signal.SIGSTOP)
         wait_until(lambda: _has_stopped(polluxd.pid), _END_S, "polluxd stops")
         self._command(f"cut {seed}")
-        polluxd.kill()
+        polluxd.cut_power()
         self.work()
         polluxd.start()
 

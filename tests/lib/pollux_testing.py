@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +86,9 @@ class Polluxd:
         self.metrics_url = f"http://{metrics_address}/metrics" if metrics else None
         self.authority = Authority(folder / "certs")
         self.admin = self.authority.issue("tester", "admin")
+        # As /run: it outlives the service, not the host.
+        self.memory = Path(tempfile.mkdtemp(prefix="pollux-", dir="/dev/shm"))
+        weakref.finalize(self, shutil.rmtree, self.memory, ignore_errors=True)
         self.config = folder / "polluxd.toml"
         self._pool_mb = pool_mb
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,6 +99,7 @@ class Polluxd:
 host_id = "{host_id}"
 state_dir = "{folder}/state"
 runtime_dir = "{folder}/run"
+memory_dir = "{self.memory}"
 log_level = "debug"
 
 [reactors]
@@ -146,11 +152,17 @@ abandoned_after_s = {abandoned_after_s}
         return self._process_or_raise().pid
 
     def kill(self) -> None:
-        """SIGKILL, as a crash or a power cut of the process."""
+        """SIGKILL, as a crash of the process."""
         self._require_alive()
         self._process_or_raise().kill()
         self._process_or_raise().wait(_STOP_S)
         self._process = None
+
+    def cut_power(self) -> None:
+        """SIGKILL, and what the host had in memory is gone. What its disks lose is for the test to do."""
+        self.kill()
+        for path in self.memory.iterdir():
+            path.unlink()
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""

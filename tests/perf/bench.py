@@ -37,15 +37,18 @@ class Bench:
             self.results.add(name, value, unit)
 
     @contextmanager
-    def load(self) -> Iterator[Load]:
-        with Load(self.options.build, self.options.cores[1]) as load:
+    def load(self, *, favoured: bool = True) -> Iterator[Load]:
+        with Load(self.options.build, self.options.cores[1], favoured=favoured) as load:
             yield load
 
     @contextmanager
-    def service(self, *, cores: tuple[int, ...] = (), resume_latency_us: int | None = None) -> Iterator[Service]:
+    def service(
+        self, *, cores: tuple[int, ...] = (), resume_latency_us: int | None = None, favoured: bool = True
+    ) -> Iterator[Service]:
         """A new polluxd that serves from the serving core, or from `cores`; see polluxd.toml for the latency."""
         serving = cores or self.options.cores[:1]
-        service = Service(self.options.build, self._new_folder(), self._new_sockets(), serving, resume_latency_us)
+        folder, sockets = self._new_folder(), self.new_sockets()
+        service = Service(self.options.build, folder, sockets, serving, resume_latency_us, favoured=favoured)
         try:
             service.start()
             yield service
@@ -54,9 +57,11 @@ class Bench:
             shutil.rmtree(service.folder)
 
     @contextmanager
-    def diskhost(self, scsi: list[str], blk: list[str], *, poll: bool = False, queues: int = 1) -> Iterator[Diskhost]:
-        sockets = self._new_sockets() / "d"
-        host = Diskhost(self.options.build, sockets, self.options.cores[:1], scsi, blk, poll=poll, queues=queues)
+    def diskhost(
+        self, scsi: list[str], blk: list[str], *, poll: bool = False, queues: int = 1, favoured: bool = True
+    ) -> Iterator[Diskhost]:
+        sockets, cores = self.new_sockets() / "d", self.options.cores[:1]
+        host = Diskhost(self.options.build, sockets, cores, scsi, blk, poll=poll, queues=queues, favoured=favoured)
         try:
             yield host
         finally:
@@ -66,7 +71,8 @@ class Bench:
         self._count += 1
         return self.folder / str(self._count)
 
-    def _new_sockets(self) -> Path:
+    def new_sockets(self) -> Path:
+        """A folder with a short path."""
         self._count += 1
         path = self.sockets / str(self._count)
         path.mkdir()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perf.process import CHILD, favour
+from perf.process import CHILD, favour, unfavour
 
 
 class LoadFailed(Exception):
@@ -28,11 +28,15 @@ class Workload:
     gap_us: int = 0
     length: int = 0
     requests: int = 0
+    flush_every: int = 0
+    skip: int = 0
+    yields: bool = False
 
     def words(self) -> str:
         return (
             f"depth={self.depth} reads={self.reads} io={self.io} sequential={int(self.sequential)} "
-            f"once={int(self.once)} gap={self.gap_us} length={self.length} requests={self.requests}"
+            f"once={int(self.once)} gap={self.gap_us} length={self.length} requests={self.requests} "
+            f"flush={self.flush_every} skip={self.skip} yield={int(self.yields)}"
         )
 
 
@@ -48,18 +52,22 @@ class LoadResult:
     p99_us: float
     p999_us: float
     max_us: float
+    flushes: int
+    flush_p50_us: float
+    flush_p99_us: float
+    worst_share: float
 
 
 class Load:
-    """Guests by name. A context manager; not for several threads."""
+    """Guests by name. A context manager; not for several threads. `favoured`: see perf.process.favour."""
 
-    def __init__(self, build: Path, core: int) -> None:
+    def __init__(self, build: Path, core: int, *, favoured: bool = True) -> None:
         self._process = subprocess.Popen(
             [*CHILD, str(build / "tests" / "initiator" / "pollux-bench")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: (os.sched_setaffinity(0, {core}), favour()),
+            preexec_fn=lambda: (os.sched_setaffinity(0, {core}), favour() if favoured else unfavour()),
         )
         self._seed = 0
 

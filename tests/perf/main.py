@@ -12,7 +12,22 @@ from allinone.progress import Progress
 
 from perf import names
 from perf.bench import Bench, prepare
-from perf.cases import against, control, data, depth, firstwrite, guests, idle, load_time, mixes, queues
+from perf.cases import (
+    against,
+    control,
+    data,
+    depth,
+    files,
+    firstwrite,
+    firstwrite_file,
+    flush,
+    guests,
+    idle,
+    load_time,
+    many,
+    mixes,
+    queues,
+)
 from perf.load import LoadFailed
 from perf.options import REPO, Options, options
 from perf.process import favour
@@ -20,6 +35,10 @@ from perf.process import favour
 _CASES: dict[str, Callable[[Bench], None]] = {
     "data": data.run,
     "mixes": mixes.run,
+    "file": files.run,
+    "flush": flush.run,
+    "firstwrite-file": firstwrite_file.run,
+    "many": many.run,
     "guests": guests.run,
     "queues": queues.run,
     "idle": idle.run,
@@ -60,7 +79,9 @@ def measure(arguments: argparse.Namespace) -> int:
             from perf.plot import draw
 
             draw(bench.results, chosen.plot)
-        missing = [] if chosen.against else [name for name in names.all_names() if _missing(bench, name)]
+        missing = (
+            [] if chosen.against or chosen.peers else [name for name in names.all_names() if _missing(bench, name)]
+        )
     if failed or missing:
         progress.plain(f"not measured: {' '.join([*failed, *missing][:20])}")
         return 1
@@ -74,8 +95,10 @@ def _missing(bench: Bench, name: str) -> bool:
 def _cases(chosen: Options) -> dict[str, Callable[[Bench], None]]:
     if chosen.against:
         return {"against": against.run}
+    # What a peer is measured beside.
+    known = ("file", "flush", "firstwrite-file", "many") if chosen.peers else tuple(_CASES)
     wanted = {case for case, each in names.cases().items() if any(chosen.wants(name) for name in each)}
-    return {name: case for name, case in _CASES.items() if name in wanted}
+    return {name: case for name, case in _CASES.items() if name in wanted and name in known}
 
 
 def _check(chosen: Options) -> None:

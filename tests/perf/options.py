@@ -18,13 +18,17 @@ its poll loop that found work (its own counters, by the processor's time-stamp c
 _EPILOG = """
 Needs at least two cores: one serves, one makes the load. Everything listens on the loopback address or in a
 temporary directory. Names: null is a device that does nothing, raw a device in memory, volume a volume of a pool in
-memory; rr and rw are random reads and writes of 4 KiB with 1, 32 or 128 in flight.
+memory; rr and rw are random reads and writes of 4 KiB with 1, 32 or 128 in flight. Those that begin with file/, flush/,
+firstwrite-file/ and many/ have devices in files: file is one in --dir, xfs one in an XFS of its own and loop a block
+device (the latter two need root and loop devices); wf1 is a guest that flushes after each write, wf16 are 16 of them,
+and w8f a guest with 8 in flight that flushes after every 8 writes.
 docs/performance.md explains the figures.
 
 Examples:
   tests/perf/run --json results.json --plot results.png
   tests/perf/run --only control/
   tests/perf/run --only volume/scsi/rr32 --seconds 0.5 --rounds 9
+  tests/perf/run --against qsd --against spdk=/usr/src/spdk --only flush/
   tests/perf/run --against /var/tmp/spdk/vhost.0 --against-rpc /var/tmp/spdk.sock --like raw
 """
 
@@ -37,6 +41,8 @@ class Options:
     json: Path | None
     plot: Path | None
     against: Path | None
+    qsd: bool
+    spdk: Path | None
     against_rpc: Path | None
     like: str
     build: Path
@@ -44,6 +50,11 @@ class Options:
     cores: tuple[int, int]
     rounds: int
     seconds: float
+
+    @property
+    def peers(self) -> bool:
+        """Whether some were asked for that the benchmark starts itself."""
+        return self.qsd or self.spdk is not None
 
     def wants(self, name: str) -> bool:
         return not self.only or any(name.startswith(prefix) or prefix.startswith(f"{name}/") for prefix in self.only)
@@ -63,9 +74,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--against",
-        type=Path,
-        metavar="SOCKET",
-        help="measure this vhost-user-scsi or -blk target (target 0, LUN 0) in turns with ours, and nothing else",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="measure this in turns with ours, and nothing else: the socket of a vhost-user-scsi or -blk target (target"
+        " 0, LUN 0), or qsd for qemu-storage-daemon, or spdk=FOLDER for SPDK's vhost as built there; the latter two are"
+        " started by the benchmark, and may be given together",
     )
     made.add_argument(
         "--against-rpc", type=Path, metavar="SOCKET", help="its JSON-RPC socket, if it has SPDK's thread_get_stats"
@@ -87,11 +101,23 @@ def options(arguments: argparse.Namespace, build: Path) -> Options:
     serve, load = (int(word) for word in arguments.cores.split(","))
     if serve == load or min(serve, load) < 0:
         raise ValueError(f"--cores wants two different cores, not {arguments.cores}")
+    qsd, spdk, sockets = False, None, []
+    for what in arguments.against:
+        if what == "qsd":
+            qsd = True
+        elif what.startswith("spdk="):
+            spdk = Path(what.removeprefix("spdk=")).resolve()
+        else:
+            sockets.append(Path(what))
+    if len(sockets) > 1 or (sockets and (qsd or spdk)):
+        raise ValueError("--against takes one socket, or qsd and spdk=FOLDER")
     return Options(
         only=tuple(arguments.only),
         json=arguments.json,
         plot=arguments.plot,
-        against=arguments.against,
+        against=sockets[0] if sockets else None,
+        qsd=qsd,
+        spdk=spdk,
         against_rpc=arguments.against_rpc,
         like=arguments.like,
         build=build,

@@ -31,6 +31,8 @@ class Series:
     p99_us: list[float] = field(default_factory=list)
     p999_us: list[float] = field(default_factory=list)
     mb_s: list[float] = field(default_factory=list)
+    flush_p50_us: list[float] = field(default_factory=list)
+    worst_share: list[float] = field(default_factory=list)
 
     def median(self, what: str) -> float:
         return median(getattr(self, what))
@@ -63,6 +65,8 @@ def _turn(load: Load, side: Side, series: Series, seconds: float) -> None:
     series.p50_us.append(result.p50_us)
     series.p99_us.append(result.p99_us)
     series.p999_us.append(result.p999_us)
+    series.flush_p50_us.append(result.flush_p50_us)
+    series.worst_share.append(result.worst_share)
     series.mb_s.append(result.iops * side.workload.io / 1e6)
     if before and after:
         # The counter goes on while others have the core.

@@ -53,6 +53,11 @@ def favour(pid: int = 0) -> None:
             os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(1))
 
 
+def unfavour() -> None:
+    """Undo favour() in a child. Devices in files need kernel threads, which nobody can favour."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of all threads of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -104,6 +109,7 @@ class Diskhost:
         *,
         poll: bool = False,
         queues: int = 1,
+        favoured: bool = True,
     ) -> None:
         folder.mkdir()
         self.folder = folder
@@ -117,7 +123,11 @@ class Diskhost:
         if poll:
             command.append("--poll")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=favour
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=favour if favoured else unfavour,
         )
         self.pid = self._process.pid
         if self._read() != "ready":

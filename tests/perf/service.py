@@ -31,7 +31,7 @@ from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
 from thrift.transport.TSSLSocket import TSSLSocket
 from thrift.transport.TTransport import TFramedTransport, TTransportException
 
-from perf.process import CHILD, Counters, favour
+from perf.process import CHILD, Counters, favour, unfavour
 
 MIB = 1 << 20
 _START_S = 120
@@ -48,11 +48,19 @@ class Service:
     """A polluxd on the loopback address with its state in `folder`; `sockets` is a folder with a short path."""
 
     def __init__(
-        self, build: Path, folder: Path, sockets: Path, cores: tuple[int, ...], resume_latency_us: int | None
+        self,
+        build: Path,
+        folder: Path,
+        sockets: Path,
+        cores: tuple[int, ...],
+        resume_latency_us: int | None,
+        *,
+        favoured: bool = True,
     ) -> None:
         folder.mkdir()
         self.folder = folder
         self.log = folder / "polluxd.log"
+        self._before = favour if favoured else unfavour
         self._binary = build / "service" / "polluxd"
         self._port, self._metrics = _free_ports(2)
         authority = Authority(folder / "certs")
@@ -94,7 +102,7 @@ listen = "127.0.0.1:{self._metrics}"
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=favour,
+                preexec_fn=self._before,
             )
         while True:
             try:
@@ -155,6 +163,11 @@ listen = "127.0.0.1:{self._metrics}"
         self.rpc.pool_create(self.context(), PoolSpec(new_id(), name, bdev))
         return path
 
+    def device_pool(self, name: str, path: str) -> None:
+        """On a file or block device that is there. What is freed stays with the pool."""
+        bdev = BdevSpec(BdevKind.URING, path)
+        self.rpc.pool_create(self.context(), PoolSpec(new_id(), name, bdev, overwrite=True, discard=False))
+
     def volume(self, pool: str, size_bytes: int, *, thick: bool = False) -> str:
         volume_id = new_id()
         kind = Provisioning.THICK if thick else Provisioning.THIN
@@ -189,6 +202,14 @@ listen = "127.0.0.1:{self._metrics}"
 
     def running_jobs(self) -> int:
         return sum(job.state == JobState.RUNNING for job in self.rpc.job_list(self.context()))
+
+    def wait_for_jobs(self, limit_s: float = 60) -> None:
+        """Until what was deleted has given its space back."""
+        deadline = time.monotonic() + limit_s
+        while self.running_jobs():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"jobs still run after {limit_s} s")
+            time.sleep(0.02)
 
     # -- inside
 

@@ -6,8 +6,6 @@ write to a volume. So every cluster of the pool has been written once before any
 
 from __future__ import annotations
 
-import time
-
 from perf.bench import Bench
 from perf.cases.mixes import attach
 from perf.load import Load, Workload
@@ -20,7 +18,6 @@ _POOL = "ram"
 _POOL_SIZE = 6 * SIZE
 # The store's own, and what the volumes' maps take.
 _METADATA = SIZE // 2
-_FREED_S = 60
 
 
 def run(bench: Bench) -> None:
@@ -67,10 +64,6 @@ def _delete(service: Service, attachment_id: str, volume: str) -> None:
     free_bytes = service.free_bytes(_POOL)
     service.detach(attachment_id)
     service.delete(volume)
-    deadline = time.monotonic() + _FREED_S
-    while service.running_jobs():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the space of {volume} was not back after {_FREED_S} s")
-        time.sleep(0.02)
+    service.wait_for_jobs()
     if service.free_bytes(_POOL) <= free_bytes:
         raise RuntimeError(f"deleting {volume} gave no space back")

@@ -1,4 +1,4 @@
-"""Other loads: reads and writes together, long sequential ones, a file, other kinds of volumes and of rings."""
+"""Other loads: reads and writes together, long sequential ones, other kinds of volumes and of rings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pollux.rpc.ttypes import AttachmentInfo
 
 from perf.bench import Bench
 from perf.load import Load, Workload
-from perf.names import DIRECTIONS, TRANSPORTS
+from perf.names import TRANSPORTS
 from perf.paired import Side, measure, ratio
 from perf.process import Diskhost
 from perf.service import MIB, Service
@@ -19,11 +19,7 @@ LONG = 1 << 17
 
 def run(bench: Bench) -> None:
     with ExitStack() as stack:
-        host = stack.enter_context(
-            bench.diskhost(
-                [f"raw-scsi:0=ram:{SIZE}", f"file-scsi:0=file:{bench.folder}/disk.img:{SIZE}"], [f"raw-blk=ram:{SIZE}"]
-            )
-        )
+        host = stack.enter_context(bench.diskhost([f"raw-scsi:0=ram:{SIZE}"], [f"raw-blk=ram:{SIZE}"]))
         service = stack.enter_context(bench.service())
         load = stack.enter_context(bench.load())
         service.ram_pool("ram", 8 * SIZE)
@@ -35,7 +31,6 @@ def run(bench: Bench) -> None:
         _mixed(bench, load, host, service)
         _sequential(bench, load, host, service)
         _kinds(bench, load, service)
-        _file(bench, load, host)
 
 
 def attach(
@@ -82,11 +77,3 @@ def _kinds(bench: Bench, load: Load, service: Service) -> None:
     series = measure(load, sides, bench.options.rounds, bench.options.seconds)
     for name in names:
         bench.add(f"volume/{name}/ratio", ratio(series[name], series["thick"]), "IOPS / thick volume, split ring")
-
-
-def _file(bench: Bench, load: Load, host: Diskhost) -> None:
-    load.connect("file-scsi", "scsi", host.socket("file-scsi"), io=LONG)
-    load.fill(["file-scsi"])
-    sides = {name: Side(host, ["file-scsi"], Workload(32, reads)) for name, reads in DIRECTIONS.items()}
-    for direction, series in measure(load, sides, bench.options.rounds, bench.options.seconds).items():
-        bench.add(f"file/scsi/{direction}32/iops", series.median("iops"), "1/s")

@@ -1,9 +1,10 @@
 #pragma once
 // UringBdev: a regular file or kernel block device through io_uring, with O_DIRECT.
 //
-// Each channel has a ring of its own. What one turn of the reactor submits goes to the kernel in one system call, and
-// completions are taken from shared memory. flush is fdatasync; kFua is RWF_DSYNC; unmap punches a hole (files) or
-// discards (block devices, see device_thread.h); write_zeroes asks the file system for zeros, and writes them where it cannot do that (tmpfs).
+// Each channel has a ring of its own, with deferred task work where the kernel has that (6.1 and newer). What one turn
+// of the reactor submits goes to the kernel in one system call, and completions are taken from shared memory. flush is
+// fdatasync; kFua is RWF_DSYNC; unmap punches a hole (files) or discards (block devices, see device_thread.h);
+// write_zeroes asks the file system for zeros, and writes them where it cannot do that (tmpfs).
 // Memory that does not meet the device's O_DIRECT alignment is bounced. The file is locked
 // (flock; O_EXCL for block devices), so two services cannot serve one device; the kernel drops the lock when the
 // process is dead and its last request has ended.

@@ -97,7 +97,7 @@ std::string Statement::text(int column) const {
 }
 
 Transaction::~Transaction() {
-  if (!begun_ || !open_) return;
+  if (!begun_ || !open_ || !database_.in_transaction()) return;
   if (const auto status = database_.run("ROLLBACK"); !status) log::error("state: {}", status.error().message);
 }
 

@@ -22,6 +22,7 @@ class Database {
   const std::string& path() const { return path_; }
   // Statements without result or parameters.
   Status run(const char* sql);
+  bool in_transaction() const { return sqlite3_get_autocommit(handle_.get()) == 0; }
   // The error of the last call, as ours: the disk's (kIoError), a full disk (kNoSpace), the file's (kCorrupt), else
   // kInternal.
   Error error(const std::string& what) const;

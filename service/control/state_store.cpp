@@ -22,7 +22,7 @@ using sqlite::Transaction;
 
 // "PLUX": tells our file from any other SQLite file.
 constexpr std::int64_t kApplicationId = 0x504C5558;
-constexpr std::int64_t kSchemaVersion = 6;
+constexpr std::int64_t kSchemaVersion = 7;
 
 constexpr const char* kSchema = R"sql(
 CREATE TABLE pools (
@@ -70,8 +70,11 @@ constexpr const char* kSchemaOf5 = "ALTER TABLE attachments ADD COLUMN scsi_name
 constexpr const char* kSchemaOf6 =
     "CREATE TABLE losses (volume_id TEXT PRIMARY KEY, boot_id TEXT NOT NULL) STRICT, WITHOUT ROWID;";
 
+// What version 7 has beside version 6: one row at most.
+constexpr const char* kSchemaOf7 = "CREATE TABLE host (boot_id TEXT NOT NULL) STRICT;";
+
 // From version 1 on, one version each.
-constexpr const char* kUpgrades[] = {kSchemaOf2, kSchemaOf3, kSchemaOf4, kSchemaOf5, kSchemaOf6};
+constexpr const char* kUpgrades[] = {kSchemaOf2, kSchemaOf3, kSchemaOf4, kSchemaOf5, kSchemaOf6, kSchemaOf7};
 static_assert(std::size(kUpgrades) == kSchemaVersion - 1);
 
 constexpr const char* kAttachmentColumns =
@@ -112,6 +115,7 @@ std::string file_in(const std::string& state_dir) {
 }  // namespace
 
 StateStore::~StateStore() {
+  commits_.reset();
   database_.reset();
   if (lock_fd_ >= 0) close(lock_fd_);
 }
@@ -135,6 +139,7 @@ Result<std::unique_ptr<StateStore>> StateStore::open(const std::string& state_di
   auto database = sqlite::Database::open(file_in(state_dir));
   if (!database) return fail(std::move(database.error()));
   store->database_ = std::move(*database);
+  store->commits_ = std::make_unique<GroupCommit>(*store->database_, store->mutex_);
   POLLUX_TRY(store->prepare());
   return store;
 }
@@ -184,23 +189,25 @@ Status StateStore::prepare() {
 }
 
 Status StateStore::put_pool(const PoolRecord& pool) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_,
-                   "INSERT INTO pools (pool_id, name, kind, path, size_bytes) VALUES (?, ?, ?, ?, ?) ON CONFLICT "
-                   "(pool_id) DO "
-                   "UPDATE SET name = excluded.name, kind = excluded.kind, path = excluded.path, size_bytes = "
-                   "excluded.size_bytes")
-      .bind(1, pool.id.to_string())
-      .bind(2, pool.name)
-      .bind(3, static_cast<std::int64_t>(pool.bdev.kind))
-      .bind(4, pool.bdev.path)
-      .bind(5, static_cast<std::int64_t>(pool.bdev.size_bytes))
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_,
+                     "INSERT INTO pools (pool_id, name, kind, path, size_bytes) VALUES (?, ?, ?, ?, ?) ON CONFLICT "
+                     "(pool_id) DO "
+                     "UPDATE SET name = excluded.name, kind = excluded.kind, path = excluded.path, size_bytes = "
+                     "excluded.size_bytes")
+        .bind(1, pool.id.to_string())
+        .bind(2, pool.name)
+        .bind(3, static_cast<std::int64_t>(pool.bdev.kind))
+        .bind(4, pool.bdev.path)
+        .bind(5, static_cast<std::int64_t>(pool.bdev.size_bytes))
+        .finish();
+  });
 }
 
 Status StateStore::drop_pool(const Uuid& id) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM pools WHERE pool_id = ?").bind(1, id.to_string()).finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "DELETE FROM pools WHERE pool_id = ?").bind(1, id.to_string()).finish();
+  });
 }
 
 Result<std::vector<PoolRecord>> StateStore::pools() {
@@ -221,23 +228,27 @@ Result<std::vector<PoolRecord>> StateStore::pools() {
 }
 
 Status StateStore::put_authorisation(const AuthorisationRecord& authorisation) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "INSERT OR REPLACE INTO grants (volume_id, host, grant_id, read_only) VALUES (?, ?, ?, ?)")
-      .bind(1, authorisation.volume.to_string())
-      .bind(2, authorisation.host)
-      .bind(3, authorisation.grant.to_string())
-      .bind(4, std::int64_t{authorisation.read_only})
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_,
+                     "INSERT OR REPLACE INTO grants (volume_id, host, grant_id, read_only) VALUES (?, ?, ?, ?)")
+        .bind(1, authorisation.volume.to_string())
+        .bind(2, authorisation.host)
+        .bind(3, authorisation.grant.to_string())
+        .bind(4, std::int64_t{authorisation.read_only})
+        .finish();
+  });
 }
 
 Status StateStore::drop_authorisations(const Uuid& volume, const std::string& host, const std::optional<Uuid>& grant) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_,
-                   "DELETE FROM grants WHERE volume_id = ?1 AND (?2 = '' OR host = ?2) AND (?3 = '' OR grant_id = ?3)")
-      .bind(1, volume.to_string())
-      .bind(2, host)
-      .bind(3, grant ? grant->to_string() : std::string())
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_,
+                     "DELETE FROM grants WHERE volume_id = ?1 AND (?2 = '' OR host = ?2) AND "
+                     "(?3 = '' OR grant_id = ?3)")
+        .bind(1, volume.to_string())
+        .bind(2, host)
+        .bind(3, grant ? grant->to_string() : std::string())
+        .finish();
+  });
 }
 
 Result<std::optional<AuthorisationRecord>> StateStore::authorisation(const Uuid& volume, const std::string& host) {
@@ -274,21 +285,21 @@ Result<std::vector<AuthorisationRecord>> StateStore::authorisations(const std::o
 }
 
 Status StateStore::put_controller(const ControllerRecord& controller) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "INSERT OR REPLACE INTO controllers (client, queues, host) VALUES (?, ?, ?)")
-      .bind(1, controller.client)
-      .bind(2, std::int64_t{controller.queues})
-      .bind(3, controller.host)
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "INSERT OR REPLACE INTO controllers (client, queues, host) VALUES (?, ?, ?)")
+        .bind(1, controller.client)
+        .bind(2, std::int64_t{controller.queues})
+        .bind(3, controller.host)
+        .finish();
+  });
 }
 
 Status StateStore::drop_controller(const std::string& client) {
-  const std::lock_guard lock(mutex_);
-  Transaction transaction(*database_);
-  POLLUX_TRY(transaction.begun());
-  POLLUX_TRY(Statement(*database_, "DELETE FROM controllers WHERE client = ?").bind(1, client).finish());
-  POLLUX_TRY(Statement(*database_, "DELETE FROM targets WHERE client = ?").bind(1, client).finish());
-  return transaction.commit();
+  return commits_->run([&]() -> Status {
+    POLLUX_TRY(Statement(*database_, "DELETE FROM controllers WHERE client = ?").bind(1, client).finish());
+    POLLUX_TRY(Statement(*database_, "DELETE FROM targets WHERE client = ?").bind(1, client).finish());
+    return {};
+  });
 }
 
 Result<std::optional<ControllerRecord>> StateStore::controller(const std::string& client) {
@@ -316,79 +327,76 @@ Result<std::vector<ControllerRecord>> StateStore::controllers() {
 
 Status StateStore::put_attachment(const AttachmentRecord& attachment,
                                   const std::optional<ControllerRecord>& controller) {
-  const std::lock_guard lock(mutex_);
-  const bool scsi = attachment.transport == TransportKind::kScsi;
-  Transaction transaction(*database_);
-  POLLUX_TRY(transaction.begun());
-  if (controller) {
-    POLLUX_TRY(Statement(*database_, "INSERT INTO controllers (client, queues, host) VALUES (?, ?, ?)")
-                   .bind(1, controller->client)
-                   .bind(2, std::int64_t{controller->queues})
-                   .bind(3, controller->host)
-                   .finish());
-  }
-  if (scsi) {
-    POLLUX_TRY(Statement(*database_, "INSERT OR REPLACE INTO targets (client, volume_id, target) VALUES (?, ?, ?)")
-                   .bind(1, attachment.client)
-                   .bind(2, attachment.volume.to_string())
-                   .bind(3, std::int64_t{attachment.target})
-                   .finish());
-    // The place of a volume that is no longer attached may have been given away.
-    POLLUX_TRY(Statement(*database_, "DELETE FROM targets WHERE client = ? AND target = ? AND volume_id <> ?")
-                   .bind(1, attachment.client)
-                   .bind(2, std::int64_t{attachment.target})
-                   .bind(3, attachment.volume.to_string())
-                   .finish());
-  }
-  const std::string sql =
-      "INSERT INTO attachments (" + std::string(kAttachmentColumns) + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-  Statement insert(*database_, sql.c_str());
-  insert.bind(1, attachment.id.to_string())
-      .bind(2, attachment.volume.to_string())
-      .bind(3, attachment.client)
-      .bind(4, static_cast<std::int64_t>(attachment.transport))
-      .bind(5, std::int64_t{attachment.asked_queues})
-      .bind(6, std::int64_t{attachment.asked_read_only})
-      .bind(7, std::int64_t{attachment.queues})
-      .bind(8, std::int64_t{attachment.read_only})
-      .bind(9, attachment.host)
-      .bind(10, std::int64_t{attachment.authorised})
-      .bind(12, static_cast<std::int64_t>(attachment.scsi_names));
-  if (scsi) {
-    insert.bind(11, std::int64_t{attachment.target});
-  } else {
-    insert.bind_null(11);
-  }
-  POLLUX_TRY(insert.finish());
-  return transaction.commit();
+  return commits_->run([&]() -> Status {
+    const bool scsi = attachment.transport == TransportKind::kScsi;
+    if (controller) {
+      POLLUX_TRY(Statement(*database_, "INSERT INTO controllers (client, queues, host) VALUES (?, ?, ?)")
+                     .bind(1, controller->client)
+                     .bind(2, std::int64_t{controller->queues})
+                     .bind(3, controller->host)
+                     .finish());
+    }
+    if (scsi) {
+      POLLUX_TRY(Statement(*database_, "INSERT OR REPLACE INTO targets (client, volume_id, target) VALUES (?, ?, ?)")
+                     .bind(1, attachment.client)
+                     .bind(2, attachment.volume.to_string())
+                     .bind(3, std::int64_t{attachment.target})
+                     .finish());
+      // The place of a volume that is no longer attached may have been given away.
+      POLLUX_TRY(Statement(*database_, "DELETE FROM targets WHERE client = ? AND target = ? AND volume_id <> ?")
+                     .bind(1, attachment.client)
+                     .bind(2, std::int64_t{attachment.target})
+                     .bind(3, attachment.volume.to_string())
+                     .finish());
+    }
+    const std::string sql =
+        "INSERT INTO attachments (" + std::string(kAttachmentColumns) + ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    Statement insert(*database_, sql.c_str());
+    insert.bind(1, attachment.id.to_string())
+        .bind(2, attachment.volume.to_string())
+        .bind(3, attachment.client)
+        .bind(4, static_cast<std::int64_t>(attachment.transport))
+        .bind(5, std::int64_t{attachment.asked_queues})
+        .bind(6, std::int64_t{attachment.asked_read_only})
+        .bind(7, std::int64_t{attachment.queues})
+        .bind(8, std::int64_t{attachment.read_only})
+        .bind(9, attachment.host)
+        .bind(10, std::int64_t{attachment.authorised})
+        .bind(12, static_cast<std::int64_t>(attachment.scsi_names));
+    if (scsi) {
+      insert.bind(11, std::int64_t{attachment.target});
+    } else {
+      insert.bind_null(11);
+    }
+    POLLUX_TRY(insert.finish());
+    return {};
+  });
 }
 
 Status StateStore::drop_attachment(const Uuid& id) {
-  const std::lock_guard lock(mutex_);
-  Transaction transaction(*database_);
-  POLLUX_TRY(transaction.begun());
-  POLLUX_TRY(Statement(*database_,
-                       "DELETE FROM settings WHERE (volume_id, client) IN "
-                       "(SELECT volume_id, client FROM attachments WHERE attachment_id = ?)")
-                 .bind(1, id.to_string())
-                 .finish());
-  POLLUX_TRY(Statement(*database_,
-                       "DELETE FROM settings WHERE client = '' AND "
-                       "volume_id = (SELECT volume_id FROM attachments WHERE attachment_id = ?1) AND NOT EXISTS "
-                       "(SELECT 1 FROM attachments other WHERE other.volume_id = settings.volume_id AND "
-                       "other.transport = ?2 AND other.attachment_id <> ?1)")
-                 .bind(1, id.to_string())
-                 .bind(2, static_cast<std::int64_t>(TransportKind::kScsi))
-                 .finish());
-  POLLUX_TRY(Statement(*database_,
-                       "DELETE FROM losses WHERE "
-                       "volume_id = (SELECT volume_id FROM attachments WHERE attachment_id = ?1) AND NOT EXISTS "
-                       "(SELECT 1 FROM attachments other WHERE other.volume_id = losses.volume_id AND "
-                       "other.attachment_id <> ?1)")
-                 .bind(1, id.to_string())
-                 .finish());
-  POLLUX_TRY(Statement(*database_, "DELETE FROM attachments WHERE attachment_id = ?").bind(1, id.to_string()).finish());
-  return transaction.commit();
+  return commits_->run([&]() -> Status {
+    POLLUX_TRY(Statement(*database_,
+                         "DELETE FROM settings WHERE (volume_id, client) IN "
+                         "(SELECT volume_id, client FROM attachments WHERE attachment_id = ?)")
+                   .bind(1, id.to_string())
+                   .finish());
+    POLLUX_TRY(Statement(*database_,
+                         "DELETE FROM settings WHERE client = '' AND "
+                         "volume_id = (SELECT volume_id FROM attachments WHERE attachment_id = ?1) AND NOT EXISTS "
+                         "(SELECT 1 FROM attachments other WHERE other.volume_id = settings.volume_id AND "
+                         "other.transport = ?2 AND other.attachment_id <> ?1)")
+                   .bind(1, id.to_string())
+                   .bind(2, static_cast<std::int64_t>(TransportKind::kScsi))
+                   .finish());
+    POLLUX_TRY(Statement(*database_,
+                         "DELETE FROM losses WHERE "
+                         "volume_id = (SELECT volume_id FROM attachments WHERE attachment_id = ?1) AND NOT EXISTS "
+                         "(SELECT 1 FROM attachments other WHERE other.volume_id = losses.volume_id AND "
+                         "other.attachment_id <> ?1)")
+                   .bind(1, id.to_string())
+                   .finish());
+    return Statement(*database_, "DELETE FROM attachments WHERE attachment_id = ?").bind(1, id.to_string()).finish();
+  });
 }
 
 Result<std::vector<AttachmentRecord>> StateStore::read_attachments(Statement& statement) {
@@ -456,17 +464,19 @@ Result<std::vector<std::uint16_t>> StateStore::remembered_targets(const std::str
 }
 
 Status StateStore::put_reservation(const ReservationRecord& reservation) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "INSERT OR REPLACE INTO reservations (volume_id, state, boot_id) VALUES (?, ?, ?)")
-      .bind(1, reservation.volume.to_string())
-      .bind(2, reservation.state)
-      .bind(3, reservation.boot_id)
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "INSERT OR REPLACE INTO reservations (volume_id, state, boot_id) VALUES (?, ?, ?)")
+        .bind(1, reservation.volume.to_string())
+        .bind(2, reservation.state)
+        .bind(3, reservation.boot_id)
+        .finish();
+  });
 }
 
 Status StateStore::drop_reservation(const Uuid& volume) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM reservations WHERE volume_id = ?").bind(1, volume.to_string()).finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "DELETE FROM reservations WHERE volume_id = ?").bind(1, volume.to_string()).finish();
+  });
 }
 
 Result<std::optional<ReservationRecord>> StateStore::reservation(const Uuid& volume) {
@@ -480,28 +490,46 @@ Result<std::optional<ReservationRecord>> StateStore::reservation(const Uuid& vol
 }
 
 Status StateStore::put_losses(const std::vector<Uuid>& volumes, const std::string& boot_id) {
+  return commits_->run([&]() -> Status {
+    for (const Uuid& volume : volumes) {
+      POLLUX_TRY(Statement(*database_,
+                           "INSERT OR REPLACE INTO losses (volume_id, boot_id) SELECT ?1, ?2 WHERE EXISTS "
+                           "(SELECT 1 FROM attachments WHERE volume_id = ?1)")
+                     .bind(1, volume.to_string())
+                     .bind(2, boot_id)
+                     .finish());
+    }
+    return {};
+  });
+}
+
+Status StateStore::put_boot_id(const std::string& boot_id) {
+  return commits_->run([&]() -> Status {
+    POLLUX_TRY(Statement(*database_, "DELETE FROM host").finish());
+    POLLUX_TRY(Statement(*database_, "INSERT INTO host (boot_id) VALUES (?)").bind(1, boot_id).finish());
+    return {};
+  });
+}
+
+Result<std::string> StateStore::boot_id() {
   const std::lock_guard lock(mutex_);
-  Transaction transaction(*database_);
-  POLLUX_TRY(transaction.begun());
-  for (const Uuid& volume : volumes) {
-    POLLUX_TRY(Statement(*database_,
-                         "INSERT OR REPLACE INTO losses (volume_id, boot_id) SELECT ?1, ?2 WHERE EXISTS "
-                         "(SELECT 1 FROM attachments WHERE volume_id = ?1)")
-                   .bind(1, volume.to_string())
-                   .bind(2, boot_id)
-                   .finish());
-  }
-  return transaction.commit();
+  Statement statement(*database_, "SELECT boot_id FROM host");
+  std::string found;
+  if (statement.step()) found = statement.text(0);
+  POLLUX_TRY(statement.status());
+  return found;
 }
 
 Status StateStore::drop_loss(const Uuid& volume) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM losses WHERE volume_id = ?").bind(1, volume.to_string()).finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "DELETE FROM losses WHERE volume_id = ?").bind(1, volume.to_string()).finish();
+  });
 }
 
 Status StateStore::drop_losses_before(const std::string& boot_id) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM losses WHERE boot_id <> ?").bind(1, boot_id).finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "DELETE FROM losses WHERE boot_id <> ?").bind(1, boot_id).finish();
+  });
 }
 
 Result<bool> StateStore::has_loss(const Uuid& volume) {
@@ -514,22 +542,24 @@ Result<bool> StateStore::has_loss(const Uuid& volume) {
 }
 
 Status StateStore::put_setting(const SettingRecord& setting) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_,
-                   "INSERT OR REPLACE INTO settings (volume_id, client, state, boot_id) VALUES (?, ?, ?, ?)")
-      .bind(1, setting.volume.to_string())
-      .bind(2, setting.client)
-      .bind(3, setting.state)
-      .bind(4, setting.boot_id)
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_,
+                     "INSERT OR REPLACE INTO settings (volume_id, client, state, boot_id) VALUES (?, ?, ?, ?)")
+        .bind(1, setting.volume.to_string())
+        .bind(2, setting.client)
+        .bind(3, setting.state)
+        .bind(4, setting.boot_id)
+        .finish();
+  });
 }
 
 Status StateStore::drop_setting(const Uuid& volume, const std::string& client) {
-  const std::lock_guard lock(mutex_);
-  return Statement(*database_, "DELETE FROM settings WHERE volume_id = ? AND client = ?")
-      .bind(1, volume.to_string())
-      .bind(2, client)
-      .finish();
+  return commits_->run([&]() -> Status {
+    return Statement(*database_, "DELETE FROM settings WHERE volume_id = ? AND client = ?")
+        .bind(1, volume.to_string())
+        .bind(2, client)
+        .finish();
+  });
 }
 
 Result<std::optional<SettingRecord>> StateStore::setting(const Uuid& volume, const std::string& client) {

@@ -3,7 +3,8 @@
 // controllers and attachments guests have. A SQLite file, <state_dir>/state.db, in WAL mode with synchronous=FULL: when
 // a call here returns, its change survives a power cut, whole.
 //
-// Space and names of volumes are not here: they are the pools' own. Any thread; calls are serialised inside.
+// Space and names of volumes are not here: they are the pools' own. Any thread. Calls are serialised inside; changes that
+// come at about the same time become durable together.
 
 #include <cstdint>
 #include <memory>
@@ -15,6 +16,7 @@
 #include "base/result.h"
 #include "base/uuid.h"
 #include "bdev/spec.h"
+#include "control/group_commit.h"
 #include "control/sqlite.h"
 #include "vhost/scsi_names.h"
 
@@ -142,6 +144,10 @@ class StateStore {
   Status drop_losses_before(const std::string& boot_id);
   Result<bool> has_loss(const Uuid& volume);
 
+  // The host's start in which the service was last there with all its guests' disks; empty: not known.
+  Status put_boot_id(const std::string& boot_id);
+  Result<std::string> boot_id();
+
   Status put_setting(const SettingRecord& setting);
   Status drop_setting(const Uuid& volume, const std::string& client);
   Result<std::optional<SettingRecord>> setting(const Uuid& volume, const std::string& client);
@@ -154,6 +160,7 @@ class StateStore {
   std::mutex mutex_;
   int lock_fd_ = -1;  // flock: held while the folder is in use; the kernel drops it when the process dies
   std::unique_ptr<sqlite::Database> database_;
+  std::unique_ptr<GroupCommit> commits_;
 };
 
 }  // namespace pollux::control

@@ -1,18 +1,45 @@
 #include "control/state_store.h"
 
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <thread>
+#include <vector>
 
 #include "control/disk_state_keeper.h"
 
 using namespace pollux;
 using namespace pollux::control;
+
+namespace {
+
+// SQLite's flushes, and how long each takes beside what the disk needs.
+std::atomic<unsigned> flushes = 0;
+std::atomic<unsigned> flush_ms = 0;
+
+int counted_flush(long call, int fd) {
+  ++flushes;
+  std::this_thread::sleep_for(std::chrono::milliseconds(flush_ms));
+  return static_cast<int>(syscall(call, fd));
+}
+
+}  // namespace
+
+// In the place of the C library's, for all that this program has loaded.
+extern "C" int fsync(int fd) {
+  return counted_flush(SYS_fsync, fd);
+}
+extern "C" int fdatasync(int fd) {
+  return counted_flush(SYS_fdatasync, fd);
+}
 
 namespace {
 
@@ -171,7 +198,8 @@ BOOST_AUTO_TEST_CASE(reservations_are_kept_replaced_and_forgotten) {
 
 BOOST_AUTO_TEST_CASE(folders_of_earlier_schemas_are_taken_over_with_what_they_hold) {
   // Each undoes what the next version brought.
-  const std::string to_5 = "DROP TABLE losses;";
+  const std::string to_6 = "DROP TABLE host;";
+  const std::string to_5 = to_6 + "DROP TABLE losses;";
   const std::string to_4 = to_5 + "ALTER TABLE attachments DROP COLUMN scsi_names;";
   const std::string to_3 = to_4 + "DROP TABLE settings;";
   const std::string to_2 = to_3 + R"sql(
@@ -184,7 +212,7 @@ INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'comp
   const std::string to_1 = to_2 + "DROP TABLE reservations;";
   const AuthorisationRecord kept{*Uuid::parse("00000000-0000-4000-8000-000000000001"), "compute-1", true, {}};
   for (const auto& [version, earlier] : {std::pair{1, to_1}, std::pair{2, to_2}, std::pair{3, to_3},
-                                          std::pair{4, to_4}, std::pair{5, to_5}}) {
+                                          std::pair{4, to_4}, std::pair{5, to_5}, std::pair{6, to_6}}) {
     Folder folder;
     const auto attached = scsi_attachment("guest", 3);
     {
@@ -205,6 +233,9 @@ INSERT INTO authorisations VALUES ('00000000-0000-4000-8000-000000000001', 'comp
       must(store->put_setting({kept.volume, "guest", "x", ""}));
       must(store->put_losses({attached.volume}, "boot"));
       BOOST_TEST(store->has_loss(attached.volume).value());
+      BOOST_TEST(store->boot_id().value() == (round == 0 ? "" : "boot"));
+      must(store->put_boot_id("another"));
+      must(store->put_boot_id("boot"));
     }
   }
 }
@@ -327,6 +358,38 @@ BOOST_AUTO_TEST_CASE(reservations_end_with_a_power_loss_unless_they_were_to_outl
   BOOST_TEST(keeper.load(lasting).value() == "a");
   BOOST_TEST(keeper.load(passing).value() == "");
   BOOST_TEST(!store->reservation(passing).value());
+}
+
+BOOST_AUTO_TEST_CASE(changes_that_come_together_share_their_flushes_and_fail_alone) {
+  Folder folder;
+  auto store = open_store(folder.path);
+  constexpr unsigned kThreads = 16;
+  constexpr unsigned kEach = 10;
+  const auto taken = scsi_attachment("taken", 1);
+  must(store->put_attachment(taken, ControllerRecord{"taken", 4, "compute-1"}));
+  const unsigned before = flushes;
+  flush_ms = 2;
+  std::vector<std::thread> threads;
+  std::atomic<unsigned> refused = 0;
+  for (unsigned i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, host = "host-" + std::to_string(i)] {
+      for (unsigned each = 0; each < kEach; ++each) {
+        if (!store->put_authorisation({Uuid::random(), host, false, {}})) ++refused;
+        // The id is in use.
+        if (!store->put_attachment(taken, std::nullopt)) ++refused;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  flush_ms = 0;
+  BOOST_TEST(refused == kThreads * kEach);
+  BOOST_TEST(store->authorisations({})->size() == kThreads * kEach);
+  BOOST_TEST(store->attachments()->size() == 1u);
+  // Alone, each of those that succeed has one.
+  BOOST_TEST(flushes - before < kThreads * kEach / 2);
+  store.reset();
+  store = open_store(folder.path);
+  BOOST_TEST(store->authorisations({})->size() == kThreads * kEach);
 }
 
 BOOST_AUTO_TEST_CASE(a_newer_schema_a_foreign_file_and_garbage_are_refused_by_name) {

@@ -83,10 +83,11 @@ inline constexpr std::uint32_t kSuperNoDiscard = 1;
 // ---- Owner ---------------------------------------------------------------------------------------------------------
 
 inline constexpr std::uint64_t kOwnerMagic = 0x31726e774f6c6f50ULL;  // "PolOwnr1" in a hex dump
-// Between the superblock's copies. Zeros, or anything else that is no record of this pool: nobody has it open.
+// Between the superblock's copies. Zeros, or anything else that is no record of this pool: nobody has it open, and nobody
+// knows who had.
 inline constexpr std::uint64_t kOwnerOffset = 16 * kKiB;
 
-// Which service has the pool open. See owner.h.
+// Which service has the pool open, or had it last. See owner.h.
 struct OwnerRecord {
   std::uint64_t magic;
   Uuid pool_id;
@@ -99,7 +100,11 @@ struct OwnerRecord {
   char host[256];
   // What the owner knows the device as; see Bdev::exclusive_name().
   char device[256];
-  std::byte reserved[kPageBytes - 588];
+  // Which service had the pool open for use last: a repair is none. Nil in records of programs that did not tell the
+  // two apart: the owner.
+  Uuid user;
+  std::uint32_t released;  // 1: the owner has closed the pool
+  std::byte reserved[kPageBytes - 608];
   std::uint32_t crc;  // of the 4092 bytes before it
 };
 static_assert(sizeof(OwnerRecord) == kPageBytes);

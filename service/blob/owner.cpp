@@ -68,7 +68,12 @@ std::string describe(const OwnerRecord& record) {
   return "service " + record.service.to_string() + " on host " + text(record.host, record.host_bytes);
 }
 
+const Uuid& user_of(const OwnerRecord& record) {
+  return record.user.is_nil() ? record.service : record.user;
+}
+
 bool known_dead(const OwnerRecord& record, const bdev::Bdev& device, const Owner::Identity& identity) {
+  if (record.released != 0) return true;
   if (!identity.service.is_nil() && record.service == identity.service) return true;
   const std::string& name = device.exclusive_name();
   return !name.empty() && name == std::string(record.device, record.device_bytes);
@@ -91,7 +96,7 @@ reactor::Task<Result<Vacant>> wait_for_vacancy(bdev::Bdev& device, bdev::Channel
     co_await home.sleep_us(std::uint64_t{before.beat_ms} * 250);
     auto now = co_await read_record(channel, home, super.pool_id);
     if (!now) co_return fail(std::move(now.error()));
-    if (!*now) co_return Vacant::kAfterSilence;
+    if (!*now || (*now)->released != 0) co_return Vacant::kAfterSilence;
     if ((*now)->session == before.session && (*now)->beat == before.beat) continue;
     co_return fail(ErrorCode::kBusy, "pool '" + pool + "' on " + device.name() + " is open elsewhere: " +
                                          describe(**now) + " serves it now, as " +
@@ -117,7 +122,10 @@ reactor::Task<Status> Owner::look(bdev::Bdev& device, bdev::Channel& channel, re
 
 reactor::Task<Result<std::unique_ptr<Owner>>> Owner::claim(bdev::Bdev& device, bdev::Channel& channel,
                                                            reactor::Reactor& home, const Superblock& super,
-                                                           const Identity& identity, Force force) {
+                                                           const Identity& identity, Force force,
+                                                           Purpose purpose) {
+  const auto before = co_await last_user(channel, home, super);
+  if (!before) co_return fail(before.error());
   Vacant vacant = Vacant::kAfterSilence;
   std::uint32_t their_beat_ms = identity.beat_ms;
   if (force == Force::kYes) {
@@ -141,6 +149,7 @@ reactor::Task<Result<std::unique_ptr<Owner>>> Owner::claim(bdev::Bdev& device, b
   record.pool_id = super.pool_id;
   record.service = identity.service.is_nil() ? Uuid::random() : identity.service;
   record.session = Uuid::random();
+  record.user = purpose == Purpose::kUse ? record.service : *before;
   record.beat = 1;
   record.beat_ms = std::clamp(identity.beat_ms, kMinBeatMs, kMaxBeatMs);
   record.host_bytes = static_cast<std::uint16_t>(std::min(identity.host.size(), sizeof(record.host)));
@@ -164,6 +173,12 @@ reactor::Task<Result<std::unique_ptr<Owner>>> Owner::claim(bdev::Bdev& device, b
     }
   }
   co_return std::unique_ptr<Owner>(new Owner(home, record));
+}
+
+reactor::Task<Result<Uuid>> Owner::last_user(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super) {
+  const auto there = co_await read_record(channel, home, super.pool_id);
+  if (!there) co_return fail(there.error());
+  co_return *there ? user_of(**there) : Uuid{};
 }
 
 void Owner::start(bdev::Channel& channel, std::function<void(const std::string& who)> on_lost) {
@@ -204,9 +219,8 @@ reactor::Task<Status> Owner::release(bdev::Channel& channel) {
   const auto there = co_await read_record(channel, home_, record_.pool_id);
   if (!there) co_return fail(there.error());
   if (!*there || (*there)->session != record_.session) co_return Status{};
-  const AlignedBuffer zeros(kPageBytes);
-  co_return bdev::to_status(co_await bdev::write(channel, kOwnerOffset, zeros.data(), kPageBytes),
-                            "clearing of the owner's record");
+  record_.released = 1;
+  co_return co_await write_record(channel, record_);
 }
 
 }  // namespace pollux::blob

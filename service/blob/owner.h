@@ -6,11 +6,12 @@
 // own, and rewrites it every few seconds with a counter, the beat, for as long as the pool is open.
 //
 // Whose record is taken over:
-//  - none, or one that the last owner cleared: at once;
+//  - none, or one that says that the last owner closed the pool: at once;
 //  - one of the same installation (state directory, which a service locks), or one made through the very file or device
 //    that the caller has locked: that owner is dead, at once;
 //  - any other: after its beat stood still for a few of its own intervals. If it goes on, the pool is refused, unless
 //    the caller forces it.
+// The record outlives its owner, so that a service which comes back finds out whether another had the pool meanwhile.
 // An owner reads the record before each beat. When it finds another's there, it was stopped for long or the pool was
 // taken by force: it changes nothing on the device any more. What it wrote between the other's first look and its own
 // next beat cannot be helped without the storage's own fences.
@@ -40,6 +41,8 @@ class Owner {
     std::uint32_t silent_beats = 4;
   };
   enum class Force : bool { kNo, kYes };
+  // A repair changes nothing that a guest sees: who used the pool last stays on record.
+  enum class Purpose : bool { kUse, kRepair };
 
   // Waits until the pool is nobody's, or another's beat was seen. kBusy: another's. Writes nothing.
   static reactor::Task<Status> look(bdev::Bdev& device, bdev::Channel& channel, reactor::Reactor& home,
@@ -47,7 +50,10 @@ class Owner {
   // The same, then takes it; nothing else of the pool was written yet. kBusy, kIoError.
   static reactor::Task<Result<std::unique_ptr<Owner>>> claim(bdev::Bdev& device, bdev::Channel& channel,
                                                              reactor::Reactor& home, const Superblock& super,
-                                                             const Identity& identity, Force force);
+                                                             const Identity& identity, Force force,
+                                                             Purpose purpose = Purpose::kUse);
+  // The service that had the pool open for use last, nil when there is no record. Writes nothing. kIoError.
+  static reactor::Task<Result<Uuid>> last_user(bdev::Channel& channel, reactor::Reactor& home, const Superblock& super);
   ~Owner() { next_.cancel(); }
   Owner(const Owner&) = delete;
   Owner& operator=(const Owner&) = delete;
@@ -57,7 +63,7 @@ class Owner {
   void start(bdev::Channel& channel, std::function<void(const std::string& who)> on_lost);
   // No beat is under way afterwards.
   reactor::Task<void> stop();
-  // After stop(): clears the record, if it is still this owner's.
+  // After stop(): says in the record that the pool is closed, if it is still this owner's.
   reactor::Task<Status> release(bdev::Channel& channel);
   bool lost() const { return lost_; }
 

@@ -55,16 +55,27 @@ struct View {
     must(call(home, close(*this)));
   }
 
-  Status claim(Owner::Force force = Owner::Force::kNo) { return call(home, claim_task(force)); }
-  Task<Status> claim_task(Owner::Force force) {
+  Status claim(Owner::Force force = Owner::Force::kNo, Owner::Purpose purpose = Owner::Purpose::kUse) {
+    return call(home, claim_task(force, purpose));
+  }
+  Task<Status> claim_task(Owner::Force force, Owner::Purpose purpose) {
     co_await home.enter();
     const auto super = co_await Store::probe(device, home);
     if (!super) co_return fail(super.error());
-    auto claimed = co_await Owner::claim(*device, *channel, home, *super, identity, force);
+    auto claimed = co_await Owner::claim(*device, *channel, home, *super, identity, force, purpose);
     if (!claimed) co_return fail(claimed.error());
     owner = std::move(*claimed);
     owner->start(*channel, [this](const std::string& who) { lost_to = who; });
     co_return Status{};
+  }
+  Uuid last_user() {
+    const auto task = [](View& self) -> Task<Result<Uuid>> {
+      co_await self.home.enter();
+      const auto super = co_await Store::probe(self.device, self.home);
+      if (!super) co_return fail(super.error());
+      co_return co_await Owner::last_user(*self.channel, self.home, *super);
+    };
+    return must(call(home, task(*this)));
   }
   Status look() {
     const auto task = [](View& self) -> Task<Status> {
@@ -158,7 +169,7 @@ BOOST_AUTO_TEST_CASE(a_service_that_is_silent_for_so_many_beats_is_dead) {
   BOOST_TEST(ms_since(begin_ns) >= kBeatMs * kSilentBeats);
 }
 
-BOOST_AUTO_TEST_CASE(the_same_installation_and_a_cleared_record_cost_no_wait) {
+BOOST_AUTO_TEST_CASE(the_same_installation_and_a_pool_that_was_closed_cost_no_wait) {
   // So long that a wait would not end within the test.
   one->identity.beat_ms = 50'000;
   must(one->claim());
@@ -179,6 +190,26 @@ BOOST_AUTO_TEST_CASE(one_that_was_taken_by_force_notices_and_leaves_the_others_r
   BOOST_REQUIRE(!refused.has_value());
   BOOST_TEST((refused.error().code == ErrorCode::kBusy));
   BOOST_TEST(two->loser() == "");
+}
+
+BOOST_AUTO_TEST_CASE(the_record_says_who_used_the_pool_last_however_that_ended) {
+  BOOST_TEST(one->last_user().is_nil());
+  must(one->claim());
+  BOOST_TEST((two->last_user() == one->identity.service));
+  must(one->release());
+  BOOST_TEST((two->last_user() == one->identity.service));
+  // A repair, whole and cut short.
+  must(two->claim(Owner::Force::kNo, Owner::Purpose::kRepair));
+  BOOST_TEST((one->last_user() == one->identity.service));
+  must(two->release());
+  BOOST_TEST((one->last_user() == one->identity.service));
+  must(two->claim(Owner::Force::kNo, Owner::Purpose::kRepair));
+  two->die();
+  BOOST_TEST((one->last_user() == one->identity.service));
+  must(two->claim());
+  BOOST_TEST((one->last_user() == two->identity.service));
+  two->die();
+  BOOST_TEST((one->last_user() == two->identity.service));
 }
 
 BOOST_AUTO_TEST_CASE(of_two_that_take_over_from_a_dead_one_at_a_time_only_one_gets_it) {

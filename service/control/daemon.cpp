@@ -171,7 +171,10 @@ Status Daemon::start_services() {
   auto boot_id = DiskStateKeeper::host_boot_id();
   if (!boot_id) return fail(std::move(boot_id.error()));
   POLLUX_TRY(parts.store->drop_losses_before(*boot_id));
-  const auto keeper = std::make_shared<DiskStateKeeper>(*parts.store, std::move(*boot_id));
+  const auto known_boot = parts.store->boot_id();
+  if (!known_boot) return fail(known_boot.error());
+  const auto guests = known_boot->empty() || *known_boot == *boot_id ? Pools::Guests::kMayLive : Pools::Guests::kGone;
+  const auto keeper = std::make_shared<DiskStateKeeper>(*parts.store, *boot_id);
   parts.volumes = std::make_unique<volume::VolumeService>(
       *parts.reactors, blob::Owner::Identity{.host = config_.service.host_id, .service = *id}, keeper,
       blob::JournalQueue::in_folder(config_.service.memory_dir));
@@ -187,7 +190,7 @@ Status Daemon::start_services() {
   auto vhost = vhost::VhostService::start(*parts.reactors, std::move(vhost_options));
   if (!vhost) return fail(std::move(vhost.error()));
   parts.vhost = std::move(*vhost);
-  parts.pools = std::make_unique<Pools>(*parts.store, *parts.reactors, *parts.volumes);
+  parts.pools = std::make_unique<Pools>(*parts.store, *parts.reactors, *parts.volumes, guests);
   POLLUX_TRY(parts.pools->restore());
   log::info("start: pools {}", parts.pools->all_open() ? "open" : "open but for those named above");
 
@@ -200,6 +203,8 @@ Status Daemon::start_services() {
   parts.attachments =
       std::make_unique<Attachments>(*parts.store, *parts.reactors, *parts.volumes, *parts.vhost, std::move(options));
   POLLUX_TRY(parts.attachments->restore(parts.pools->all_open()));
+  // Not before: a start that was killed is repeated with the same guests.
+  if (*known_boot != *boot_id) POLLUX_TRY(parts.store->put_boot_id(*boot_id));
   const auto attached = parts.store->attachments();
   if (!attached) return fail(attached.error());
   parts.vhost->listen();

@@ -9,6 +9,16 @@
 
 namespace pollux::control {
 
+namespace {
+
+// A file that is missing must not be made anew, empty.
+bdev::Spec existing(bdev::Spec bdev) {
+  bdev.size_bytes = 0;
+  return bdev;
+}
+
+}  // namespace
+
 Result<std::unique_lock<std::timed_mutex>> Pools::turn(Deadline deadline) {
   std::unique_lock lock(changes_, deadline.at());
   if (!lock.owns_lock()) {
@@ -20,28 +30,49 @@ Result<std::unique_lock<std::timed_mutex>> Pools::turn(Deadline deadline) {
 Status Pools::restore() {
   const auto recorded = store_.pools();
   if (!recorded) return fail(recorded.error());
+  std::vector<PoolRecord> kept;
+  std::vector<volume::VolumeService::ToImport> wanted;
   for (const auto& record : *recorded) {
     if (record.bdev.kind == bdev::Spec::Kind::kRam) {
       log::warn("control: pool {} was in memory and is gone with the process before this one", record.name);
       POLLUX_TRY(store_.drop_pool(record.id));
       continue;
     }
-    const auto opened = open(record);
+    kept.push_back(record);
+    wanted.push_back({existing(record.bdev), record.id});
+  }
+  auto volumes = attached();
+  if (!volumes) return fail(std::move(volumes.error()));
+  const auto answers =
+      reactor::call(reactors_.main(), volumes_.import_pools(std::move(wanted), std::move(*volumes)));
+  if (!answers) return fail(answers.error());
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    const auto& opened = answers->at(i);
     if (opened) {
       log::info("control: pool {} opened: {} volumes, {} snapshots", opened->name, opened->volumes, opened->snapshots);
       continue;
     }
-    log::error("control: pool {} does not open: {}", record.name, opened.error().message);
+    log::error("control: pool {} does not open: {}", kept[i].name, opened.error().message);
     const std::lock_guard lock(unopened_mutex_);
-    unopened_.emplace(record.id, Unopened{record, opened.error().message});
+    unopened_.emplace(kept[i].id, Unopened{kept[i], opened.error().message});
   }
   return {};
 }
 
+Result<std::vector<Uuid>> Pools::attached() {
+  std::vector<Uuid> volumes;
+  if (guests_ == Guests::kGone) return volumes;
+  const auto records = store_.attachments();
+  if (!records) return fail(records.error());
+  for (const auto& record : *records) volumes.push_back(record.volume);
+  return volumes;
+}
+
 Result<volume::PoolInfo> Pools::open(const PoolRecord& record) {
-  bdev::Spec bdev = record.bdev;
-  bdev.size_bytes = 0;  // a file that is missing must not be made anew, empty
-  return reactor::call(reactors_.main(), volumes_.import_pool(std::move(bdev), record.id));
+  auto volumes = attached();
+  if (!volumes) return fail(std::move(volumes.error()));
+  return reactor::call(reactors_.main(),
+                       volumes_.import_pool(existing(record.bdev), record.id, false, std::move(*volumes)));
 }
 
 Status Pools::record(const volume::PoolInfo& pool, const bdev::Spec& bdev) {
@@ -63,6 +94,9 @@ Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, De
       }
     }
   }
+  auto volumes = attached();
+  if (!volumes) return fail(std::move(volumes.error()));
+  spec.attached = std::move(*volumes);
   spec.may_format = overwrite || spec.bdev.kind == bdev::Spec::Kind::kRam;
   auto pool = reactor::call(reactors_.main(), volumes_.create_pool(spec), deadline.remaining_ms());
   if (!pool && pool.error().code == ErrorCode::kNotFound && !spec.may_format) {
@@ -84,7 +118,10 @@ Result<volume::PoolInfo> Pools::create(volume::PoolSpec spec, bool overwrite, De
 Result<volume::PoolInfo> Pools::import(const bdev::Spec& bdev, bool force, Deadline deadline) {
   const auto lock = turn(deadline);
   if (!lock) return fail(lock.error());
-  auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev, {}, force), deadline.remaining_ms());
+  auto volumes = attached();
+  if (!volumes) return fail(std::move(volumes.error()));
+  auto pool = reactor::call(reactors_.main(), volumes_.import_pool(bdev, {}, force, std::move(*volumes)),
+                            deadline.remaining_ms());
   if (!pool) {
     POLLUX_TRY(note_closed(bdev, pool.error().message, deadline));
     return pool;

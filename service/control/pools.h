@@ -5,11 +5,15 @@
 // A pool is recorded after it is open and forgotten after it is closed, so a crash in between is settled by repeating
 // the request. A RAM pool is gone with the process and is dropped from the list at the next start.
 //
+// Guests outlive the service. A pool that another service had open meanwhile is not opened while guests that may be alive
+// are attached to volumes of it: see VolumeService::import_pool().
+//
 // Any control thread, never a reactor; changes are serialised.
 
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "control/deadline.h"
@@ -21,10 +25,13 @@ namespace pollux::control {
 
 class Pools {
  public:
-  Pools(StateStore& store, reactor::ReactorGroup& reactors, volume::VolumeService& volumes)
-      : store_(store), reactors_(reactors), volumes_(volumes) {}
+  // Guests who were attached before the host's last start are gone with it.
+  enum class Guests : bool { kGone, kMayLive };
+  Pools(StateStore& store, reactor::ReactorGroup& reactors, volume::VolumeService& volumes,
+        Guests guests = Guests::kMayLive)
+      : store_(store), reactors_(reactors), volumes_(volumes), guests_(guests) {}
 
-  // At start: opens what is recorded. A pool that does not open is logged and stays recorded; the others are opened.
+  // At start: opens what is recorded, all together. A pool that does not open is logged and stays recorded; the others are opened.
   Status restore();
 
   Result<volume::PoolInfo> create(volume::PoolSpec spec, bool overwrite, Deadline deadline);
@@ -54,6 +61,8 @@ class Pools {
   Result<std::unique_lock<std::timed_mutex>> turn(Deadline deadline);
   Status record(const volume::PoolInfo& pool, const bdev::Spec& bdev);
   Result<volume::PoolInfo> open(const PoolRecord& record);
+  // The volumes of guests that may be alive.
+  Result<std::vector<Uuid>> attached();
   // Recorded pools on this device that are not open are listed as such.
   Status note_closed(const bdev::Spec& bdev, const std::string& reason, Deadline deadline);
   // kBusy: a job works on a volume of this pool.
@@ -63,6 +72,7 @@ class Pools {
   StateStore& store_;
   reactor::ReactorGroup& reactors_;
   volume::VolumeService& volumes_;
+  const Guests guests_;
   std::timed_mutex changes_;
   mutable std::mutex unopened_mutex_;
   std::map<Uuid, Unopened> unopened_;

@@ -1,6 +1,9 @@
 // Whose a pool is while it is open here: see blob/owner.h. The rest of opening and closing is in volume_service.cpp.
 
+#include <algorithm>
+
 #include "base/log.h"
+#include "blob/recovery.h"
 #include "volume/volume_service_impl.h"
 
 namespace pollux::volume {
@@ -26,6 +29,68 @@ reactor::Task<Result<std::unique_ptr<blob::Owner>>> VolumeService::Impl::claim(c
   // This may run in a completion of the channel, which ends with this scope.
   co_await home.yield();
   co_return owner;
+}
+
+// Of a service's guests some outlive it. What they have read, and have not written yet, is of the pool as it was when it
+// was open here; so a service that comes back does not give them the pool that another has used since. The record on the
+// device tells, however this service ended. It is looked at before this service's own is written over it: a crash in
+// between would forget.
+reactor::Task<Status> VolumeService::Impl::check_not_changed(const bdev::Spec& spec,
+                                                             std::shared_ptr<bdev::Bdev> device,
+                                                             const blob::Superblock& super,
+                                                             const std::vector<Uuid>& attached,
+                                                             blob::Owner::Force force) {
+  if (spec.kind == bdev::Spec::Kind::kRam || attached.empty()) co_return Status{};
+  auto channel = device->open_channel(home);
+  if (!channel) co_return fail(std::move(channel.error()));
+  auto last = co_await blob::Owner::last_user(**channel, home, super);
+  // While another has it open it cannot be read.
+  if (last && !last->is_nil() && *last != identity.service && force == blob::Owner::Force::kNo) {
+    if (auto vacant = co_await blob::Owner::look(*device, **channel, home, super, identity); !vacant) {
+      last = fail(std::move(vacant.error()));
+    }
+  }
+  co_await home.yield();
+  channel->reset();
+  if (!last) co_return fail(std::move(last.error()));
+  if (last->is_nil() || *last == identity.service) co_return Status{};
+  const auto found = co_await held(device, super, attached);
+  if (!found) co_return fail(found.error());
+  if (found->empty()) co_return Status{};
+  std::string names;
+  for (const Uuid& id : *found) names += (names.empty() ? "" : ", ") + id.to_string();
+  co_return fail(ErrorCode::kBusy, "pool '" + std::string(super.name, super.name_bytes) + "' on " + device->name() +
+                                       " was used by another service, " + last->to_string() +
+                                       ", while guests here were attached to volumes of it: " + names +
+                                       ". Stop those guests and detach the volumes, then import the pool");
+}
+
+// Those of the wanted volumes that the pool has, without writing to it.
+reactor::Task<Result<std::vector<Uuid>>> VolumeService::Impl::held(std::shared_ptr<bdev::Bdev> device,
+                                                                   const blob::Superblock& super,
+                                                                   const std::vector<Uuid>& wanted) {
+  co_await background.enter();
+  std::vector<Uuid> found;
+  Status read;
+  {
+    auto channel = device->open_channel(background);
+    if (channel) {
+      const auto there = co_await blob::recover(**channel, background, super, blob::Purpose::kCheck);
+      if (there) {
+        std::copy_if(wanted.begin(), wanted.end(), std::back_inserter(found),
+                     [&there](const Uuid& id) { return there->state->find(id) != nullptr; });
+      } else {
+        read = fail(there.error());
+      }
+      // This may run in a completion of the channel, which ends with this scope.
+      co_await background.yield();
+    } else {
+      read = fail(std::move(channel.error()));
+    }
+  }
+  co_await home.enter();
+  if (!read) co_return fail(std::move(read.error()));
+  co_return found;
 }
 
 reactor::Task<Status> VolumeService::Impl::release(bdev::Bdev& device, std::unique_ptr<blob::Owner> owner) {
@@ -81,7 +146,8 @@ reactor::Task<Result<blob::CheckReport>> VolumeService::Impl::check(std::shared_
     co_return report;
   }
   auto owner =
-      co_await blob::Owner::claim(*device, **channel, home, super, identity, blob::Owner::Force::kNo);
+      co_await blob::Owner::claim(*device, **channel, home, super, identity, blob::Owner::Force::kNo,
+                                  blob::Owner::Purpose::kRepair);
   if (!owner) {
     co_await home.yield();
     co_return fail(std::move(owner.error()));

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "blob/checker.h"
+#include "blob/parallel.h"
 #include "volume/volume_service_impl.h"
 
 namespace pollux::volume {
@@ -13,6 +14,8 @@ constexpr std::uint64_t kGrowthCheckUs = 1'000'000;
 // How long to wait for a device that somebody else holds; for one whose pool belongs here, that is a predecessor.
 constexpr std::uint64_t kPatienceNs = 2'000'000'000;
 constexpr std::uint64_t kPatienceForOursNs = 10'000'000'000;
+// Each may take memory in proportion to its pool while it is loaded.
+constexpr std::size_t kImportsAtOnce = 32;
 
 Status check_identity(const Uuid& found, const std::string& name, const std::string& path, const Uuid& expected) {
   if (expected.is_nil() || found == expected) return {};
@@ -65,10 +68,12 @@ reactor::Task<Status> VolumeService::Impl::format(std::shared_ptr<bdev::Bdev> de
 
 // Loads the pool on the device and takes it in. kExists when its name or id is taken.
 reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device,
-                                                        blob::Owner::Force force) {
+                                                        blob::Owner::Force force,
+                                                        const std::vector<Uuid>& attached) {
   const auto super = co_await probe(device);
   if (!super) co_return fail(super.error());
   POLLUX_CO_TRY(check_not_open(*super));
+  POLLUX_CO_TRY(co_await check_not_changed(spec, device, *super, attached, force));
   auto owner = co_await claim(spec, *device, *super, force);
   if (!owner) co_return fail(std::move(owner.error()));
   // Named, here and below: g++ 12 copies an aggregate that is made within a co_await expression byte by byte.
@@ -84,15 +89,18 @@ reactor::Task<Result<Pool*>> VolumeService::Impl::adopt(bdev::Spec spec, std::sh
   const std::string name(super->name, super->name_bytes);
   const Uuid id = super->pool_id;
   // A device that grew while the pool was closed.
-  if (auto grown = co_await (*store)->grow(); !grown) {
-    // Of the two errors the first says why.
+  Status ready = co_await (*store)->grow();
+  // Another that is opened at the same time may have taken the name, or the id.
+  if (ready) ready = check_not_open(*super);
+  if (!ready) {
+    // Of the errors the first says why.
     static_cast<void>(co_await (*store)->close());
     static_cast<void>(co_await release(*device, std::move(*owner)));
     co_await blocking.run(home, [&store] {
       store->reset();
       return true;
     });
-    co_return fail(std::move(grown.error()));
+    co_return fail(std::move(ready.error()));
   }
   auto pool = std::make_unique<Pool>(home);
   pool->id = id;
@@ -181,39 +189,62 @@ reactor::Task<Result<PoolInfo>> VolumeService::create_pool(PoolSpec spec) {
         .discard = spec.discard};
     POLLUX_CO_TRY(co_await impl_->format(*device, std::move(options)));
   }
-  auto pool = co_await impl_->adopt(spec.bdev, *device, blob::Owner::Force::kNo);
+  auto pool = co_await impl_->adopt(spec.bdev, *device, blob::Owner::Force::kNo, spec.attached);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return (*pool)->info();
 }
 
-reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid expected, bool force) {
+reactor::Task<Result<PoolInfo>> VolumeService::import_pool(bdev::Spec spec, Uuid expected, bool force,
+                                                           std::vector<Uuid> attached) {
   co_await impl_->home.enter();
   auto inside = impl_->enter();
   if (!inside) co_return fail(std::move(inside.error()));
   auto guard = co_await impl_->pools_mutex.lock();
   const auto forced = force ? blob::Owner::Force::kYes : blob::Owner::Force::kNo;
-  for (const auto& [id, pool] : impl_->pools) {
+  co_return co_await impl_->import_one(std::move(spec), expected, forced, attached);
+}
+
+reactor::Task<Result<std::vector<Result<PoolInfo>>>> VolumeService::import_pools(std::vector<ToImport> wanted,
+                                                                                 std::vector<Uuid> attached) {
+  co_await impl_->home.enter();
+  auto inside = impl_->enter();
+  if (!inside) co_return fail(std::move(inside.error()));
+  auto guard = co_await impl_->pools_mutex.lock();
+  std::vector<Result<PoolInfo>> answers(wanted.size(), Result<PoolInfo>(PoolInfo{}));
+  const auto import = [&](std::size_t i) -> reactor::Task<Status> {
+    answers[i] = co_await impl_->import_one(wanted[i].bdev, wanted[i].expected, blob::Owner::Force::kNo, attached);
+    // One that does not open keeps none of the others.
+    co_return Status{};
+  };
+  POLLUX_CO_TRY(co_await blob::parallel(impl_->home, wanted.size(), kImportsAtOnce, import));
+  co_return answers;
+}
+
+reactor::Task<Result<PoolInfo>> VolumeService::Impl::import_one(bdev::Spec spec, Uuid expected,
+                                                                blob::Owner::Force force,
+                                                                const std::vector<Uuid>& attached) {
+  for (const auto& [id, pool] : pools) {
     // A file that a pool was made in has a size in its specification, which an import does without.
     const bool same_file = spec.kind == bdev::Spec::Kind::kUring && pool->spec.path == spec.path;
     if (pool->spec == spec || (pool->spec.kind == spec.kind && same_file)) {
       POLLUX_CO_TRY(check_identity(pool->id, pool->name, spec.path, expected));
       if (!pool->store->fenced()) co_return pool->info();
-      POLLUX_CO_TRY(co_await impl_->leave_lost(*pool, forced));
+      POLLUX_CO_TRY(co_await leave_lost(*pool, force));
       break;
     }
   }
   // Import never makes a file.
   if (spec.kind == bdev::Spec::Kind::kUring) spec.size_bytes = 0;
-  auto device = co_await impl_->open_device(spec, expected.is_nil() ? kPatienceNs : kPatienceForOursNs);
+  auto device = co_await open_device(spec, expected.is_nil() ? kPatienceNs : kPatienceForOursNs);
   if (!device) co_return fail(std::move(device.error()));
   if (!expected.is_nil()) {
     // Opening writes a checkpoint: not into somebody else's pool.
-    const auto super = co_await impl_->probe(*device);
+    const auto super = co_await probe(*device);
     if (!super) co_return fail(super.error());
     const std::string name(super->name, super->name_bytes);
     POLLUX_CO_TRY(check_identity(super->pool_id, name, spec.path, expected));
   }
-  auto pool = co_await impl_->adopt(spec, *device, forced);
+  auto pool = co_await adopt(spec, *device, force, attached);
   if (!pool) co_return fail(std::move(pool.error()));
   co_return (*pool)->info();
 }

@@ -32,6 +32,7 @@ struct PoolSpec {
   std::uint32_t cluster_bytes = 0;  // 0: the store's default
   bool may_format = true;           // otherwise a device without a pool is kNotFound
   bool discard = true;              // freed space goes back to the device
+  std::vector<Uuid> attached{};     // as for import_pool(), when the device holds this very pool
 };
 
 struct PoolInfo {
@@ -172,7 +173,18 @@ class VolumeService {
   // open, here or elsewhere. With `force` it is taken from one elsewhere, which stops to write when it notices: what it
   // answered in between is lost, and what it wrote may have damaged the pool. A pool that was lost in that way is opened
   // anew; kBusy while it is in use here.
-  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev, Uuid expected = {}, bool force = false);
+  // `attached`: volumes that guests of this service have; a pool with one of them that another service had open
+  // meanwhile is kBusy, also with `force`: what those guests know of their disks may be wrong by now.
+  reactor::Task<Result<PoolInfo>> import_pool(bdev::Spec bdev, Uuid expected = {}, bool force = false,
+                                              std::vector<Uuid> attached = {});
+  // The same for several pools at a time, so that those whose owner has to be waited for are waited for together. The
+  // answers are in the order of the pools.
+  struct ToImport {
+    bdev::Spec bdev;
+    Uuid expected;
+  };
+  reactor::Task<Result<std::vector<Result<PoolInfo>>>> import_pools(std::vector<ToImport> wanted,
+                                                                    std::vector<Uuid> attached = {});
   // By name or UUID text, as in every call below. kBusy while a volume of it is open.
   reactor::Task<Status> export_pool(std::string pool);
   // Checks the pool on a device that nobody has open, and repairs what can be. kBusy: it is open, here or elsewhere.

@@ -39,7 +39,7 @@ struct VolumeService::Impl {
   std::map<Uuid, std::unique_ptr<Pool>> pools;
   // Calls that make pools come and go, and checks, are inside.
   reactor::Gate gate;
-  // One pool comes or goes at a time.
+  // One pool comes or goes at a time, but for those that are opened together.
   reactor::AsyncMutex pools_mutex;
 
   // Opens devices, looks at their size and lets closed pools go, none of which a reactor may wait for.
@@ -103,12 +103,22 @@ struct VolumeService::Impl {
   reactor::Task<Result<blob::Superblock>> probe(std::shared_ptr<bdev::Bdev> device);
   reactor::Task<Status> format(std::shared_ptr<bdev::Bdev> device, blob::FormatOptions options);
   reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> open_device(bdev::Spec spec, std::uint64_t patience_ns);
-  reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device, blob::Owner::Force force);
+  reactor::Task<Result<Pool*>> adopt(bdev::Spec spec, std::shared_ptr<bdev::Bdev> device, blob::Owner::Force force,
+                                     const std::vector<Uuid>& attached = {});
+  // With pools_mutex held. Several may be under way.
+  reactor::Task<Result<PoolInfo>> import_one(bdev::Spec spec, Uuid expected, blob::Owner::Force force,
+                                             const std::vector<Uuid>& attached);
   // pool_owner.cpp. Nothing for a device in memory. kExists: a pool with this id or name is open here.
   Status check_not_open(const blob::Superblock& super) const;
   reactor::Task<Result<std::unique_ptr<blob::Owner>>> claim(const bdev::Spec& spec, bdev::Bdev& device,
                                                             const blob::Superblock& super, blob::Owner::Force force);
   reactor::Task<Status> release(bdev::Bdev& device, std::unique_ptr<blob::Owner> owner);
+  // kBusy: another service had the pool open since this one, and it holds one of these volumes.
+  reactor::Task<Status> check_not_changed(const bdev::Spec& spec, std::shared_ptr<bdev::Bdev> device,
+                                          const blob::Superblock& super, const std::vector<Uuid>& attached,
+                                          blob::Owner::Force force);
+  reactor::Task<Result<std::vector<Uuid>>> held(std::shared_ptr<bdev::Bdev> device, const blob::Superblock& super,
+                                                const std::vector<Uuid>& wanted);
   void follow_owner(Pool& pool);
   // Closes a pool that was lost to another owner, so that it can be opened anew. kBusy: in use here, or that owner is
   // alive.

@@ -49,6 +49,12 @@ class Views:
             lines = page.read().decode().splitlines()
         return next(float(line.split()[-1]) for line in lines if line.startswith(f'{name}{{pool="{self.name}"}}'))
 
+    def await_loss(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self.first.client().pool_describe(self.name).lost_to:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def import_file(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.polluxctl(self.first, "pool", "import", "--file", str(self.file), *options)
 
@@ -136,10 +142,8 @@ def test_a_lost_pool_is_shown_as_lost_and_stays_so_until_it_is_imported_again(vi
     client = views.first.client()
     opened = client.data_open(rpc.DataSocketSpec(socket_id=new_id(), volume_id=views.volume, read_only=True))
     views.import_loop("--force").check_returncode()
-    deadline = time.monotonic() + _PATIENCE_S
-    while not (lost := client.pool_describe(views.name)).lost_to:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    views.await_loss()
+    lost = client.pool_describe(views.name)
     assert "test-host" in lost.lost_to
     assert lost.failure
     assert lost.failed_at_ms
@@ -173,10 +177,7 @@ def test_a_lost_pool_is_shown_as_lost_and_stays_so_until_it_is_imported_again(vi
 def test_a_lost_pool_is_exported_without_an_error(views: Views) -> None:
     views.import_loop("--force").check_returncode()
     client = views.first.client()
-    deadline = time.monotonic() + _PATIENCE_S
-    while not client.pool_describe(views.name).lost_to:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    views.await_loss()
     client.pool_export(views.name)
     assert views.name not in {pool.name for pool in client.pool_list()}
     views.write(views.second).check_returncode()
@@ -188,13 +189,57 @@ def test_a_data_socket_closes_though_its_flush_fails(views: Views) -> None:
     url = f"nbd+unix:///{opened.export_name}?socket={opened.path}"
     subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 0x11 1M 64k", url], check=True, stdout=subprocess.DEVNULL)
     views.import_loop("--force").check_returncode()
-    deadline = time.monotonic() + _PATIENCE_S
-    while not client.pool_describe(views.name).lost_to:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    views.await_loss()
     with pytest.raises(errors.Internal, match="is closed, but what was written to it may not be durable"):
         client.data_close(opened.socket_id)
     assert not Path(opened.path).exists()
     # Closing what is closed succeeds, and nothing holds the volume any more.
     client.data_close(opened.socket_id)
     client.pool_export(views.name)
+
+
+def attach(views: Views) -> str:
+    spec = rpc.AttachSpec(attachment_id=new_id(), volume_id=views.volume, client_id=f"guest-{new_id()}",
+                          transport=rpc.Transport.SCSI)
+    return views.first.client().attach(spec).attachment_id
+
+
+@pytest.mark.parametrize("end", ["after it has noticed", "before"])
+def test_a_guest_does_not_get_a_disk_back_that_another_service_has_used_meanwhile(views: Views, end: str) -> None:
+    attachment = attach(views)
+    if end == "before":
+        views.first.polluxd.kill()
+    views.import_loop("--force").check_returncode()
+    if end != "before":
+        views.await_loss()
+        views.first.polluxd.kill()
+    views.write(views.second).check_returncode()
+    views.second.client().pool_export(views.name)
+
+    # Nobody has the pool now. The guest of the first may still be alive.
+    for _ in range(2):
+        views.first.polluxd.start()
+        client = views.first.client()
+        assert views.name not in {pool.name for pool in client.pool_list()}
+        assert "was used by another service" in views.first.log_text()
+        for options in ([], ["--force"]):
+            refused = views.import_file(*options)
+            assert refused.returncode == 4, refused.stderr
+            assert "Stop those guests and detach the volumes" in refused.stderr
+        views.first.polluxd.kill()
+    views.first.polluxd.start()
+    client = views.first.client()
+    assert [one.attachment_id for one in client.attachment_list()] == [attachment]
+    client.detach(attachment)
+    views.import_file().check_returncode()
+    views.write(views.first).check_returncode()
+
+
+def test_a_guest_gets_its_disk_back_after_a_repair(views: Views) -> None:
+    attachment = attach(views)
+    views.first.polluxd.kill()
+    program = os.environ.get("POLLUXD") or Path(os.environ["POLLUX_BUILD"]) / "service" / "polluxd"
+    subprocess.run([program, "--fsck", str(views.file), "--repair"], check=True, stdout=subprocess.DEVNULL)
+    views.first.polluxd.start()
+    assert views.name in {pool.name for pool in views.first.client().pool_list()}
+    views.first.client().detach(attachment)

@@ -6,7 +6,6 @@ find_package(Boost 1.74 REQUIRED COMPONENTS unit_test_framework)
 find_package(spdlog REQUIRED)
 find_package(tl-expected REQUIRED)
 find_package(CLI11 REQUIRED)
-find_package(prometheus-cpp CONFIG REQUIRED)
 find_package(SQLite3 REQUIRED)
 
 pkg_check_modules(URING REQUIRED IMPORTED_TARGET liburing>=2.3)

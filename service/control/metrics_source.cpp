@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "base/clock.h"
@@ -18,7 +20,6 @@ using metrics::Labels;
 using metrics::Sample;
 
 constexpr std::uint64_t kDeadlineMs = 2000;
-constexpr std::size_t kVolumesPerPage = 500;
 // A page that named each of many thousand volumes would be of use to nobody.
 constexpr std::size_t kMaxVolumes = 2000;
 
@@ -30,6 +31,7 @@ class Collector {
     service();
     memory_heap();
     pools();
+    volumes();
     sessions();
     reactors();
     add("pollux_metrics_incomplete", "Parts of this page that did not answer in time.", Kind::kGauge, {}, incomplete_);
@@ -37,16 +39,15 @@ class Collector {
   }
 
  private:
-  Family& family(const std::string& name, const std::string& help, Kind kind) {
-    for (auto& known : families_) {
-      if (known.name == name) return known;
-    }
-    families_.push_back({name, help, kind, {}});
-    return families_.back();
+  // Names are literals.
+  Family& family(const char* name, const char* help, Kind kind) {
+    const auto [found, fresh] = by_name_.try_emplace(name, families_.size());
+    if (fresh) families_.push_back({name, help, kind, {}});
+    return families_[found->second];
   }
 
   template <typename Number>
-  void add(const std::string& name, const std::string& help, Kind kind, Labels labels, Number value) {
+  void add(const char* name, const char* help, Kind kind, Labels labels, Number value) {
     Sample sample;
     sample.labels = std::move(labels);
     sample.value = static_cast<double>(value);
@@ -108,7 +109,6 @@ class Collector {
             pool.lost_to.empty() ? 0 : 1);
       gauge("pollux_pool_volumes", "Volumes, without snapshots.", pool.volumes);
       gauge("pollux_pool_snapshots", "Snapshots.", pool.snapshots);
-      volumes(pool.name);
     }
     for (const auto& [name, reason] : backend_.pools.unopened()) failed(name, true);
   }
@@ -119,23 +119,12 @@ class Collector {
         Kind::kGauge, {{"pool", pool}}, has_failed ? 1 : 0);
   }
 
-  void volumes(const std::string& pool) {
-    std::optional<Uuid> after;
-    while (true) {
-      const auto page = ask(backend_.reactors.main(), backend_.volumes.list_volumes(pool, after, kVolumesPerPage));
-      if (!page) return;
-      for (const auto& volume : *page) {
-        if (++volumes_ > kMaxVolumes) {
-          ++incomplete_;
-          return;
-        }
-        // Snapshots are read through their clones; one that nobody opened has nothing to show.
-        if (volume.snapshot && volume.open_count == 0) continue;
-        const auto stats = ask(backend_.reactors.main(), backend_.volumes.stats(volume.id));
-        if (stats) volume_stats({{"pool", pool}, {"volume", volume.id.to_string()}}, *stats);
-      }
-      if (page->size() < kVolumesPerPage) return;
-      after = page->back().id;
+  void volumes() {
+    const auto all = ask(backend_.reactors.main(), backend_.volumes.all_stats(kMaxVolumes));
+    if (!all) return;
+    if (!all->complete) ++incomplete_;
+    for (const auto& each : all->volumes) {
+      volume_stats({{"pool", each.pool}, {"volume", each.volume.to_string()}}, each.stats);
     }
   }
 
@@ -208,7 +197,7 @@ class Collector {
 
   Backend& backend_;
   std::vector<Family> families_;
-  std::size_t volumes_ = 0;
+  std::unordered_map<std::string_view, std::size_t> by_name_;
   unsigned incomplete_ = 0;
 };
 

@@ -1,7 +1,8 @@
 #include "metrics/page.h"
 
-#include <prometheus/metric_family.h>
-#include <prometheus/text_serializer.h>
+#include <charconv>
+#include <cmath>
+#include <string_view>
 
 #include "metrics/http_server.h"
 
@@ -9,53 +10,112 @@ namespace pollux::metrics {
 
 namespace {
 
-prometheus::ClientMetric to_client(const Sample& sample, Kind kind) {
-  prometheus::ClientMetric metric;
-  for (const auto& [name, value] : sample.labels) metric.label.push_back({name, value});
+const char* type_of(Kind kind) {
   switch (kind) {
     case Kind::kCounter:
-      metric.counter.value = sample.value;
-      break;
+      return "counter";
     case Kind::kGauge:
-      metric.gauge.value = sample.value;
-      break;
+      return "gauge";
     case Kind::kHistogram:
-      metric.histogram.sample_count = sample.count;
-      metric.histogram.sample_sum = sample.sum;
-      for (const auto& [bound, count] : sample.buckets) {
-        prometheus::ClientMetric::Bucket bucket;
-        bucket.upper_bound = bound;
-        bucket.cumulative_count = count;
-        metric.histogram.bucket.push_back(bucket);
-      }
-      break;
+      return "histogram";
   }
-  return metric;
+  return "untyped";
 }
 
-prometheus::MetricType to_type(Kind kind) {
-  switch (kind) {
-    case Kind::kCounter:
-      return prometheus::MetricType::Counter;
-    case Kind::kGauge:
-      return prometheus::MetricType::Gauge;
-    case Kind::kHistogram:
-      return prometheus::MetricType::Histogram;
-  }
-  return prometheus::MetricType::Untyped;
+void put(std::string& text, std::uint64_t number) {
+  char digits[24];
+  const auto end = std::to_chars(digits, digits + sizeof(digits), number).ptr;
+  text.append(digits, end);
 }
 
+void put(std::string& text, double number) {
+  if (std::isnan(number)) {
+    text += "NaN";
+  } else if (std::isinf(number)) {
+    text += number > 0 ? "+Inf" : "-Inf";
+  } else {
+    char digits[32];
+    const auto end = std::to_chars(digits, digits + sizeof(digits), number).ptr;
+    text.append(digits, end);
+  }
+}
+
+void put_escaped(std::string& text, std::string_view value) {
+  for (const char c : value) {
+    if (c == '\n') {
+      text += "\\n";
+      continue;
+    }
+    if (c == '"' || c == '\\') text += '\\';
+    text += c;
+  }
+}
+
+// Without the closing brace, so that a bucket can add its own.
+void put_labels(std::string& text, const Labels& labels) {
+  char before = '{';
+  for (const auto& [name, value] : labels) {
+    text += before;
+    text += name;
+    text += "=\"";
+    put_escaped(text, value);
+    text += '"';
+    before = ',';
+  }
+}
+
+template <typename Number>
+void put_line(std::string& text, const std::string& name, const char* suffix, const std::string& labels, Number value) {
+  text += name;
+  text += suffix;
+  text += labels;
+  if (!labels.empty()) text += '}';
+  text += ' ';
+  put(text, value);
+  text += '\n';
+}
+
+void put_histogram(std::string& text, const std::string& name, const std::string& labels, const Sample& sample) {
+  const auto put_bucket = [&](double bound, std::uint64_t count) {
+    text += name;
+    text += "_bucket";
+    text += labels;
+    text += labels.empty() ? "{le=\"" : ",le=\"";
+    put(text, bound);
+    text += "\"} ";
+    put(text, count);
+    text += '\n';
+  };
+  put_line(text, name, "_count", labels, sample.count);
+  put_line(text, name, "_sum", labels, sample.sum);
+  for (const auto& [bound, count] : sample.buckets) put_bucket(bound, count);
+  if (sample.buckets.empty() || !std::isinf(sample.buckets.back().first)) put_bucket(HUGE_VAL, sample.count);
+}
+
+// Prometheus' text format 0.0.4.
 std::string to_text(const std::vector<Family>& families) {
-  std::vector<prometheus::MetricFamily> converted;
-  for (const auto& family : families) {
-    prometheus::MetricFamily out;
-    out.name = family.name;
-    out.help = family.help;
-    out.type = to_type(family.kind);
-    for (const auto& sample : family.samples) out.metric.push_back(to_client(sample, family.kind));
-    converted.push_back(std::move(out));
+  std::string text, labels;
+  for (const Family& family : families) {
+    text += "# HELP ";
+    text += family.name;
+    text += ' ';
+    text += family.help;
+    text += "\n# TYPE ";
+    text += family.name;
+    text += ' ';
+    text += type_of(family.kind);
+    text += '\n';
+    for (const Sample& sample : family.samples) {
+      labels.clear();
+      put_labels(labels, sample.labels);
+      if (family.kind == Kind::kHistogram) {
+        put_histogram(text, family.name, labels, sample);
+      } else {
+        put_line(text, family.name, "", labels, sample.value);
+      }
+    }
   }
-  return prometheus::TextSerializer().Serialize(converted);
+  return text;
 }
 
 }  // namespace

@@ -1,11 +1,16 @@
 // The calls on volumes, snapshots, jobs, and opening a volume for I/O. Pools are in volume_service.cpp.
 
+#include <algorithm>
+
 #include "base/clock.h"
 #include "volume/volume_service_impl.h"
 
 namespace pollux::volume {
 
 namespace {
+
+// Of one turn of the reactor: some 20 us.
+constexpr std::size_t kStatsPerTurn = 32;
 
 bool same_volume(const Pool& pool, const Volume& volume, const VolumeSpec& spec) {
   return !volume.snapshot() && volume.name == spec.name && volume.size_bytes == spec.size_bytes &&
@@ -165,6 +170,46 @@ reactor::Task<Result<VolumeStats>> VolumeService::stats(Uuid volume) {
   VolumeStats stats;
   if (auto open = place->pool->opened(volume)) open->add_stats(stats);
   co_return stats;
+}
+
+// Pools come and go, and volumes in them, while this pauses between turns: it goes on behind the last it has seen.
+reactor::Task<Result<VolumeService::AllStats>> VolumeService::all_stats(std::size_t limit) {
+  co_await impl_->home.enter();
+  AllStats all;
+  std::size_t volumes_now = 0;
+  for (const auto& [id, pool] : impl_->pools) volumes_now += pool->store->state().volumes().size();
+  all.volumes.reserve(std::min(volumes_now, limit));
+  std::optional<Uuid> last_pool;
+  const auto next_pool = [&] {
+    return last_pool ? impl_->pools.upper_bound(*last_pool) : impl_->pools.begin();
+  };
+  for (auto at = next_pool(); at != impl_->pools.end(); at = next_pool()) {
+    last_pool = at->first;
+    blob::VolumeNo last_volume = 0;
+    while (at != impl_->pools.end()) {
+      const Pool& pool = *at->second;
+      const auto& volumes = pool.store->state().volumes();
+      std::size_t turn = 0;
+      for (auto each = volumes.upper_bound(last_volume); each != volumes.end() && turn < kStatsPerTurn; ++each) {
+        const Volume& volume = *each->second;
+        last_volume = each->first;
+        ++turn;
+        const auto open = pool.opened(volume.id);
+        // Snapshots are read through their clones; one that nobody opened has nothing to show.
+        if (volume.deleting() || (volume.snapshot() && !open)) continue;
+        if (all.volumes.size() == limit) {
+          all.complete = false;
+          co_return all;
+        }
+        NamedStats& named = all.volumes.emplace_back(NamedStats{.pool = pool.name, .volume = volume.id, .stats = {}});
+        if (open) open->add_stats(named.stats);
+      }
+      if (turn < kStatsPerTurn) break;
+      co_await impl_->home.yield();
+      at = impl_->pools.find(*last_pool);
+    }
+  }
+  co_return all;
 }
 
 // ---- Jobs

@@ -146,6 +146,12 @@ struct VolumeStats {
   std::vector<std::uint64_t> write_latency;
 };
 
+struct NamedStats {
+  std::string pool;
+  Uuid volume;
+  VolumeStats stats;
+};
+
 enum class JobState : std::uint8_t { kRunning = 1, kDone = 2, kFailed = 3, kCancelled = 4 };
 
 struct JobInfo {
@@ -214,6 +220,13 @@ class VolumeService {
   // Holds from the next request of a guest on.
   reactor::Task<Result<VolumeInfo>> set_qos(Uuid volume, QosLimits limits);
   reactor::Task<Result<VolumeStats>> stats(Uuid volume);
+  // Of all volumes, and of the snapshots that are open, in one call: some volumes a turn of the reactor, `limit` in all.
+  // `complete`: there were no more.
+  struct AllStats {
+    std::vector<NamedStats> volumes;
+    bool complete = true;
+  };
+  reactor::Task<Result<AllStats>> all_stats(std::size_t limit);
   reactor::Task<Result<std::vector<JobInfo>>> list_jobs();
   // kNotFound. kUnsupported: a delete. One that ended stays as it ended.
   reactor::Task<Status> cancel_job(Uuid job);

@@ -3,6 +3,7 @@
 #include <boost/test/unit_test.hpp>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <thread>
 
 #include "volume/test_support.h"
@@ -65,6 +66,39 @@ BOOST_AUTO_TEST_CASE(pool_creation_may_be_repeated_but_not_contradicted) {
   BOOST_TEST(must(run(service->list_pools())).size() == 1U);
   BOOST_TEST(must(run(service->describe_pool("pool"))).id.to_string() == pool_id.to_string());
   BOOST_TEST(must(run(service->describe_pool(pool_id.to_string()))).name == "pool");
+}
+
+BOOST_AUTO_TEST_CASE(the_statistics_of_all_volumes_come_in_one_call) {
+  must(run(service->create_pool(ram_pool())));
+  must(run(service->create_pool({.id = Uuid::random(),
+                                 .name = "second",
+                                 .bdev = {.kind = bdev::Spec::Kind::kRam, .path = {}, .size_bytes = 64 * kMiB}})));
+  std::map<std::string, std::string> expected;
+  for (unsigned i = 0; i < 100; ++i) {
+    const std::string pool = i % 4 == 0 ? "second" : "pool";
+    const auto made = must(run(service->create_volume(pool, spec("v" + std::to_string(i)))));
+    expected.emplace(made.id.to_string(), pool);
+  }
+  const auto used = *Uuid::parse(expected.begin()->first);
+  const Uuid snapshot = Uuid::random();
+  must(run(service->create_snapshot(used, snapshot, "nobody has it open")));
+  {
+    const auto device = must(run(service->open(used)));
+    RemoteChannel channel(*device, reactors->at(1));
+    BOOST_TEST((channel.write(0, pattern(8192, 1)) == bdev::IoStatus::kOk));
+    const auto all = must(run(service->all_stats(1000)));
+    BOOST_TEST(all.complete);
+    std::map<std::string, std::string> found;
+    for (const auto& each : all.volumes) {
+      found.emplace(each.volume.to_string(), each.pool);
+      BOOST_TEST(each.stats.write_bytes == (each.volume == used ? 8192U : 0U));
+    }
+    BOOST_TEST((found == expected));
+    BOOST_TEST(all.volumes.size() == expected.size());
+  }
+  const auto some = must(run(service->all_stats(40)));
+  BOOST_TEST(!some.complete);
+  BOOST_TEST(some.volumes.size() == 40U);
 }
 
 BOOST_AUTO_TEST_CASE(volume_creation_may_be_repeated_but_not_contradicted) {

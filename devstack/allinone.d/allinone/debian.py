@@ -25,7 +25,7 @@ POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
 BUILD = (
     'cmake', 'g++', 'ninja-build', 'pkg-config', 'libblkid-dev', 'libboost-dev', 'libboost-test-dev', 'libcli11-dev',
     'libdpdk-dev', 'libexpected-dev', 'libfmt-dev', 'libisal-dev', 'libspdlog-dev', 'libsqlite3-dev', 'libssl-dev',
-    'libthrift-dev', 'libtomlplusplus-dev', 'liburing-dev', 'libuv1-dev', 'librapidcheck-dev', 'prometheus-cpp-dev',
+    'libthrift-dev', 'libtomlplusplus-dev', 'liburing-dev', 'libuv1-dev', 'librapidcheck-dev',
     'thrift-compiler', 'uuid-dev',
 )
 #: To build the guest's image.

@@ -253,61 +253,78 @@ Result<volume::VolumeSpec> from_rpc(const rpc::VolumeSpec& spec, bool size_may_b
   return invalid("provisioning", "expected THIN or THICK");
 }
 
+namespace {
+
+// One of an rpc::QosLimits' optional fields.
+template <typename Value>
+struct QosField {
+  const char* name;
+  Value rpc::QosLimits::*value;
+  void (rpc::QosLimits::*set)(Value);
+};
+
+struct QosRow {
+  QosField<std::int64_t> limit, burst;
+  QosField<std::int32_t> burst_s;
+  std::uint64_t volume::QosLimits::*limit_here;
+  volume::QosBurst volume::QosLimits::*burst_here;
+};
+
+constexpr QosRow kQosRows[] = {
+    {{"read_iops", &rpc::QosLimits::read_iops, &rpc::QosLimits::__set_read_iops},
+     {"read_burst_iops", &rpc::QosLimits::read_burst_iops, &rpc::QosLimits::__set_read_burst_iops},
+     {"read_iops_burst_s", &rpc::QosLimits::read_iops_burst_s, &rpc::QosLimits::__set_read_iops_burst_s},
+     &volume::QosLimits::read_iops,
+     &volume::QosLimits::read_iops_burst},
+    {{"write_iops", &rpc::QosLimits::write_iops, &rpc::QosLimits::__set_write_iops},
+     {"write_burst_iops", &rpc::QosLimits::write_burst_iops, &rpc::QosLimits::__set_write_burst_iops},
+     {"write_iops_burst_s", &rpc::QosLimits::write_iops_burst_s, &rpc::QosLimits::__set_write_iops_burst_s},
+     &volume::QosLimits::write_iops,
+     &volume::QosLimits::write_iops_burst},
+    {{"total_iops", &rpc::QosLimits::total_iops, &rpc::QosLimits::__set_total_iops},
+     {"total_burst_iops", &rpc::QosLimits::total_burst_iops, &rpc::QosLimits::__set_total_burst_iops},
+     {"total_iops_burst_s", &rpc::QosLimits::total_iops_burst_s, &rpc::QosLimits::__set_total_iops_burst_s},
+     &volume::QosLimits::total_iops,
+     &volume::QosLimits::total_iops_burst},
+    {{"read_bytes_per_s", &rpc::QosLimits::read_bytes_per_s, &rpc::QosLimits::__set_read_bytes_per_s},
+     {"read_burst_bytes_per_s", &rpc::QosLimits::read_burst_bytes_per_s, &rpc::QosLimits::__set_read_burst_bytes_per_s},
+     {"read_bytes_burst_s", &rpc::QosLimits::read_bytes_burst_s, &rpc::QosLimits::__set_read_bytes_burst_s},
+     &volume::QosLimits::read_bytes_per_s,
+     &volume::QosLimits::read_bytes_burst},
+    {{"write_bytes_per_s", &rpc::QosLimits::write_bytes_per_s, &rpc::QosLimits::__set_write_bytes_per_s},
+     {"write_burst_bytes_per_s", &rpc::QosLimits::write_burst_bytes_per_s, &rpc::QosLimits::__set_write_burst_bytes_per_s},
+     {"write_bytes_burst_s", &rpc::QosLimits::write_bytes_burst_s, &rpc::QosLimits::__set_write_bytes_burst_s},
+     &volume::QosLimits::write_bytes_per_s,
+     &volume::QosLimits::write_bytes_burst},
+    {{"total_bytes_per_s", &rpc::QosLimits::total_bytes_per_s, &rpc::QosLimits::__set_total_bytes_per_s},
+     {"total_burst_bytes_per_s", &rpc::QosLimits::total_burst_bytes_per_s, &rpc::QosLimits::__set_total_burst_bytes_per_s},
+     {"total_bytes_burst_s", &rpc::QosLimits::total_bytes_burst_s, &rpc::QosLimits::__set_total_bytes_burst_s},
+     &volume::QosLimits::total_bytes_per_s,
+     &volume::QosLimits::total_bytes_burst},
+};
+
+}  // namespace
+
 // What is absent is 0.
 Result<volume::QosLimits> from_rpc(const rpc::QosLimits& limits) {
   volume::QosLimits result;
-  POLLUX_TRY(take_limit(limits.read_iops, "read_iops", result.read_iops));
-  POLLUX_TRY(take_limit(limits.write_iops, "write_iops", result.write_iops));
-  POLLUX_TRY(take_limit(limits.total_iops, "total_iops", result.total_iops));
-  POLLUX_TRY(take_limit(limits.read_bytes_per_s, "read_bytes_per_s", result.read_bytes_per_s));
-  POLLUX_TRY(take_limit(limits.write_bytes_per_s, "write_bytes_per_s", result.write_bytes_per_s));
-  POLLUX_TRY(take_limit(limits.total_bytes_per_s, "total_bytes_per_s", result.total_bytes_per_s));
-  POLLUX_TRY(take_burst(limits.read_burst_iops, limits.read_iops_burst_s, "read_burst_iops",
-                        result.read_iops, result.read_iops_burst));
-  POLLUX_TRY(take_burst(limits.write_burst_iops, limits.write_iops_burst_s, "write_burst_iops",
-                        result.write_iops, result.write_iops_burst));
-  POLLUX_TRY(take_burst(limits.total_burst_iops, limits.total_iops_burst_s, "total_burst_iops",
-                        result.total_iops, result.total_iops_burst));
-  POLLUX_TRY(take_burst(limits.read_burst_bytes_per_s, limits.read_bytes_burst_s, "read_burst_bytes_per_s",
-                        result.read_bytes_per_s, result.read_bytes_burst));
-  POLLUX_TRY(take_burst(limits.write_burst_bytes_per_s, limits.write_bytes_burst_s, "write_burst_bytes_per_s",
-                        result.write_bytes_per_s, result.write_bytes_burst));
-  POLLUX_TRY(take_burst(limits.total_burst_bytes_per_s, limits.total_bytes_burst_s, "total_burst_bytes_per_s",
-                        result.total_bytes_per_s, result.total_bytes_burst));
+  for (const QosRow& row : kQosRows) {
+    std::uint64_t& limit = result.*row.limit_here;
+    POLLUX_TRY(take_limit(limits.*row.limit.value, row.limit.name, limit));
+    POLLUX_TRY(take_burst(limits.*row.burst.value, limits.*row.burst_s.value, row.burst.name, limit,
+                          result.*row.burst_here));
+  }
   return result;
 }
 
 rpc::QosLimits to_rpc(const volume::QosLimits& limits) {
   rpc::QosLimits result;
-  result.__set_read_iops(to_i64(limits.read_iops));
-  result.__set_write_iops(to_i64(limits.write_iops));
-  result.__set_total_iops(to_i64(limits.total_iops));
-  result.__set_read_bytes_per_s(to_i64(limits.read_bytes_per_s));
-  result.__set_write_bytes_per_s(to_i64(limits.write_bytes_per_s));
-  result.__set_total_bytes_per_s(to_i64(limits.total_bytes_per_s));
-  if (limits.read_iops_burst.per_s != 0) {
-    result.__set_read_burst_iops(to_i64(limits.read_iops_burst.per_s));
-    result.__set_read_iops_burst_s(to_i32(limits.read_iops_burst.length_s));
-  }
-  if (limits.write_iops_burst.per_s != 0) {
-    result.__set_write_burst_iops(to_i64(limits.write_iops_burst.per_s));
-    result.__set_write_iops_burst_s(to_i32(limits.write_iops_burst.length_s));
-  }
-  if (limits.total_iops_burst.per_s != 0) {
-    result.__set_total_burst_iops(to_i64(limits.total_iops_burst.per_s));
-    result.__set_total_iops_burst_s(to_i32(limits.total_iops_burst.length_s));
-  }
-  if (limits.read_bytes_burst.per_s != 0) {
-    result.__set_read_burst_bytes_per_s(to_i64(limits.read_bytes_burst.per_s));
-    result.__set_read_bytes_burst_s(to_i32(limits.read_bytes_burst.length_s));
-  }
-  if (limits.write_bytes_burst.per_s != 0) {
-    result.__set_write_burst_bytes_per_s(to_i64(limits.write_bytes_burst.per_s));
-    result.__set_write_bytes_burst_s(to_i32(limits.write_bytes_burst.length_s));
-  }
-  if (limits.total_bytes_burst.per_s != 0) {
-    result.__set_total_burst_bytes_per_s(to_i64(limits.total_bytes_burst.per_s));
-    result.__set_total_bytes_burst_s(to_i32(limits.total_bytes_burst.length_s));
+  for (const QosRow& row : kQosRows) {
+    (result.*row.limit.set)(to_i64(limits.*row.limit_here));
+    const volume::QosBurst& burst = limits.*row.burst_here;
+    if (burst.per_s == 0) continue;
+    (result.*row.burst.set)(to_i64(burst.per_s));
+    (result.*row.burst_s.set)(to_i32(burst.length_s));
   }
   return result;
 }

@@ -14,6 +14,8 @@ DIRECTIONS = {"rr": 100, "rw": 0}
 GUESTS = (1, 8, 32, 64)
 SNAPSHOT_DEPTHS = (1, 10, 50, 200)
 CONTROL = ("create", "snapshot", "clone", "delete")
+CONTROL_CLIENTS = 16
+CONTROL_TOGETHER = ("create", "delete")
 # In flight, and the part that is read.
 FILE_LOADS = {"rr1": (1, 100), "rr32": (32, 100), "rw1": (1, 0), "rw32": (32, 0)}
 # Guests, in flight for each, and writes for each flush.
@@ -76,7 +78,11 @@ def cases() -> dict[str, list[str]]:
         "sleepless": ["sleepless/cpu-percent", "sleepless/wake-us"],
         "depth": [f"depth/{depth}/ratio" for depth in SNAPSHOT_DEPTHS],
         "firstwrite": ["firstwrite/thin/ratio", "firstwrite/clone/ratio"],
-        "control": [*(f"control/{verb}-ms" for verb in CONTROL), "control/flush-ms"],
+        "control": [
+            *(f"control/{verb}-ms" for verb in CONTROL),
+            *(f"control/{verb}-{CONTROL_CLIENTS}-ms" for verb in CONTROL_TOGETHER),
+            "control/flush-ms",
+        ],
         "load": ["load/dirty-1tib-s", "load/5000-s"],
     }
 

@@ -106,7 +106,7 @@ listen = "127.0.0.1:{self._metrics}"
             )
         while True:
             try:
-                self._connect()
+                self.connect()
                 self.rpc.describe(self.context())
                 return time.monotonic() - begin
             except (OSError, TTransportException):
@@ -211,9 +211,8 @@ listen = "127.0.0.1:{self._metrics}"
                 raise RuntimeError(f"jobs still run after {limit_s} s")
             time.sleep(0.02)
 
-    # -- inside
-
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Also in a child of this process, which must not use the connection of its parent."""
         context = ssl.create_default_context(cafile=str(self._ca))
         context.load_cert_chain(self._admin.certificate, self._admin.key)
         secure = TSSLSocket("127.0.0.1", self._port, ssl_context=context, server_hostname="127.0.0.1")
@@ -221,6 +220,8 @@ listen = "127.0.0.1:{self._metrics}"
         transport = TFramedTransport(secure)
         transport.open()
         self._client = PolluxService.Client(TBinaryProtocolAccelerated(transport))
+
+    # -- inside
 
     def _page(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/metrics", timeout=30) as page:

@@ -40,7 +40,7 @@ class LibvirtError(Exception):
 
 
 class Libvirtd:
-    """A context manager: inside, `virsh` works; leaving it ends libvirtd and its guests."""
+    """A context manager: inside, `virsh` works; leaving it ends libvirtd and its guests. Several are several hosts."""
 
     def __init__(self) -> None:
         # A short path: UNIX sockets are made below it.
@@ -51,8 +51,10 @@ class Libvirtd:
         (self.scratch / "etc/qemu.conf").write_text(_QEMU_CONF)
         (self.scratch / "libvirtd.conf").write_text(
             f'unix_sock_dir = "{self.scratch}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
+            f'host_uuid = "{uuid.uuid4()}"\n'
         )
-        self.log = log_dir() / f"libvirtd-{os.getpid()}.log"
+        self.uri = f"qemu+unix:///system?socket={self.scratch}/libvirt-sock"
+        self.log = log_dir() / f"libvirtd-{self.scratch.name}.log"
         with self.log.open("w") as output:
             self._process = subprocess.Popen(
                 [
@@ -91,9 +93,8 @@ class Libvirtd:
         return self._virsh("version").returncode == 0
 
     def _virsh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        uri = f"qemu+unix:///system?socket={self.scratch}/libvirt-sock"
         return subprocess.run(
-            ["virsh", "-c", uri, "-q", *arguments], capture_output=True, text=True, check=False, timeout=120
+            ["virsh", "-c", self.uri, "-q", *arguments], capture_output=True, text=True, check=False, timeout=120
         )
 
     def __enter__(self) -> Self:

@@ -430,8 +430,7 @@ Status Attachments::delete_volume(const Uuid& volume, const std::function<Status
   }
   POLLUX_TRY(remove());
   step("volume.deleted");
-  POLLUX_TRY(store_.drop_reservation(volume));
-  return store_.drop_authorisations(volume, "", std::nullopt);
+  return store_.forget_volume(volume);
 }
 
 }  // namespace pollux::control

@@ -489,6 +489,15 @@ Result<std::optional<ReservationRecord>> StateStore::reservation(const Uuid& vol
   return found;
 }
 
+Status StateStore::forget_volume(const Uuid& volume) {
+  return commits_->run([&]() -> Status {
+    for (const char* sql : {"DELETE FROM grants WHERE volume_id = ?", "DELETE FROM reservations WHERE volume_id = ?"}) {
+      POLLUX_TRY(Statement(*database_, sql).bind(1, volume.to_string()).finish());
+    }
+    return {};
+  });
+}
+
 Status StateStore::put_losses(const std::vector<Uuid>& volumes, const std::string& boot_id) {
   return commits_->run([&]() -> Status {
     for (const Uuid& volume : volumes) {

@@ -136,6 +136,9 @@ class StateStore {
   Status drop_reservation(const Uuid& volume);
   Result<std::optional<ReservationRecord>> reservation(const Uuid& volume);
 
+  // A volume is deleted: its authorisations and reservations, in one transaction.
+  Status forget_volume(const Uuid& volume);
+
   // Volumes whose guests must still be told of a loss (see blob/loss_log.h), of those that are attached: this ends with
   // the volume's last attachment. In one transaction.
   Status put_losses(const std::vector<Uuid>& volumes, const std::string& boot_id);

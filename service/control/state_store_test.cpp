@@ -196,6 +196,21 @@ BOOST_AUTO_TEST_CASE(reservations_are_kept_replaced_and_forgotten) {
   BOOST_TEST(!store->reservation(record.volume).value());
 }
 
+BOOST_AUTO_TEST_CASE(a_volume_that_is_deleted_takes_its_rights_and_reservations_with_it_and_no_others) {
+  Folder folder;
+  const auto store = open_store(folder.path);
+  const Uuid gone = Uuid::random(), other = Uuid::random();
+  for (const Uuid& volume : {gone, other}) {
+    must(store->put_authorisation({volume, "compute-1", false, {}}));
+    must(store->put_reservation({volume, "held", ""}));
+  }
+  must(store->forget_volume(gone));
+  BOOST_TEST(store->authorisations(gone)->empty());
+  BOOST_TEST(!store->reservation(gone).value());
+  BOOST_TEST(store->authorisations(other)->size() == 1u);
+  BOOST_TEST(store->reservation(other).value().has_value());
+}
+
 BOOST_AUTO_TEST_CASE(folders_of_earlier_schemas_are_taken_over_with_what_they_hold) {
   // Each undoes what the next version brought.
   const std::string to_6 = "DROP TABLE host;";

@@ -40,7 +40,8 @@ reactor::Task<Status> VolumeService::Impl::check_not_changed(const bdev::Spec& s
                                                              const blob::Superblock& super,
                                                              const std::vector<Uuid>& attached,
                                                              blob::Owner::Force force) {
-  if (spec.kind == bdev::Spec::Kind::kRam || attached.empty()) co_return Status{};
+  // A service without a name is another at each start, and has no guests who outlive it.
+  if (spec.kind == bdev::Spec::Kind::kRam || attached.empty() || identity.service.is_nil()) co_return Status{};
   auto channel = device->open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
   auto last = co_await blob::Owner::last_user(**channel, home, super);

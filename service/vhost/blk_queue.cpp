@@ -208,7 +208,7 @@ void BlkQueue::keep(Request& request, const Pieces& data) {
     request.pooled = tenant().take_array();
     room = request.pooled;
   }
-  std::copy_n(data.items, data.count, room);
+  data.copy_to(room);
   request.data = {room, data.count};
 }
 

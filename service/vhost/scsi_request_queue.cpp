@@ -97,12 +97,12 @@ void ScsiRequestQueue::dispatch(Request& request, const ScsiRequestHeader& heade
     request.pooled = tenant().take_array();
     room = request.pooled;
   }
-  std::copy_n(data_out.items, data_out.count, room);
-  std::copy_n(data_in.items, data_in.count, room + data_out.count);
+  data_out.copy_to(room);
+  data_in.copy_to(room + data_out.count);
   if (logging) [[unlikely]] {
     // The task may shorten its own list; what it may have written is logged when it has.
     request.log_count = data_in.count;
-    std::copy_n(data_in.items, data_in.count, room + IovecPool::kMaxPieces);
+    data_in.copy_to(room + IovecPool::kMaxPieces);
   }
   request.cdb = header.cdb;
   request.cdb_length = kScsiCdbBytes;

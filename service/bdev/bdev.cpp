@@ -70,6 +70,14 @@ void Bdev::notify_resized() {
   for (const auto& callback : listeners_->callbacks) (*callback)(size);
 }
 
+Status check_stack(const Bdev& top) {
+  const std::uint32_t needed = top.frame_bytes();
+  if (needed <= IoRequest::kFrameBytes) return {};
+  return fail(ErrorCode::kUnsupported, "the layers of " + top.name() + " keep " + std::to_string(needed) +
+                                           " bytes with each request, and there is room for " +
+                                           std::to_string(IoRequest::kFrameBytes) + "; use fewer layers");
+}
+
 namespace {
 
 // A request that a coroutine waits for; lives in the coroutine's frame.

@@ -15,16 +15,27 @@
 //  - Requests in flight at one time have no order among them.
 //  - unmap may leave the old data, zeros or anything else (volumes: always zeros); write_zeroes always reads back as
 //    zeros.
+//
+// Devices stand on each other: a stack of layers, each of which knows only the one below. A layer that hands a caller's
+// request itself to the one below keeps what it needs for that (the caller's complete() first of all) in a frame of the
+// request. It pushes the frame when it takes the request over, sets a complete() of its own, and when that is called,
+// for whatever reason the request ended, it pops the frame, puts everything back as it was and completes to the layer
+// above. So frames come and go as those of calls do, and no layer knows where the others have theirs. What a stack
+// needs at most is frame_bytes() of its top; check_stack() refuses a stack for which a request has no room.
 
 #include <sys/uio.h>
 
 #include <atomic>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -78,18 +89,47 @@ struct IoRequest {
   // Of which of the channel's users: when requests have to wait, streams take turns (bdev/fair_queue.h).
   std::uint8_t stream = 0;
   std::uint16_t iov_count = 0;
+  std::uint8_t framed_bytes = 0;  // of `frames`: how many are in use
   std::uint64_t offset_bytes = 0;
   std::uint64_t length_bytes = 0;  // of the iovecs together for read and write; 0 for flush
   const iovec* iov = nullptr;
   // Called on the channel's reactor when done.
   void (*complete)(IoRequest&) = nullptr;
 
-  // For the device's use while it owns the request: its own list link and scratch.
+  // The layers' frames, for the layer that owns the request at the time. A frame is plain data in units of 8 bytes.
+  template <typename Frame>
+  static constexpr bool kIsFrame = std::is_trivially_copyable_v<Frame> && std::is_trivially_destructible_v<Frame> &&
+                                   alignof(Frame) <= 8 && sizeof(Frame) % 8 == 0;
+  template <typename Frame>
+  Frame& push_frame(const Frame& frame) {
+    static_assert(kIsFrame<Frame>);
+    assert(framed_bytes + sizeof(Frame) <= kFrameBytes);
+    std::byte* at = frames + framed_bytes;
+    framed_bytes = static_cast<std::uint8_t>(framed_bytes + sizeof(Frame));
+    return *new (at) Frame(frame);
+  }
+  // The one that was pushed last, which was a Frame.
+  template <typename Frame>
+  Frame& top_frame() {
+    static_assert(kIsFrame<Frame>);
+    assert(framed_bytes >= sizeof(Frame));
+    return *std::launder(reinterpret_cast<Frame*>(frames + framed_bytes - sizeof(Frame)));
+  }
+  // The same, and takes it off: it is gone with the next push, which completing the request may come to.
+  template <typename Frame>
+  Frame& pop_frame() {
+    Frame& top = top_frame<Frame>();
+    framed_bytes = static_cast<std::uint8_t>(framed_bytes - sizeof(Frame));
+    return top;
+  }
+
+  // How long the layers above have held it back, for a layer that times requests. Set by the one that holds it, which
+  // puts back the 0 with its frame.
+  std::uint64_t held_ns = 0;
+  // For the list of the layer that owns the request, while it waits there.
   IoRequest* device_next = nullptr;
-  alignas(8) std::byte device_scratch[64];
-  // For a device that hands the request itself to the device below: what it puts back when that one is done. One such
-  // device may stand above another that does not.
-  alignas(8) std::byte forward_scratch[40];
+  static constexpr std::uint32_t kFrameBytes = 192;
+  alignas(8) std::byte frames[kFrameBytes];
 };
 
 class Channel {
@@ -121,6 +161,8 @@ class Bdev {
   virtual std::uint32_t unmap_granularity_bytes() const { return 0; }
   // Whether channels answer IoOp::kExtent; it is kInvalid to those that do not.
   virtual bool reports_extents() const { return false; }
+  // The most that this device and all below it keep in frames of one request.
+  virtual std::uint32_t frame_bytes() const { return 0; }
   // A name of what is behind the device that nothing else has, on any host and over restarts of a host, and that this
   // object holds a lock on: another that has opened the same name is gone. Empty: there is no such name.
   virtual const std::string& exclusive_name() const;
@@ -140,7 +182,7 @@ class Bdev {
   // Calls back, on any thread, after the size grew. The token unsubscribes when it is destroyed, and does not return
   // from that while a call is under way.
   using ResizeToken = std::shared_ptr<void>;
-  [[nodiscard]] ResizeToken on_resize(std::function<void(std::uint64_t size_bytes)> callback);
+  [[nodiscard]] virtual ResizeToken on_resize(std::function<void(std::uint64_t size_bytes)> callback);
 
  protected:
   // For devices that grow, after size_bytes() answers the new size.
@@ -153,6 +195,10 @@ class Bdev {
   };
   std::shared_ptr<Listeners> listeners_ = std::make_shared<Listeners>();
 };
+
+// kUnsupported: `top` and the layers below it keep more with a request than there is room for. Each front end asks
+// before it opens a channel.
+Status check_stack(const Bdev& top);
 
 // For coroutines: one request as something to await. Buffers of any alignment, lengths in blocks of the device.
 reactor::Task<IoStatus> read(Channel& channel, std::uint64_t offset_bytes, void* data, std::size_t length_bytes);

@@ -44,6 +44,7 @@ reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bd
 
 Result<std::unique_ptr<NbdServer>> NbdServer::start(reactor::ReactorGroup& reactors, std::shared_ptr<bdev::Bdev> device,
                                                     Options options) {
+  POLLUX_TRY(bdev::check_stack(*device));
   std::unique_ptr<NbdServer> server(new NbdServer(reactors, std::move(device), std::move(options)));
   server->stop_event_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!server->stop_event_) return fail(ErrorCode::kInternal, std::string("no eventfd: ") + std::strerror(errno));

@@ -13,6 +13,8 @@
 #include <thread>
 
 #include "base/units.h"
+#include "bdev/deep_stack.h"
+#include "bdev/layer.h"
 #include "bdev/ram.h"
 #include "control/nbd_protocol.h"
 #include "control/nbd_server.h"
@@ -155,17 +157,14 @@ class NbdClient {
 };
 
 // Limits that let nothing but flushes through until somebody is in a hurry. To who asks, it holds data everywhere.
-class HeldDevice final : public bdev::Bdev {
+class HeldDevice final : public bdev::Layer {
  public:
-  explicit HeldDevice(std::shared_ptr<bdev::Bdev> below) : below_(std::move(below)) {}
-  const std::string& name() const override { return below_->name(); }
-  std::uint64_t size_bytes() const override { return below_->size_bytes(); }
-  std::uint32_t block_bytes() const override { return below_->block_bytes(); }
+  explicit HeldDevice(std::shared_ptr<bdev::Bdev> below) : Layer(std::move(below), 0) {}
   bool reports_extents() const override { return true; }
   Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto below = below_->open_channel(reactor);
-    if (!below) return fail(std::move(below.error()));
-    return std::make_unique<HeldChannel>(held, std::move(*below));
+    auto channel = below().open_channel(reactor);
+    if (!channel) return fail(std::move(channel.error()));
+    return std::make_unique<HeldChannel>(held, std::move(*channel));
   }
   std::atomic<unsigned> held{0};
 
@@ -196,7 +195,6 @@ class HeldDevice final : public bdev::Bdev {
     std::unique_ptr<bdev::Channel> below_;
     std::vector<bdev::IoRequest*> waiting_;
   };
-  std::shared_ptr<bdev::Bdev> below_;
 };
 
 struct Fixture {
@@ -291,6 +289,12 @@ BOOST_FIXTURE_TEST_CASE(the_socket_is_for_owner_and_group_alone_and_goes_on_stop
   BOOST_TEST(server->stop(Deadline::after_s(20)).has_value());
   BOOST_TEST(stat(path().c_str(), &info) == -1);
   BOOST_TEST(server->stop(Deadline::after_s(20)).has_value());
+}
+
+BOOST_FIXTURE_TEST_CASE(a_device_whose_layers_need_more_than_a_request_has_is_refused, Fixture) {
+  const auto refused = NbdServer::start(*reactors, bdev::test::make_too_deep(device), {.path = path() + "-deep"});
+  BOOST_REQUIRE(!refused);
+  BOOST_CHECK(refused.error().code == ErrorCode::kUnsupported);
 }
 
 BOOST_FIXTURE_TEST_CASE(what_was_written_is_read_on_every_connection, Fixture) {

@@ -32,6 +32,7 @@ Result<std::shared_ptr<LogicalUnit>> LogicalUnit::make(LogicalUnitOptions option
     return fail(ErrorCode::kInvalid, "block device " + options.bdev->name() + " has blocks of " +
                                          std::to_string(block_bytes) + " bytes; SCSI guests take 512 or 4096");
   }
+  POLLUX_TRY(bdev::check_stack(*options.bdev));
   std::string saved;
   if (options.reservations != nullptr) {
     auto loaded = options.reservations->load(options.uuid);

@@ -111,7 +111,8 @@ struct NexusOptions {
 
 class LogicalUnit : public std::enable_shared_from_this<LogicalUnit> {
  public:
-  // kInvalid: no device, or one whose block size is neither 512 nor 4096; errors of the stores' load().
+  // kInvalid: no device, or one whose block size is neither 512 nor 4096; errors of bdev::check_stack() and of the
+  // stores' load().
   static Result<std::shared_ptr<LogicalUnit>> make(LogicalUnitOptions options);
   ~LogicalUnit();
   LogicalUnit(const LogicalUnit&) = delete;

@@ -1,3 +1,4 @@
+#include "bdev/deep_stack.h"
 #include "scsi/test_bench.h"
 
 using namespace pollux;
@@ -84,6 +85,8 @@ BOOST_AUTO_TEST_CASE(logical_units_refuse_what_they_cannot_be_made_of) {
   BOOST_TEST((LogicalUnit::make({}).error().code == ErrorCode::kInvalid));
   auto odd = std::make_shared<TestBdev>(TestBdev::Options{.block_bytes = 520});
   BOOST_TEST((LogicalUnit::make({.bdev = odd}).error().code == ErrorCode::kInvalid));
+  const auto deep = bdev::test::make_too_deep(std::make_shared<TestBdev>(TestBdev::Options{}));
+  BOOST_TEST((LogicalUnit::make({.bdev = deep}).error().code == ErrorCode::kUnsupported));
   Bench bench;
   for (const char* name : {"", "two words", "a,b", "\x01"}) {
     BOOST_TEST((bench.unit->join({.initiator = name}).error().code == ErrorCode::kInvalid));

@@ -29,6 +29,7 @@ Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t 
   const std::uint32_t block = disk.bdev->block_bytes();
   if (block < kSectorBytes || !std::has_single_bit(block))
     return fail(ErrorCode::kInvalid, disk.bdev->name() + " has an impossible block size");
+  POLLUX_TRY(bdev::check_stack(*disk.bdev));
   std::unique_ptr<BlkDevice> device(new BlkDevice(std::move(disk), queues, std::move(settings)));
   POLLUX_TRY(device->load_choice());
   BlkShared& shared = device->shared_;

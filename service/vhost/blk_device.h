@@ -31,8 +31,8 @@ struct BlkShared {
 
 class BlkDevice final : public Device {
  public:
-  // On a control thread. kInvalid for a device that cannot be served; what open_channel() says; errors of
-  // SettingStore::load, and kCorrupt. Without settings a guest's choice ends with the device.
+  // On a control thread. kInvalid for a device that cannot be served; what check_stack() and open_channel() say; errors
+  // of SettingStore::load, and kCorrupt. Without settings a guest's choice ends with the device.
   static Result<std::unique_ptr<BlkDevice>> make(DiskSpec disk, std::uint16_t queues, Placement& placement,
                                                  std::shared_ptr<SettingStore> settings = nullptr);
 

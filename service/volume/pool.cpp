@@ -59,9 +59,12 @@ VolumeInfo Pool::info(const blob::Volume& volume) const {
   return info;
 }
 
-std::shared_ptr<VolumeBdev> Pool::opened(const Uuid& volume) const {
-  auto found = open.find(volume);
-  return found == open.end() ? nullptr : found->second.lock();
+Pool::OpenStack Pool::opened(const Uuid& volume) const {
+  const auto found = open.find(volume);
+  if (found == open.end()) return {};
+  auto top = found->second.top.lock();
+  if (!top) return {};
+  return {std::move(top), found->second.volume};
 }
 
 std::vector<std::uint32_t> watermarks_percent() {

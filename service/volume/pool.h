@@ -1,5 +1,5 @@
 #pragma once
-// Pool: an open store under its name, with the devices of its open volumes. Belongs to the VolumeService; on the
+// Pool: an open store under its name, with the stacks of its open volumes. Belongs to the VolumeService; on the
 // service's reactor.
 
 #include <map>
@@ -9,6 +9,7 @@
 #include "blob/owner.h"
 #include "blob/store.h"
 #include "reactor/gate.h"
+#include "volume/limits.h"
 #include "volume/volume_bdev.h"
 #include "volume/volume_service.h"
 
@@ -26,7 +27,12 @@ struct Pool {
   std::unique_ptr<blob::Store> store;
   // None for a pool in memory.
   std::unique_ptr<blob::Owner> owner;
-  std::map<Uuid, std::weak_ptr<VolumeBdev>> open;
+  // An open volume is a stack: limits over the volume itself. Each layer lives as long as the one above it.
+  struct Stack {
+    std::weak_ptr<Limits> top;
+    VolumeBdev* volume = nullptr;
+  };
+  std::map<Uuid, Stack> open;
   // Keeps the device's growth coming.
   bdev::Bdev::ResizeToken resize_token;
 
@@ -35,7 +41,12 @@ struct Pool {
   Status check_unused() const;
   PoolInfo info() const;
   VolumeInfo info(const blob::Volume& volume) const;
-  std::shared_ptr<VolumeBdev> opened(const Uuid& id) const;
+  // With a top of null: the volume is not open.
+  struct OpenStack {
+    std::shared_ptr<Limits> top;
+    VolumeBdev* volume = nullptr;
+  };
+  OpenStack opened(const Uuid& id) const;
 };
 
 blob::Qos to_store(const QosLimits& limits);

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "blob/volume.h"
-#include "volume/pool.h"
 #include "volume/volume_service.h"
 
 namespace pollux::volume {
@@ -36,12 +35,14 @@ VolumeBdev::VolumeBdev(blob::Store& store, blob::Volume& record)
       block_bytes_(record.block_bytes(store.lanes().device().block_bytes())),
       sub_block_bytes_(blob::sub_block_bytes(store.cluster_bytes())),
       read_only_(record.snapshot()),
-      gone_(std::make_unique<VolumeStats>()) {
-  limiter_.set(from_store(record.qos, record.bursts));
-}
+      gone_(std::make_unique<VolumeStats>()) {}
 
 VolumeBdev::~VolumeBdev() {
   store_.home().post([&store = store_, &record = record_] { store.unview(record); });
+}
+
+std::uint32_t VolumeBdev::frame_bytes() const {
+  return store_.lanes().device().frame_bytes() + VolumeChannel::kFrameBytes;
 }
 
 Result<std::unique_ptr<bdev::Channel>> VolumeBdev::open_channel(reactor::Reactor& reactor) {

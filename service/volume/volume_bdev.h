@@ -9,7 +9,6 @@
 
 #include "bdev/bdev.h"
 #include "blob/store.h"
-#include "volume/qos.h"
 #include "volume/volume_channel.h"
 
 namespace pollux::volume {
@@ -31,11 +30,11 @@ class VolumeBdev : public bdev::Bdev, public std::enable_shared_from_this<Volume
   bool reports_extents() const override { return true; }
   // Sub-blocks add up: a cluster goes back when its last one is unmapped.
   std::uint32_t unmap_granularity_bytes() const override { return sub_block_bytes_; }
+  std::uint32_t frame_bytes() const override;
   Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override;
 
   // After the store has resized the volume.
   void resized() { notify_resized(); }
-  QosLimiter& limiter() { return limiter_; }
   // Adds up what all channels counted, those that are gone included. Any thread.
   void add_stats(VolumeStats& stats) const;
 
@@ -51,7 +50,6 @@ class VolumeBdev : public bdev::Bdev, public std::enable_shared_from_this<Volume
   const std::uint32_t block_bytes_;
   const std::uint32_t sub_block_bytes_;
   const bool read_only_;
-  QosLimiter limiter_;
   mutable std::mutex mutex_;  // channels and what the gone ones left; never on the data path
   std::vector<VolumeChannel*> channels_;
   std::unique_ptr<VolumeStats> gone_;

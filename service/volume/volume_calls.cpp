@@ -76,7 +76,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::extend_volume(Uuid id, std::uin
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
   POLLUX_CO_TRY(co_await pool.store->resize(id, size_bytes));
-  if (auto open = pool.opened(id)) open->resized();
+  if (auto open = pool.opened(id); open.top) open.volume->resized();
   co_return impl_->describe(id);
 }
 
@@ -159,7 +159,7 @@ reactor::Task<Result<VolumeInfo>> VolumeService::set_qos(Uuid volume, QosLimits 
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
   POLLUX_CO_TRY(co_await pool.store->set_qos(volume, to_store(limits), bursts_to_store(limits)));
-  if (auto open = pool.opened(volume)) open->limiter().set(limits);
+  if (auto open = pool.opened(volume); open.top) open.top->limiter().set(limits);
   co_return impl_->describe(volume);
 }
 
@@ -168,7 +168,7 @@ reactor::Task<Result<VolumeStats>> VolumeService::stats(Uuid volume) {
   auto place = impl_->find_volume(volume);
   if (!place) co_return fail(std::move(place.error()));
   VolumeStats stats;
-  if (auto open = place->pool->opened(volume)) open->add_stats(stats);
+  if (auto open = place->pool->opened(volume); open.top) open.volume->add_stats(stats);
   co_return stats;
 }
 
@@ -196,13 +196,13 @@ reactor::Task<Result<VolumeService::AllStats>> VolumeService::all_stats(std::siz
         ++turn;
         const auto open = pool.opened(volume.id);
         // Snapshots are read through their clones; one that nobody opened has nothing to show.
-        if (volume.deleting() || (volume.snapshot() && !open)) continue;
+        if (volume.deleting() || (volume.snapshot() && !open.top)) continue;
         if (all.volumes.size() == limit) {
           all.complete = false;
           co_return all;
         }
         NamedStats& named = all.volumes.emplace_back(NamedStats{.pool = pool.name, .volume = volume.id, .stats = {}});
-        if (open) open->add_stats(named.stats);
+        if (open.top) open.volume->add_stats(named.stats);
       }
       if (turn < kStatsPerTurn) break;
       co_await impl_->home.yield();
@@ -257,21 +257,23 @@ reactor::Task<Result<std::shared_ptr<bdev::Bdev>>> VolumeService::open(Uuid id, 
   auto place = impl_->enter_volume(id);
   if (!place) co_return fail(std::move(place.error()));
   Pool& pool = *place->pool;
-  if (auto open = pool.opened(id)) {
+  if (auto open = pool.opened(id); open.top) {
     if (loss == blob::LossUntold::kYes) pool.store->owe(*place->volume);
-    co_return open;
+    co_return std::move(open.top);
   }
   auto volume = co_await pool.store->view(id);
   if (!volume) co_return fail(std::move(volume.error()));
   if (loss == blob::LossUntold::kYes) pool.store->owe(**volume);
   // Somebody else may have opened it while this waited for the map.
-  if (auto open = pool.opened(id)) {
+  if (auto open = pool.opened(id); open.top) {
     pool.store->unview(**volume);
-    co_return open;
+    co_return std::move(open.top);
   }
-  auto device = std::make_shared<VolumeBdev>(*pool.store, **volume);
-  pool.open[id] = device;
-  co_return device;
+  const auto device = std::make_shared<VolumeBdev>(*pool.store, **volume);
+  auto top = std::make_shared<Limits>(device);
+  top->limiter().set(from_store((*volume)->qos, (*volume)->bursts));
+  pool.open[id] = {top, device.get()};
+  co_return top;
 }
 
 }  // namespace pollux::volume

@@ -41,13 +41,11 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       cluster_bytes_(store.cluster_bytes()),
       cluster_mask_(cluster_bytes_ - 1),
       cluster_shift_(static_cast<std::uint32_t>(std::countr_zero(cluster_bytes_))),
-      sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))),
-      limiter_(volume_->limiter()) {
+      sub_block_shift_(static_cast<std::uint32_t>(std::countr_zero(blob::sub_block_bytes(cluster_bytes_)))) {
   volume_->add_channel(*this);
 }
 
 VolumeChannel::~VolumeChannel() {
-  throttle_.cancel();
   volume_->remove_channel(*this);
 }
 
@@ -74,7 +72,7 @@ template <bool kWriting>
   const std::uint64_t last = start + (length - 1);
   if ((kWriting && (read_only_ || (request.flags & IoRequest::kFua) != 0)) || length - 1 > cluster_mask_ - offset ||
       ((start | length) & whole_mask_) != 0 || last >= view_.size_bytes.load(std::memory_order_acquire)) [[unlikely]] {
-    return submit_in_pieces(request, started_ns, /*limited=*/false);
+    return submit_in_pieces(request, started_ns);
   }
   // As in step(): counted before the map is looked at.
   const unsigned epoch = lane_.begin();
@@ -84,7 +82,7 @@ template <bool kWriting>
   });
   if (cluster == 0) [[unlikely]]
     return turn_back(request, started_ns, epoch);
-  new (request.forward_scratch) Forwarded{this, request.complete, start, started_ns, epoch};
+  request.push_frame(Forwarded{this, request.complete, start, started_ns, epoch});
   request.stream = stream_;
   request.offset_bytes = (std::uint64_t{cluster} << cluster_shift_) + offset;
   request.complete = &VolumeChannel::straight_done<kWriting>;
@@ -94,38 +92,33 @@ template <bool kWriting>
 [[gnu::always_inline]] inline void VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
   if (request.op == IoOp::kRead) return go_straight_as<false>(request, started_ns);
   if (request.op == IoOp::kWrite) return go_straight_as<true>(request, started_ns);
-  submit_in_pieces(request, started_ns, /*limited=*/false);
+  submit_in_pieces(request, started_ns);
 }
 
 void VolumeChannel::submit(IoRequest& request) {
-  if (unwatched_left_ == 0 || limiter_.active()) [[unlikely]]
-    return submit_watched(request);
-  --unwatched_left_;
+  if (untimed_left_ == 0) [[unlikely]]
+    return submit_timed(request);
+  --untimed_left_;
   go_straight(request, 0);
 }
 
-[[gnu::noinline]] void VolumeChannel::submit_watched(IoRequest& request) {
-  const bool limited = held_head_ != nullptr || limiter_.active();
-  unwatched_left_ = limited ? 0 : kLatencySample - 1;
-  const bool timed = !limited || limited_requests_++ % kLatencySample == 0;
-  const std::uint64_t started_ns = timed ? monotonic_ns() : 0;
-  if (limited) return submit_in_pieces(request, started_ns, /*limited=*/true);
-  go_straight(request, started_ns);
+[[gnu::noinline]] void VolumeChannel::submit_timed(IoRequest& request) {
+  untimed_left_ = kLatencySample - 1;
+  go_straight(request, monotonic_ns() - request.held_ns);
 }
 
 [[gnu::noinline]] void VolumeChannel::turn_back(IoRequest& request, std::uint64_t started_ns, unsigned epoch) {
   lane_.end(epoch);
-  submit_in_pieces(request, started_ns, /*limited=*/false);
+  submit_in_pieces(request, started_ns);
 }
 
-void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns, bool limited) {
-  Progress& p = *new (request.device_scratch) Progress{};
+void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns) {
+  Progress& p = request.push_frame(Progress{});
   request.stream = stream_;
   p.channel = this;
   p.outstanding = 1;
   p.status = validate(request);
   p.started_ns = started_ns;
-  if (limited) return hold(request);
   cut(request);
 }
 
@@ -156,7 +149,7 @@ void VolumeChannel::count(const IoRequest& request) {
 
 template <bool kWriting>
 void VolumeChannel::straight_done(IoRequest& request) {
-  const Forwarded& was = forwarded(request);
+  const Forwarded& was = request.pop_frame<Forwarded>();
   VolumeChannel& self = *was.channel;
   const std::uint64_t started_ns = was.started_ns;
   const bool answer_due = self.lane_.leave(was.epoch);
@@ -607,7 +600,7 @@ void VolumeChannel::drop(IoRequest& request) {
 }
 
 void VolumeChannel::finish(IoRequest& request) {
-  const Progress& p = progress(request);
+  const Progress& p = request.pop_frame<Progress>();
   request.status = p.status;
   count(request);
   if (p.started_ns != 0) count_latency(request.op, p.started_ns);

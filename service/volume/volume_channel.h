@@ -3,9 +3,10 @@
 //
 // A request that lies in one place goes to the pool's device itself; any other is cut where the map says so and its
 // pieces go there: one look-up a cluster, no lock, no allocation, no copy. What would change the map (a first write, an
-// unmap) or needs a leaf from the device goes to the pool's home reactor and comes back as a completion. Requests keep
-// their state in their own scratch memory.
+// unmap) or needs a leaf from the device goes to the pool's home reactor and comes back as a completion. What it keeps
+// with a request is in a frame of it.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -13,7 +14,6 @@
 #include "bdev/bdev.h"
 #include "blob/store.h"
 #include "volume/io_slots.h"
-#include "volume/qos.h"
 
 namespace pollux::volume {
 
@@ -43,19 +43,7 @@ struct ChannelCounters {
 inline constexpr std::uint64_t kLatencySample = 16;
 
 class VolumeChannel : public bdev::Channel {
- public:
-  VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& store, blob::Volume& record, IoSlots& slots);
-  ~VolumeChannel() override;
-
-  void submit(bdev::IoRequest& request) override;
-  void expedite() override;
-
-  // Goes on with a request that waited for a slot.
-  static void drive(bdev::IoRequest& request);
-  const ChannelCounters& counters() const { return counters_; }
-
- private:
-  // In the request's scratch.
+  // Frames of a request, which has one of them at a time. Of one that is cut into pieces:
   struct Progress {
     VolumeChannel* channel;
     std::uint64_t cursor;      // bytes handed out so far
@@ -66,8 +54,29 @@ class VolumeChannel : public bdev::Channel {
     bdev::IoStatus status;
     bool synced;  // the flush that is asked for, by itself or with FUA, was started
   };
-  static_assert(sizeof(Progress) <= sizeof(bdev::IoRequest::device_scratch));
-  static Progress& progress(bdev::IoRequest& request) { return *reinterpret_cast<Progress*>(request.device_scratch); }
+  // Of one that went straight to the device:
+  struct Forwarded {
+    VolumeChannel* channel;
+    void (*complete)(bdev::IoRequest&);
+    std::uint64_t offset_bytes;
+    std::uint64_t started_ns;  // 0: not timed
+    unsigned epoch;
+  };
+
+ public:
+  static constexpr std::uint32_t kFrameBytes = std::max(sizeof(Progress), sizeof(Forwarded));
+
+  VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& store, blob::Volume& record, IoSlots& slots);
+  ~VolumeChannel() override;
+
+  void submit(bdev::IoRequest& request) override;
+
+  // Goes on with a request that waited for a slot.
+  static void drive(bdev::IoRequest& request);
+  const ChannelCounters& counters() const { return counters_; }
+
+ private:
+  static Progress& progress(bdev::IoRequest& request) { return request.top_frame<Progress>(); }
 
   enum class Step : std::uint8_t { kNext, kWait, kAway };
   struct Place {
@@ -81,36 +90,18 @@ class VolumeChannel : public bdev::Channel {
     bool leaf_shared = false;
   };
 
-  // volume_channel_qos.cpp
-  void hold(bdev::IoRequest& request);
-  // `all`: without waiting for the limits.
-  void release_held(bool all = false);
-
-  // What a request that went straight to the device gets back when it is done.
-  struct Forwarded {
-    VolumeChannel* channel;
-    void (*complete)(bdev::IoRequest&);
-    std::uint64_t offset_bytes;
-    std::uint64_t started_ns;  // 0: not timed
-    unsigned epoch;
-  };
-  static_assert(sizeof(Forwarded) <= sizeof(bdev::IoRequest::forward_scratch));
-  static Forwarded& forwarded(bdev::IoRequest& request) {
-    return *reinterpret_cast<Forwarded*>(request.forward_scratch);
-  }
   void go_straight(bdev::IoRequest& request, std::uint64_t started_ns);
   // kWriting: a write; else a read.
   template <bool kWriting>
   void go_straight_as(bdev::IoRequest& request, std::uint64_t started_ns);
-  // One that is timed, or that limits may hold back.
-  void submit_watched(bdev::IoRequest& request);
+  void submit_timed(bdev::IoRequest& request);
   // The straight way ends at the map.
   void turn_back(bdev::IoRequest& request, std::uint64_t started_ns, unsigned epoch);
   template <bool kWriting>
   static void straight_done(bdev::IoRequest& request);
   // One that is timed, failed, or was the last that a grace period waits for.
   void straight_done_watched(bdev::IoRequest& request, std::uint64_t started_ns, bool answer_due);
-  void submit_in_pieces(bdev::IoRequest& request, std::uint64_t started_ns, bool limited);
+  void submit_in_pieces(bdev::IoRequest& request, std::uint64_t started_ns);
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);
   Step step(bdev::IoRequest& request);
@@ -161,19 +152,8 @@ class VolumeChannel : public bdev::Channel {
   const std::uint32_t cluster_mask_;
   const std::uint32_t cluster_shift_;
   const std::uint32_t sub_block_shift_;
-  // How many requests may still come before one is looked at more closely; 0 while some are held back.
-  std::uint64_t unwatched_left_ = 0;
-  // What came while limits were in force.
-  std::uint64_t limited_requests_ = 0;
-  // Requests that the volume's limits hold back, in order. The first has booked its place, unless the limits changed.
-  QosLimiter& limiter_;
-  bdev::IoRequest* held_head_ = nullptr;
-  bdev::IoRequest* held_tail_ = nullptr;
-  bool booked_ = false;
-  bool releasing_ = false;
-  std::uint64_t booked_generation_ = 0;
-  std::uint64_t due_ns_ = 0;
-  reactor::Timer throttle_{[this] { release_held(); }};
+  // How many requests may still come before one is timed.
+  std::uint64_t untimed_left_ = 0;
   ChannelCounters counters_;
 };
 

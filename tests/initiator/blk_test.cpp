@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/log.h"
+#include "bdev/deep_stack.h"
 #include "initiator/recording_disk.h"
 #include "initiator/service_fixture.h"
 
@@ -39,6 +40,10 @@ const Variant kVariants[] = {
 };
 
 BOOST_FIXTURE_TEST_SUITE(blk, ServiceFixture)
+
+BOOST_AUTO_TEST_CASE(a_disk_whose_layers_need_more_than_a_request_has_is_refused) {
+  BOOST_CHECK_THROW(blk("deep", bdev::test::make_too_deep(ram())), std::exception);
+}
 
 BOOST_DATA_TEST_CASE(reads_return_what_writes_wrote_on_every_kind_of_ring, boost::unit_test::data::make(kVariants),
                      variant) {

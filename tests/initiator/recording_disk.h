@@ -3,29 +3,23 @@
 
 #include <memory>
 #include <mutex>
-#include <string>
 #include <utility>
 #include <vector>
 
-#include "bdev/bdev.h"
+#include "bdev/layer.h"
 
 namespace pollux::initiator {
 
-class RecordingDisk final : public bdev::Bdev {
+class RecordingDisk final : public bdev::Layer {
  public:
   struct Seen {
     bdev::IoOp op;
     std::uint8_t flags;
   };
 
-  explicit RecordingDisk(std::shared_ptr<bdev::Bdev> under) : under_(std::move(under)) {}
-  const std::string& name() const override { return under_->name(); }
-  std::uint64_t size_bytes() const override { return under_->size_bytes(); }
-  std::uint32_t block_bytes() const override { return under_->block_bytes(); }
-  bool supports_unmap() const override { return under_->supports_unmap(); }
-  std::uint32_t unmap_granularity_bytes() const override { return under_->unmap_granularity_bytes(); }
+  explicit RecordingDisk(std::shared_ptr<bdev::Bdev> under) : Layer(std::move(under), 0) {}
   Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = under_->open_channel(reactor);
+    auto channel = below().open_channel(reactor);
     if (!channel) return fail(std::move(channel.error()));
     return std::make_unique<RecordingChannel>(*this, std::move(*channel));
   }
@@ -54,7 +48,6 @@ class RecordingDisk final : public bdev::Bdev {
     std::unique_ptr<bdev::Channel> under_;
   };
 
-  const std::shared_ptr<bdev::Bdev> under_;
   std::mutex mutex_;
   std::vector<Seen> seen_;
 };

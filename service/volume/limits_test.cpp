@@ -1,4 +1,5 @@
-// The layer of limits by itself, over a device in memory. What the limits are is in qos_test.cpp.
+// The layer of limits by itself, over a device in memory; and a volume whose stack is exchanged. What the limits are is
+// in qos_test.cpp.
 
 #include "volume/limits.h"
 
@@ -10,8 +11,10 @@
 #include <vector>
 
 #include "bdev/ram.h"
+#include "bdev/switch.h"
 #include "bdev/verified_load.h"
 #include "volume/test_support.h"
+#include "volume/volume_service.h"
 
 using namespace pollux;
 using namespace pollux::volume;
@@ -132,6 +135,41 @@ BOOST_FIXTURE_TEST_CASE(a_request_passes_untouched_without_limits_and_says_how_l
 BOOST_FIXTURE_TEST_CASE(a_flush_is_never_held_and_those_who_wait_are_sent_on_through_all_layers, Fixture) {
   limits->limiter().set({.write_bytes_per_s = 1});
   BOOST_TEST(must(call(reactor, hurried(*channel, *witness))));
+}
+
+BOOST_AUTO_TEST_CASE(a_volume_keeps_its_data_while_limits_come_and_go_in_its_stack_a_thousand_times) {
+  const auto reactors = start_reactors(2);
+  const auto run = [&](auto task) { return must(call(reactors->main(), std::move(task))); };
+  VolumeService service(*reactors);
+  const Uuid id = Uuid::random();
+  run(service.create_pool({.id = Uuid::random(),
+                           .name = "pool",
+                           .bdev = {.kind = bdev::Spec::Kind::kRam, .path = {}, .size_bytes = 64 * kMiB}}));
+  run(service.create_volume("pool", {.id = id, .name = "one", .size_bytes = 16 * kMiB}));
+  {
+    const auto volume = run(service.open(id));
+    const auto device = must(bdev::Switch::make(volume, reactors->main()));
+    bdev::test::Load load;
+    // The pool is at home on the first.
+    bdev::test::Users at_home(reactors->at(0), *device, load, 0);
+    bdev::test::Users away(reactors->at(1), *device, load, 8 * kMiB);
+    BOOST_REQUIRE(load.reaches(2));
+    for (int i = 0; i < 1000; ++i) {
+      std::shared_ptr<bdev::Bdev> next = volume;
+      if (i % 2 == 0) {
+        auto limited = std::make_shared<Limits>(volume);
+        limited->limiter().set({.total_iops = 1'000'000});
+        next = std::move(limited);
+      }
+      constexpr std::uint64_t kPatienceUs = 60'000'000;
+      must(call(reactors->main(), device->exchange(std::move(next), kPatienceUs)));
+    }
+    BOOST_TEST(load.reaches(load.rounds + 2));
+    load.stop = true;
+    must(at_home.get());
+    must(away.get());
+  }
+  run(service.close());
 }
 
 BOOST_AUTO_TEST_SUITE_END()

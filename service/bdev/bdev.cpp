@@ -20,6 +20,8 @@ const char* to_string(IoStatus status) {
       return "read only";
     case IoStatus::kAborted:
       return "aborted";
+    case IoStatus::kPathLost:
+      return "path to the device lost";
   }
   return "unknown";
 }
@@ -170,6 +172,7 @@ Status to_status(IoStatus status, const std::string& what) {
       return fail(ErrorCode::kCorrupt, what + ": medium error");
     case IoStatus::kIoError:
     case IoStatus::kAborted:
+    case IoStatus::kPathLost:
       break;
   }
   return fail(ErrorCode::kIoError, what + ": " + to_string(status));

@@ -61,6 +61,7 @@ enum class IoStatus : std::uint8_t {
   kInvalid,      // range or alignment; nothing was done
   kReadOnly,     // a write on a read-only device
   kAborted,      // given up before it reached the device
+  kPathLost,     // no way to the device, but it may come back; a read, or a write that was made or not
 };
 const char* to_string(IoStatus status);
 const char* to_string(IoOp op);

@@ -441,6 +441,15 @@ bool UringChannel::finish_zeroing(Op& op, int& result) {
   return true;
 }
 
+// What the kernel's block layer says where a transport failed or did not answer in time (block/blk-core.c, blk_errors):
+// a path of a network or of several that may come back. Not so for a flush: what a device's cache lost with the first
+// attempt is not in the answer to the second.
+IoStatus failure_of(IoOp op, bool syncing, int result) {
+  if (result == -ENOSPC) return IoStatus::kNoSpace;
+  const bool transport = result == -ENOLINK || result == -ETIMEDOUT;
+  return transport && !syncing && (op == IoOp::kRead || op == IoOp::kWrite) ? IoStatus::kPathLost : IoStatus::kIoError;
+}
+
 void UringChannel::finish(Op& op, int result) {
   IoRequest& request = *op.request;
   if (request.op == IoOp::kWriteZeroes && !op.syncing && finish_zeroing(op, result)) return;
@@ -459,7 +468,7 @@ void UringChannel::finish(Op& op, int result) {
     return;
   }
   if (result < 0 || is_short) {
-    request.status = result == -ENOSPC ? IoStatus::kNoSpace : IoStatus::kIoError;
+    request.status = failure_of(request.op, op.syncing, result);
     // A device without discard keeps its data, which unmap allows.
     if (request.op == IoOp::kUnmap && result == -EOPNOTSUPP) {
       bdev_->unmaps_no_more();

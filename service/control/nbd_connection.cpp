@@ -47,6 +47,7 @@ std::uint32_t to_nbd(bdev::IoStatus status) {
       return kEshutdown;
     case bdev::IoStatus::kIoError:
     case bdev::IoStatus::kMediumError:
+    case bdev::IoStatus::kPathLost:
       return kEio;
   }
   return kEio;

@@ -108,6 +108,9 @@ SenseCode to_sense(bdev::IoStatus status, bdev::IoOp op) {
       return sense::kWriteProtected;
     case bdev::IoStatus::kAborted:
       return {SenseKey::kAbortedCommand, 0x00, 0x00};
+    case bdev::IoStatus::kPathLost:
+      // As for an error of the device: no flush is made to be sent again.
+      return op == bdev::IoOp::kFlush ? sense::kInternalTargetFailure : sense::kBecomingReady;
   }
   return sense::kNone;
 }

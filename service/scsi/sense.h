@@ -35,6 +35,8 @@ struct SenseCode {
 // Names as in SPC-5 annex on additional sense codes.
 namespace sense {
 inline constexpr SenseCode kNone{};
+// Initiators send such a command again after a while, until its time is over.
+inline constexpr SenseCode kBecomingReady{SenseKey::kNotReady, 0x04, 0x01};
 inline constexpr SenseCode kWriteError{SenseKey::kMediumError, 0x0c, 0x00};
 inline constexpr SenseCode kUnrecoveredReadError{SenseKey::kMediumError, 0x11, 0x00};
 inline constexpr SenseCode kParameterListLength{SenseKey::kIllegalRequest, 0x1a, 0x00};

@@ -17,6 +17,15 @@ std::vector<std::uint8_t> encode(const SenseData& data, bool descriptor_format) 
 
 }  // namespace
 
+BOOST_AUTO_TEST_CASE(a_lost_path_is_to_be_tried_again_but_by_no_flush) {
+  using pollux::bdev::IoOp;
+  using pollux::bdev::IoStatus;
+  for (const IoOp op : {IoOp::kRead, IoOp::kWrite}) {
+    BOOST_CHECK((to_sense(IoStatus::kPathLost, op) == SenseCode{SenseKey::kNotReady, 0x04, 0x01}));
+  }
+  BOOST_CHECK((to_sense(IoStatus::kPathLost, IoOp::kFlush) == sense::kInternalTargetFailure));
+}
+
 BOOST_AUTO_TEST_CASE(fixed_format_has_its_fields_where_spc_has_them) {
   const auto bytes = encode({.code = {SenseKey::kIllegalRequest, 0x24, 0x01},
                              .information = 0x01020304,

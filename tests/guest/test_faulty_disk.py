@@ -176,6 +176,25 @@ def test_a_read_that_fails_once_is_answered_once(rig: _Rig) -> None:
     assert not rig.failure()
 
 
+def test_a_path_to_the_device_that_comes_back_is_waited_for_over_scsi(rig: _Rig) -> None:
+    scsi, blk = rig.disks
+    chunk, _ = rig.fresh_chunks()
+    for disk in rig.disks:
+        assert disk.fill(chunk, "a")
+        assert disk.flush()
+    for operation in ("read", "write"):
+        for error in (errno.ENOLINK, errno.ETIMEDOUT):
+            before = rig.device.failed()
+            rig.device.fail(operation, error, count=2)
+            assert scsi.fill(chunk, "a") if operation == "write" else scsi.read(chunk, "a") == _RIGHT
+            assert rig.device.failed() == before + 2
+    # virtio-blk has no words for it.
+    rig.device.fail("read", errno.ENOLINK, count=1)
+    assert blk.read(chunk, "a") == _ERROR
+    assert blk.read(chunk, "a") == _RIGHT
+    assert not rig.failure()
+
+
 def test_a_flush_that_fails_is_told_to_each_disk_that_may_have_lost_writes(rig: _Rig) -> None:
     first = rig.disks[0]
     old, new = rig.fresh_chunks()

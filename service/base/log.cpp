@@ -4,6 +4,7 @@
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/dist_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include <memory>
 
@@ -50,6 +51,17 @@ class Outlet {
 };
 
 }  // namespace
+
+void write(Level level, fmt::string_view format, fmt::format_args arguments) {
+  static_assert(static_cast<int>(Level::kTrace) == spdlog::level::trace &&
+                static_cast<int>(Level::kCritical) == spdlog::level::critical);
+  const auto wanted = static_cast<spdlog::level::level_enum>(level);
+  spdlog::logger& logger = *spdlog::default_logger_raw();
+  if (!logger.should_log(wanted)) return;
+  fmt::memory_buffer text;
+  fmt::vformat_to(fmt::appender(text), format, arguments);
+  logger.log(wanted, spdlog::string_view_t(text.data(), text.size()));
+}
 
 Status init(const std::string& level, const std::string& file) {
   const auto parsed = spdlog::level::from_str(level);

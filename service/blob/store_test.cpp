@@ -3,6 +3,7 @@
 #include "blob/store.h"
 
 #include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
 #include <atomic>
 #include <boost/test/unit_test.hpp>

@@ -57,20 +57,28 @@ std::vector<rpc::PoolSpace> filling_up(const std::vector<volume::PoolInfo>& pool
 
 }  // namespace
 
-template <typename Work>
-auto Handler::run(const char* method, const rpc::RequestContext& ctx, const std::string& object, Work work) {
+Deadline Handler::deadline_of(const rpc::RequestContext& ctx) const {
   const std::int32_t asked_ms = ctx.__isset.deadline_ms ? ctx.deadline_ms : 0;
   if (asked_ms < 0) raise({ErrorCode::kInvalid, "ctx.deadline_ms: " + std::to_string(asked_ms) + " is negative"});
-  const auto deadline =
-      Deadline::after_ms(asked_ms == 0 ? backend_.default_deadline_ms
-                                       : std::min(static_cast<std::uint32_t>(asked_ms), backend_.max_deadline_ms));
+  return Deadline::after_ms(asked_ms == 0 ? backend_.default_deadline_ms
+                                          : std::min(static_cast<std::uint32_t>(asked_ms), backend_.max_deadline_ms));
+}
+
+void Handler::finish(const char* method, const rpc::RequestContext& ctx, const std::string& object,
+                     std::uint64_t begin_ns, const Error* error) const {
+  const auto level = error ? log::Level::kWarn : changes_state(method) ? log::Level::kInfo : log::Level::kDebug;
+  const std::string outcome = error ? to_string(error->code) + (": " + error->message) : "ok";
+  log::line(level, "control: {} {} by {} ({}) [{}] {} us: {}", method, loggable(object), caller_.host, caller_.peer,
+            loggable(ctx.request_id), (monotonic_ns() - begin_ns) / 1000, outcome);
+  if (error) raise(*error);
+}
+
+template <typename Work>
+auto Handler::run(const char* method, const rpc::RequestContext& ctx, const std::string& object, Work work) {
+  const Deadline deadline = deadline_of(ctx);
   const std::uint64_t begin_ns = monotonic_ns();
   auto result = work(deadline);
-  const auto level = !result ? spdlog::level::warn : changes_state(method) ? spdlog::level::info : spdlog::level::debug;
-  const std::string outcome = result ? "ok" : to_string(result.error().code) + (": " + result.error().message);
-  spdlog::log(level, "control: {} {} by {} ({}) [{}] {} us: {}", method, loggable(object), caller_.host, caller_.peer,
-              loggable(ctx.request_id), (monotonic_ns() - begin_ns) / 1000, outcome);
-  if (!result) raise(result.error());
+  finish(method, ctx, object, begin_ns, result ? nullptr : &result.error());
   if constexpr (!std::is_void_v<typename decltype(result)::value_type>) return std::move(*result);
 }
 

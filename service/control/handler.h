@@ -99,6 +99,10 @@ class Handler : public rpc::PolluxServiceIf {
   // a Result or Status.
   template <typename Work>
   auto run(const char* method, const rpc::RequestContext& ctx, const std::string& object, Work work);
+  // What of run() is the same whatever a call answers, so that it is compiled once.
+  Deadline deadline_of(const rpc::RequestContext& ctx) const;
+  void finish(const char* method, const rpc::RequestContext& ctx, const std::string& object, std::uint64_t begin_ns,
+              const Error* error) const;
   // A task on the reactor that owns the pool tables.
   template <typename T>
   Result<T> ask(reactor::Task<Result<T>> task, Deadline deadline);

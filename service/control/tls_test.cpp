@@ -1,6 +1,7 @@
 // The control port under friendly and hostile clients, over real TLS. Behind the gate stands Thrift's own null handler:
 // what is tested here is who gets through to it.
 #include <spdlog/sinks/base_sink.h>
+#include <spdlog/spdlog.h>
 
 #include <boost/test/unit_test.hpp>
 #include <chrono>

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import time
 import urllib.request
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +70,9 @@ class Service:
         self._ca = authority.certificate
         self._admin = authority.issue("perf", "admin")
         server = authority.issue("server")
+        # As /run: first writes are answered at once only with memory that outlives the service.
+        memory = Path(tempfile.mkdtemp(prefix="pollux-perf-", dir="/dev/shm"))
+        weakref.finalize(self, shutil.rmtree, memory, ignore_errors=True)
         self._config = folder / "polluxd.toml"
         self._config.write_text(
             f"""
@@ -74,6 +80,7 @@ class Service:
 host_id = "perf"
 state_dir = "{folder}/state"
 runtime_dir = "{sockets}"
+memory_dir = "{memory}"
 log_level = "warn"
 [reactors]
 cores = {list(cores)}

@@ -121,16 +121,21 @@ def test_a_pool_that_did_not_open_is_repaired_by_name_and_opens(own_pool: FilePo
     assert own_pool.client.volume_describe(own_pool.volume).mapped_bytes == 256 << 10
 
 
+def _without_owner(image: bytes) -> bytes:
+    """Without the page that says who has the pool, or had it last."""
+    return image[: 16 << 10] + image[20 << 10 :]
+
+
 def test_rotten_metadata_is_refused_and_hurts_nothing_else(own_pool: FilePool) -> None:
     own_pool.service.polluxd.stop()
     own_pool.damage(PoolImage.spoil_reference_counts)
-    before = own_pool.file.read_bytes()
+    before = _without_owner(own_pool.file.read_bytes())
     own_pool.service.polluxd.start()
     refused = own_pool.check("--repair")
     assert refused.returncode == 1
     assert "no valid copy of page 0 of the reference counts" in refused.stderr
     assert not own_pool.is_open()
-    assert own_pool.file.read_bytes() == before
+    assert _without_owner(own_pool.file.read_bytes()) == before
     # The volume may be in the pool that is not open.
     with pytest.raises(errors.Retry):
         own_pool.service.client("reader", deadline_ms=500).volume_describe(own_pool.volume)

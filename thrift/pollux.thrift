@@ -390,7 +390,8 @@ service PolluxService {
    * under another name or from another host; an owner that is silent for 8 s counts as dead. With force it is taken
    * away from one that is alive: that one stops to write when it notices, 2 s later or when it runs again. What its
    * guests wrote in between is lost, and may have damaged the pool: check it. A pool that this service lost to another in
-   * that way is opened anew; BUSY while a volume of it is attached or has a data socket.
+   * that way is opened anew; BUSY while a volume of it is attached or has a data socket. One that another service has
+   * used since is not opened, with force neither, while guests that were attached to it before are attached here.
    */
   PoolInfo pool_import(1: RequestContext ctx, 2: BdevSpec bdev, 3: bool force) throws (1: PolluxError e),
   /** [admin] Closes the pool and forgets it; its data stays on the device. BUSY while a volume of it is attached. */

@@ -1,7 +1,7 @@
 #pragma once
 // Budget: how much one tenant may hold of something that many tenants share, so that none of them can take it all.
 //
-// A tenant has a part of its own, which nobody else can take: it can always go on, whatever the others do. Beyond its
+// A tenant has a part of its own, which no other can take: it can always go on, whatever the others do. Beyond its
 // own it takes from a common rest, of which it may hold less than twice what is left: alone it gets two thirds, two
 // that want all get two fifths each, and something is left for the next however many they are. No tenant has to be told
 // when another comes.

@@ -1,5 +1,5 @@
 #pragma once
-// LogLimiter: for what happens again and again because somebody else misbehaves, or because something has run out: a
+// LogLimiter: for what happens again and again because a peer misbehaves, or because something has run out: a
 // few lines in the log, and no more than one a second after that.
 
 #include <algorithm>

@@ -50,7 +50,7 @@ Result<std::string> all_cores() {
 
 Result<bool> wants_hugepages(const Options& options, std::string_view meminfo) {
   if (options.hugepages == Hugepages::kOff) return false;
-  // proc(5): pages nobody has taken or reserved, and the default size in kB.
+  // proc(5): pages that are neither used nor reserved, and the default size in kB.
   const std::uint64_t free_pages = field(meminfo, "HugePages_Free");
   const std::uint64_t reserved_pages = field(meminfo, "HugePages_Rsvd");
   const std::uint64_t usable_pages = free_pages > reserved_pages ? free_pages - reserved_pages : 0;

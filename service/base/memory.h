@@ -1,5 +1,5 @@
 #pragma once
-// Memory for what devices and virtqueues work with: request slots, bounce buffers, metadata pages. It comes from DPDK's
+// Memory for what devices and virtqueues work with: requests, bounce buffers, metadata pages. It comes from DPDK's
 // heap (EAL 22.11: hugepages, or ordinary pages with --no-huge) once start() has been called, and from the process's
 // own heap before that, so that tests of one room need no EAL. When DPDK's heap is full the process's own is used.
 //

@@ -1,6 +1,7 @@
 #pragma once
-// Gate: lets an object end only when nobody is inside any more. Operations enter before they touch the object and leave
-// when they are done, across whatever they wait for in between; close() refuses new ones and waits for those inside.
+// Gate: lets an object end only when no operation is inside any more. Operations enter before they touch the object and
+// leave when they are done, across everything that they wait for in between; close() refuses new ones and waits for
+// those inside.
 //
 //   auto inside = gate_.enter("pool 'fast' is being closed");
 //   if (!inside) co_return fail(std::move(inside.error()));
@@ -48,8 +49,8 @@ class Gate {
     return Holder(*this);
   }
 
-  // From the call on nobody enters; returns when nobody is inside. Several may wait. Not from within an operation that
-  // holds the gate.
+  // From the call on no operation enters; returns when none is inside. Several may wait. Not from within an operation
+  // that holds the gate.
   Task<void> close() {
     closed_ = true;
     while (inside_ != 0) {

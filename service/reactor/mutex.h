@@ -37,7 +37,7 @@ class AsyncMutex {
   bool held() const { return held_; }
 
  private:
-  // The mutex passes straight to the next waiter, so nobody can slip in between.
+  // The mutex passes straight to the next waiter, so no other coroutine can come between.
   void unlock() {
     if (waiters_.empty()) {
       held_ = false;

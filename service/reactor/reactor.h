@@ -183,7 +183,7 @@ class Reactor {
 };
 
 // Runs a task on the reactor from a thread that may block (control, tests), and waits for its result; without a
-// deadline for ever. After the deadline: kRetry, and the task goes on to its end without anybody listening. Deadline 0
+// deadline for ever. After the deadline: kRetry, and the task goes on to its end, and its result is dropped. Deadline 0
 // has passed already: kRetry, and the task does not begin.
 template <typename T>
 Result<T> call(Reactor& reactor, Task<Result<T>> task, std::optional<std::uint64_t> deadline_ms = std::nullopt) {

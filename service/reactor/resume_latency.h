@@ -28,7 +28,7 @@ class ResumeLatency {
   // Puts back what a killed process left, then bounds the cores. One whose bound is as tight already stays as it is. A
   // bound is a matter of speed alone: what cannot be written is logged, and left out.
   explicit ResumeLatency(Options options);
-  // Puts back what was changed, but for what somebody else has changed since.
+  // Puts back what was changed, except for what another process has changed since.
   ~ResumeLatency();
   ResumeLatency(const ResumeLatency&) = delete;
   ResumeLatency& operator=(const ResumeLatency&) = delete;

@@ -6,7 +6,7 @@
 //     ...
 //   }
 //
-// A Task starts when it is awaited, or when it is handed to spawn(). It runs on whatever thread resumes it; code that
+// A Task starts when it is awaited, or when it is handed to spawn(). It runs on the thread that resumes it; code that
 // must be on a certain reactor says `co_await reactor.enter()`. A Task that was never started is destroyed without
 // running. A started Task must run to its end: destroying it earlier would free a frame that a device still points to,
 // so that is an assertion. Exceptions do not leave a Task: they end the process, since nothing on these threads throws
@@ -94,7 +94,7 @@ inline Task<void> Promise<void>::get_return_object() noexcept {
   return Task<void>(std::coroutine_handle<Promise<void>>::from_promise(*this));
 }
 
-// A coroutine nobody awaits: its frame frees itself at the end.
+// A coroutine that is not awaited: its frame frees itself at the end.
 struct Detached {
   struct promise_type {
     Detached get_return_object() noexcept { return {}; }

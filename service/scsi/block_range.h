@@ -31,7 +31,7 @@ inline BlockRange decode_range(const std::uint8_t* cdb) {
 }
 
 // Sets the task's range; LBA OUT OF RANGE ends the task when it is not on the medium. Zero blocks at the very end are.
-bool take_range(LunChannel& channel, Task& task, const BlockRange& range);
+bool accept_range(LunChannel& channel, Task& task, const BlockRange& range);
 // INVALID FIELD IN CDB ends the task when the range is longer than one command may transfer.
 bool check_transfer_length(LunChannel& channel, Task& task, const BlockRange& range);
 

@@ -1,4 +1,4 @@
-// COMPARE AND WRITE (SBC-4 5.3) and ORWRITE (5.8): read, look or merge, write, with the range held against everybody
+// COMPARE AND WRITE (SBC-4 5.3) and ORWRITE (5.8): read, look or merge, write, with the range exclusively
 // else from the read to the end of the write.
 
 #include <algorithm>
@@ -109,7 +109,7 @@ void get_scratch(LunChannel& channel, Task& task) {
 bool prepare_compare_and_write(LunChannel& channel, Task& task) {
   constexpr std::uint16_t kBlocksByte = 13;
   const BlockRange range{get_be64(task.cdb.data() + 2), task.cdb[kBlocksByte], kBlocksByte};
-  if (!take_range(channel, task, range)) return false;
+  if (!accept_range(channel, task, range)) return false;
   if (range.blocks > max_compare_blocks(channel.unit())) {
     finish_invalid_cdb(channel, task, kBlocksByte);
     return false;

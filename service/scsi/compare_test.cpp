@@ -38,7 +38,8 @@ BOOST_AUTO_TEST_CASE(compare_and_write_writes_only_what_compares) {
   }
 }
 
-// docs/scsi-conformance.md: what a guest may be told whose command was done by a process that died before it could say so.
+// docs/scsi-conformance.md: what a guest may be told whose command was done by a process that died before it could say
+// so.
 BOOST_AUTO_TEST_CASE(compare_and_write_that_is_handed_in_again_claims_nothing_that_it_did_not_find) {
   Bench bench;
   const Bytes open(512, 0);
@@ -84,15 +85,15 @@ BOOST_AUTO_TEST_CASE(or_write_sets_bits_and_clears_none) {
 
 BOOST_AUTO_TEST_CASE(a_write_from_another_reactor_waits_for_the_compare_and_write_on_its_range) {
   Bench bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto exclusive = bench.start(compare_and_write(10, Bytes(1024), Bytes(1024, 1)), {0, 0});
-  bench.bdev->await_held(1);  // it reads
+  bench.bdev->await_paused(1);  // it reads
   auto over = bench.start({.cdb = range_cdb({0x2a, 11, 1}), .data_out = Bytes(512, 2)}, {1, 1});
   auto zeroes = bench.start({.cdb = range_cdb({0x41, 0, 11}), .data_out = Bytes(512)}, {0, 1});
   auto beside = bench.start({.cdb = range_cdb({0x2a, 12, 1}), .data_out = Bytes(512, 3)}, {1, 1});
   auto read = bench.start({.cdb = range_cdb({0x28, 10, 2}), .data_in_bytes = 1024}, {1, 0});
-  bench.bdev->await_held(3);  // its read, the write beside, the read: not the write over it
-  bench.bdev->let_go();
+  bench.bdev->await_paused(3);  // its read, the write beside, the read: not the write over it
+  bench.bdev->resume();
   check_good(exclusive->answer(), 2048);
   check_good(over->answer(), 512);
   check_good(beside->answer(), 512);
@@ -105,14 +106,14 @@ BOOST_AUTO_TEST_CASE(a_write_from_another_reactor_waits_for_the_compare_and_writ
 
 BOOST_AUTO_TEST_CASE(a_compare_and_write_waits_for_writes_that_are_with_the_device) {
   Bench bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto first = bench.start({.cdb = range_cdb({0x2a, 10, 1}), .data_out = Bytes(512, 5)}, {1, 1});
-  bench.bdev->await_held(1);
+  bench.bdev->await_paused(1);
   auto exclusive = bench.start(compare_and_write(10, Bytes(512), Bytes(512, 1)), {0, 0});
   // It has not begun to read: only the write is there, also after both reactors have turned.
   bench.settle();
-  BOOST_TEST(bench.bdev->held() == 1u);
-  bench.bdev->let_go();
+  BOOST_TEST(bench.bdev->paused() == 1u);
+  bench.bdev->resume();
   check_good(first->answer(), 512);
   // It compared with what the write left.
   check_sense(exclusive->answer(), sense::kMiscompareDuringVerify);

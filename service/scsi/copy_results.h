@@ -19,11 +19,11 @@ class CopyResults {
  public:
   // Replaces the one with the same list identifier, else the oldest when all places are taken.
   void keep(const CopyResult& result) {
-    take(result.list_id);
+    pop(result.list_id);
     places_[next_] = result;
     next_ = (next_ + 1) % places_.size();
   }
-  std::optional<CopyResult> take(std::uint8_t list_id) {
+  std::optional<CopyResult> pop(std::uint8_t list_id) {
     for (auto& place : places_) {
       if (place && place->list_id == list_id) return std::exchange(place, std::nullopt);
     }

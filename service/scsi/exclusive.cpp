@@ -52,28 +52,28 @@ void ExclusiveRanges::begin(Task& task) {
   const std::shared_ptr<ChannelAnchor> home = task.work.channel->anchor();
   auto round = std::make_shared<Round>();
   round->left = anchors.size();
-  const HeldRange range{task.work.lba, task.work.blocks, true};
+  const ExclusiveRange range{task.work.lba, task.work.blocks, true};
   for (const auto& anchor : anchors) {
     run_on(anchor, [home, round, range, &task](LunChannel* channel) {
       auto drained = [home, round, &task] {
         if (round->left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
         run_on(home, [&task](LunChannel* own) {
           task.work.waits_for_range = false;
-          task.work.holds_range = true;
+          task.work.owns_exclusive = true;
           own->resume(task);
         });
       };
       if (channel == nullptr) {
         drained();
       } else {
-        channel->hold_range(range, &task, std::move(drained));
+        channel->begin_exclusive(range, &task, std::move(drained));
       }
     });
   }
 }
 
 void ExclusiveRanges::release(Task& task) {
-  task.work.holds_range = false;
+  task.work.owns_exclusive = false;
   std::vector<std::shared_ptr<ChannelAnchor>> anchors;
   Task* next = nullptr;
   {
@@ -85,7 +85,7 @@ void ExclusiveRanges::release(Task& task) {
       if (first_waiting_ == nullptr) last_waiting_ = nullptr;
       current_ = {next->work.lba, next->work.blocks, true};
     } else {
-      current_ = HeldRange{};
+      current_ = ExclusiveRange{};
     }
   }
   if (next != nullptr) {
@@ -96,7 +96,7 @@ void ExclusiveRanges::release(Task& task) {
   }
   for (const auto& anchor : anchors) {
     run_on(anchor, [](LunChannel* channel) {
-      if (channel != nullptr) channel->release_range();
+      if (channel != nullptr) channel->end_exclusive();
     });
   }
 }

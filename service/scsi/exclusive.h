@@ -1,10 +1,10 @@
 #pragma once
-// ExclusiveRanges: lets one command at a time read, change and write back a range of the logical unit with nobody else
-// writing in between, whichever reactor or guest the others come from (COMPARE AND WRITE, SBC-4 5.3; ORWRITE).
+// ExclusiveRanges: lets one command at a time read, change and write back a range of the logical unit while no other
+// command of any reactor or guest writes to it (COMPARE AND WRITE, SBC-4 5.3; ORWRITE).
 //
-// The command whose turn it is has every LunChannel of the unit hold back commands that would change the range, and
-// goes on when the ones that were with the device already have come back. Reads are not held. Commands wait in the
-// order in which they asked.
+// While a command has the range, commands that would change it wait in every LunChannel of the unit; it begins when
+// those that the device had already have completed. Reads do not wait. Commands have the range in the order in which
+// they asked.
 
 #include <cstdint>
 
@@ -22,15 +22,15 @@ class ExclusiveRanges {
   // On the same reactor, before the task completes.
   void release(Task& task);
 
-  // Under the unit's mutex: for a channel that opens while a range is held.
-  HeldRange current() const { return current_; }
+  // Under the unit's mutex: for a channel that opens while a command has a range.
+  ExclusiveRange current() const { return current_; }
 
  private:
   // Under the mutex: whose turn it is now.
   void begin(Task& task);
 
   LogicalUnit& unit_;
-  HeldRange current_;
+  ExclusiveRange current_;
   Task* first_waiting_ = nullptr;
   Task* last_waiting_ = nullptr;
 };

@@ -33,18 +33,18 @@ constexpr TaskAttribute kAttributes[] = {TaskAttribute::kSimple, TaskAttribute::
 
 BOOST_AUTO_TEST_CASE(commands_wait_until_it_is_decided_that_the_unit_stays) {
   Leaving bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto begun = bench.start(write_a_block(0));
-  bench.bdev->await_held(1);
+  bench.bdev->await_paused(1);
   bench.begin();
   std::vector<std::unique_ptr<Pending>> late;
   for (const auto attribute : kAttributes) late.push_back(bench.start(test_unit_ready(attribute)));
   late.push_back(bench.start(write_a_block(1)));
   BOOST_TEST(!bench.drained());
   for (const auto& pending : late) BOOST_TEST(!pending->done());
-  BOOST_TEST(bench.bdev->held() == 1U);
+  BOOST_TEST(bench.bdev->paused() == 1U);
   bench.on_reactor(0, [&] { bench.channel().stay(); });
-  bench.bdev->let_go();
+  bench.bdev->resume();
   check_good(begun->answer(), 512);
   for (std::size_t i = 0; i < 3; ++i) check_good(late[i]->answer(), 0);
   check_good(late[3]->answer(), 512);
@@ -53,13 +53,13 @@ BOOST_AUTO_TEST_CASE(commands_wait_until_it_is_decided_that_the_unit_stays) {
 
 BOOST_AUTO_TEST_CASE(commands_that_waited_end_with_a_unit_that_goes) {
   Leaving bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto begun = bench.start(write_a_block(0));
-  bench.bdev->await_held(1);
+  bench.bdev->await_paused(1);
   bench.begin();
   std::vector<std::unique_ptr<Pending>> late;
   for (const auto attribute : kAttributes) late.push_back(bench.start(test_unit_ready(attribute)));
-  bench.bdev->let_go();
+  bench.bdev->resume();
   check_good(begun->answer(), 512);
   BOOST_TEST(bench.drained());
   for (const auto& pending : late) BOOST_TEST(!pending->done());

@@ -141,7 +141,7 @@ Result<std::unique_ptr<LunChannel>> Nexus::open_channel(reactor::Reactor& reacto
   std::unique_ptr<LunChannel> channel(
       new LunChannel(shared_from_this(), reactor, std::move(*device), Tenant::of(reactor, options_.initiator)));
   std::lock_guard lock(unit_->mutex());
-  channel->held_ = unit_->exclusive_ranges().current();
+  channel->exclusive_ = unit_->exclusive_ranges().current();
   channels_.push_back(channel->anchor());
   return channel;
 }
@@ -151,7 +151,7 @@ void Nexus::raise(UnitAttention attention) {
   set_gate(kGateAttention, true);
 }
 
-bool Nexus::take_attention(UnitAttention& attention) {
+bool Nexus::pop_attention(UnitAttention& attention) {
   std::uint32_t waiting = attentions_.load(std::memory_order_acquire);
   std::uint32_t lowest;
   do {

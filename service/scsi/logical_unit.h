@@ -5,8 +5,8 @@
 //   Nexus         one a (guest, logical unit): unit attentions, write protection, reservation rights.
 //   LunChannel    one a (nexus, reactor): where tasks are submitted and completed.
 //
-// The path of READ and WRITE takes no lock: whatever may stand in the way of a nexus's commands (a unit attention,
-// somebody's reservation, write protection) is one atomic word of the nexus, zero when there is nothing. Code
+// The path of READ and WRITE takes no lock: what may refuse a nexus's commands (a unit attention,
+// another's reservation, write protection) is one atomic word of the nexus, zero when there is nothing. Code
 // that changes such state does so under the logical unit's mutex, which commands off that path hold briefly and never
 // across I/O.
 
@@ -209,11 +209,11 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   enum Gate : std::uint32_t {
     kGateAttention = 1u << 0,     // a unit attention waits
     kGateWriteProtect = 1u << 1,  // read-only nexus, device, or the SWP bit of the control mode page
-    kGateReservation = 1u << 2,   // somebody else's reservation: ask the commands' own rules
+    kGateReservation = 1u << 2,   // another nexus's reservation: ask the commands' own rules
   };
   std::uint32_t gate() const { return gate_.load(std::memory_order_acquire); }
   // The most important waiting unit attention, taken off. False: there is none.
-  bool take_attention(UnitAttention& attention);
+  bool pop_attention(UnitAttention& attention);
 
  private:
   friend class LogicalUnit;

@@ -62,7 +62,7 @@ void LunChannel::submit(Task& task) {
   work.step = 0;
   work.started = false;
   work.waits_for_range = false;
-  work.holds_range = false;
+  work.owns_exclusive = false;
   work.abort_requested = false;
   work.loop = nullptr;
   work.io.task = &task;
@@ -101,7 +101,7 @@ bool LunChannel::pass_gate(Task& task, const Command* command) {
   const std::uint32_t gate = nexus_->gate();
   UnitAttention attention;
   if ((gate & Nexus::kGateAttention) != 0 && (command == nullptr || !command->is(Command::kIgnoresAttention)) &&
-      nexus_->take_attention(attention)) {
+      nexus_->pop_attention(attention)) {
     finish_with_sense(*this, task, to_sense(attention));
     return false;
   }
@@ -137,7 +137,7 @@ Task& LunChannel::Waiting::pop() {
   return task;
 }
 
-void LunChannel::Waiting::take_aborted(Waiting& to) {
+void LunChannel::Waiting::move_aborted(Waiting& to) {
   Waiting rest;
   while (first != nullptr) {
     Task& task = pop();
@@ -157,14 +157,14 @@ bool LunChannel::in_turn(const Task& task) const {
   return first_ordered_->work.arrival > task.work.arrival;
 }
 
-bool LunChannel::held_back(const Task& task) const {
-  return held_.active && task.work.command->is(Command::kModifiesMedium) &&
-         held_.overlaps(task.work.lba, task.work.blocks);
+bool LunChannel::waits_for_exclusive(const Task& task) const {
+  return exclusive_.active && task.work.command->is(Command::kModifiesMedium) &&
+         exclusive_.overlaps(task.work.lba, task.work.blocks);
 }
 
 void LunChannel::start(Task& task) {
-  if (held_back(task)) [[unlikely]]
-    return held_back_.push(task);
+  if (waits_for_exclusive(task)) [[unlikely]]
+    return behind_exclusive_.push(task);
   task.work.started = true;
   ++started_;
   task.work.command->execute(*this, task);
@@ -178,12 +178,12 @@ void LunChannel::start_waiting() {
   starting_waiting_ = false;
 }
 
-void LunChannel::start_held_back() {
+void LunChannel::start_behind_exclusive() {
   if (leaving_) return;
-  // Those that are held back still go to the list's end; what starts may change the list.
+  // Those that still have to wait go to the list's end; what starts may change the list.
   std::size_t count = 0;
-  for (const Task* task = held_back_.first; task != nullptr; task = task->work.queue_next) ++count;
-  for (; count > 0 && held_back_.first != nullptr; --count) start(held_back_.pop());
+  for (const Task* task = behind_exclusive_.first; task != nullptr; task = task->work.queue_next) ++count;
+  for (; count > 0 && behind_exclusive_.first != nullptr; --count) start(behind_exclusive_.pop());
 }
 
 void LunChannel::begin_leaving() {
@@ -193,11 +193,11 @@ void LunChannel::begin_leaving() {
 void LunChannel::stay() {
   leaving_ = false;
   start_waiting();
-  start_held_back();
+  start_behind_exclusive();
 }
 
 void LunChannel::end_waiting() {
-  for (Waiting all : {std::exchange(waiting_, {}), std::exchange(held_back_, {})}) {
+  for (Waiting all : {std::exchange(waiting_, {}), std::exchange(behind_exclusive_, {})}) {
     while (all.first != nullptr) {
       Task& task = all.pop();
       task.outcome = Outcome::kRemoved;
@@ -219,7 +219,7 @@ void LunChannel::unlink(Task& task) {
 
 void LunChannel::complete(Task& task) {
   if (task.work.loop != nullptr) task.work.loop->gone = true;
-  if (task.work.holds_range) unit_->exclusive_ranges().release(task);
+  if (task.work.owns_exclusive) unit_->exclusive_ranges().release(task);
   if (task.work.scratch != nullptr) tenant_->release_scratch(task);
   if (task.work.abort_requested) {
     task.outcome = task.work.abort_outcome;
@@ -338,8 +338,8 @@ void LunChannel::abort(const AbortSelection& selection, std::function<void()> do
     if (task->work.started) started.push_back(task);
   }
   Waiting unstarted;
-  waiting_.take_aborted(unstarted);
-  held_back_.take_aborted(unstarted);
+  waiting_.move_aborted(unstarted);
+  behind_exclusive_.move_aborted(unstarted);
   wait_for(std::move(started), std::move(done));
   while (unstarted.first != nullptr) complete(unstarted.pop());
 }
@@ -351,8 +351,8 @@ bool LunChannel::has_task(std::uint64_t tag) const {
   return false;
 }
 
-void LunChannel::hold_range(const HeldRange& range, const Task* owner, std::function<void()> drained) {
-  held_ = range;
+void LunChannel::begin_exclusive(const ExclusiveRange& range, const Task* owner, std::function<void()> drained) {
+  exclusive_ = range;
   std::vector<const Task*> writing;
   for (const Task* task = tasks_; task != nullptr; task = task->work.next) {
     if (task == owner || !task->work.started || !task->work.command->is(Command::kModifiesMedium) ||
@@ -363,12 +363,12 @@ void LunChannel::hold_range(const HeldRange& range, const Task* owner, std::func
   }
   wait_for(std::move(writing), std::move(drained));
   // What waited for the range before this one.
-  start_held_back();
+  start_behind_exclusive();
 }
 
-void LunChannel::release_range() {
-  held_ = HeldRange{};
-  start_held_back();
+void LunChannel::end_exclusive() {
+  exclusive_ = ExclusiveRange{};
+  start_behind_exclusive();
 }
 
 }  // namespace pollux::scsi

@@ -2,8 +2,8 @@
 // LunChannel: where one nexus's tasks for one logical unit run on one reactor.
 //
 // A task goes through: which command is it; does something of the nexus stand in its way (the gate); is its CDB right;
-// is it its turn (task attributes, somebody's exclusive range); then the command's own function, which completes it or
-// leaves it with the device. Tasks with the attribute SIMPLE are in no order among them. ORDERED waits for all tasks
+// is it its turn (task attributes, another task's exclusive range); then the command's own function, which completes it
+// or leaves it with the device. Tasks with the attribute SIMPLE are in no order among them. ORDERED waits for all tasks
 // that came through this channel before it, and later ones wait for it.
 
 #include <cstdint>
@@ -23,8 +23,8 @@ class Tenant;
 class TargetChannel;
 struct ChannelAnchor;
 
-// A range that a command of some channel has to itself for a read-modify-write.
-struct HeldRange {
+// A range of which a command of any channel is the only writer, for a read-modify-write.
+struct ExclusiveRange {
   std::uint64_t lba = 0;
   std::uint64_t blocks = 0;
   bool active = false;
@@ -92,13 +92,13 @@ class LunChannel {
   // Ends the tasks that have not begun, marks those that have, and calls `done` when they are all gone.
   void abort(const AbortSelection& selection, std::function<void()> done);
   bool has_task(std::uint64_t tag) const;
-  // Holds back commands that would change the range, and calls `drained` when none of them but `owner` is under way.
-  void hold_range(const HeldRange& range, const Task* owner, std::function<void()> drained);
-  void release_range();
+  // From here on commands that would change the range wait; calls `drained` when none of them but `owner` is under way.
+  void begin_exclusive(const ExclusiveRange& range, const Task* owner, std::function<void()> drained);
+  void end_exclusive();
 
  private:
   friend class Nexus;
-  // Somebody who waits for certain tasks to complete.
+  // Called when certain tasks have completed.
   struct Waiter {
     std::vector<const Task*> tasks;
     std::function<void()> done;
@@ -114,11 +114,11 @@ class LunChannel {
   bool pass_reservations(Task& task, const Command& command);
   // Whether the tasks before it let it begin.
   bool in_turn(const Task& task) const;
-  bool held_back(const Task& task) const;
-  // Its turn has come: begins, unless the range that it would change is held.
+  bool waits_for_exclusive(const Task& task) const;
+  // Its turn has come: begins, unless another task has the range exclusively.
   void start(Task& task);
   void start_waiting();
-  void start_held_back();
+  void start_behind_exclusive();
   void unlink(Task& task);
   void wait_for(std::vector<const Task*> tasks, std::function<void()> done);
 
@@ -140,13 +140,13 @@ class LunChannel {
     void push(Task& task);
     Task& pop();
     // Moves those that were aborted to another list.
-    void take_aborted(Waiting& to);
+    void move_aborted(Waiting& to);
   };
   // Those that have passed the checks and wait for tasks before them. When the first may not begin, no other may: what
   // it waits for came before them too, or is itself.
   Waiting waiting_;
-  // Those whose turn has come, and that would change a range that is held.
-  Waiting held_back_;
+  // Those whose turn has come, and that wait for the end of an exclusive range.
+  Waiting behind_exclusive_;
   // ORDERED tasks in flight, begun or not, by Work::later_ordered and earlier_ordered.
   Task* first_ordered_ = nullptr;
   Task* last_ordered_ = nullptr;
@@ -155,7 +155,7 @@ class LunChannel {
   // Tasks that have come so far.
   std::uint64_t arrivals_ = 0;
   bool starting_waiting_ = false;
-  HeldRange held_;
+  ExclusiveRange exclusive_;
   std::vector<Waiter> waiters_;
 };
 

@@ -105,7 +105,7 @@ void mode_select(LunChannel& channel, Task& task) {
   if (length < header || length > bytes.size()) {
     return finish_with_sense(channel, task, sense::kParameterListLength);
   }
-  if (!take_parameters(channel, task, length_byte, std::span(bytes).first(length))) return;
+  if (!copy_parameters(channel, task, length_byte, std::span(bytes).first(length))) return;
 
   // MODE DATA LENGTH is reserved here, and so is the medium type (0); the device-specific parameter is ignored.
   const std::size_t medium_type = ten ? 2 : 1;

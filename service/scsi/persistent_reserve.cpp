@@ -53,7 +53,7 @@ void add_keys(const Reservations& reservations, std::vector<std::uint8_t>& out) 
 void add_reservation(const Reservations& reservations, std::vector<std::uint8_t>& out) {
   const auto& held = reservations.held();
   if (!held) return;
-  std::uint64_t key = 0;  // all registrants: nobody's in particular
+  std::uint64_t key = 0;  // all registrants: no single holder
   for (const Registrant& registrant : reservations.registrants()) {
     if (held->holder && registrant.nexus == *held->holder) key = registrant.key;
   }
@@ -110,7 +110,7 @@ bool parse_parameters(LunChannel& channel, Task& task, std::uint8_t action, OutP
     finish_with_sense(channel, task, sense::kParameterListLength);
     return false;
   }
-  if (!take_parameters(channel, task, 5, std::span(list).first(length))) return false;
+  if (!copy_parameters(channel, task, 5, std::span(list).first(length))) return false;
   out.key = get_be64(list.data());
   out.new_key = get_be64(list.data() + 8);
   const std::size_t flags_at = move ? 17 : 20;
@@ -272,11 +272,12 @@ void persistent_reserve_out(LunChannel& channel, Task& task) {
     std::lock_guard lock(unit.mutex());
     Reservations& reservations = unit.reservations();
     if (arrival.again && reservations.was_done(initiator, arrival.number)) {
-      // The process that did it died before it could say so. Done twice, most actions would fail: the keys have changed.
+      // The process that did it died before it could say so. Done twice, most actions would fail: the keys have
+      // changed.
     } else if (action == kRegisterAndMove &&
-        std::none_of(unit.nexuses().begin(), unit.nexuses().end(), [&](const Nexus* nexus) {
-          return nexus->options().relative_target_port == parameters.move_to.relative_target_port;
-        })) {
+               std::none_of(unit.nexuses().begin(), unit.nexuses().end(), [&](const Nexus* nexus) {
+                 return nexus->options().relative_target_port == parameters.move_to.relative_target_port;
+               })) {
       effects.verdict = Reservations::Verdict::kInvalidTransportId;
     } else {
       const bool was_kept = !reservations.registrants().empty();
@@ -338,13 +339,13 @@ void release_unit(LunChannel& channel, Task& task) {
     released = unit.reservations().legacy_release(channel.nexus());
     if (held && released) {
       unit.update_gates();
-      unit.settings().keep_reserved(
-          channel.nexus().options().initiator, false, [&channel, &task, home = &channel.reactor()](Status kept) {
-            home->post([&channel, &task, kept = kept.has_value()] {
-              if (kept) return finish_good(channel, task);
-              finish_with_sense(channel, task, sense::kInternalTargetFailure);
-            });
-          });
+      unit.settings().keep_reserved(channel.nexus().options().initiator, false,
+                                    [&channel, &task, home = &channel.reactor()](Status kept) {
+                                      home->post([&channel, &task, kept = kept.has_value()] {
+                                        if (kept) return finish_good(channel, task);
+                                        finish_with_sense(channel, task, sense::kInternalTargetFailure);
+                                      });
+                                    });
       return;
     }
   }

@@ -130,13 +130,13 @@ BOOST_AUTO_TEST_CASE(preempted_guests_hear_of_it_and_their_tasks_end) {
   check_good(bench.run(out({kRegister, 0, 1})), 24);
   check_good(bench.run(out({kRegister, 0, 2}), {1, 0}), 24);
   check_good(bench.run(out({kReserve, 1, 0, 3})), 24);
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto write = bench.start(write_block(), {0, 1});
-  bench.bdev->await_held(1);
+  bench.bdev->await_paused(1);
   auto preempt = bench.start(out({kPreemptAndAbort, 2, 1, 3}), {1, 0});
   bench.settle();
   BOOST_TEST(!preempt->done());
-  bench.bdev->let_go();
+  bench.bdev->resume();
   const Answer aborted = write->answer();
   BOOST_TEST((aborted.outcome == Outcome::kAborted));
   check_status(aborted, ScsiStatus::kTaskAborted);
@@ -249,8 +249,11 @@ BOOST_AUTO_TEST_CASE(a_command_that_is_handed_in_again_is_done_once) {
     std::uint64_t generation;  // after it
   };
   // Done twice, each but RESERVE would fail: the keys are others, or gone.
-  const Step steps[] = {{{kRegister, 0, 1}, 2}, {{kRegister, 1, 2}, 3}, {{kReserve, 2, 0, 1}, 3},
-                        {{kPreempt, 2, 7, 1}, 4}, {{kClear, 2}, 5}};
+  const Step steps[] = {{{kRegister, 0, 1}, 2},
+                        {{kRegister, 1, 2}, 3},
+                        {{kReserve, 2, 0, 1}, 3},
+                        {{kPreempt, 2, 7, 1}, 4},
+                        {{kClear, 2}, 5}};
   auto store = std::make_shared<TestStore>();
   {
     Bench bench({.store = store});

@@ -66,7 +66,7 @@ void unmap_next(LunChannel& channel, Task& task) {
 void start_unmap(LunChannel& channel, Task& task) {
   const std::size_t length = get_be16(task.cdb.data() + 7);
   std::uint8_t* list = task.work.scratch->data();
-  if (!take_parameters(channel, task, 7, {list, std::min(length, kMaxUnmapListBytes)})) return;
+  if (!copy_parameters(channel, task, 7, {list, std::min(length, kMaxUnmapListBytes)})) return;
   const std::size_t data_length = get_be16(list);
   const std::size_t descriptors_length = get_be16(list + 2);
   if (kUnmapHeaderBytes + descriptors_length > length) {
@@ -111,7 +111,7 @@ void start_write_same(LunChannel& channel, Task& task) {
   Task::Work& work = task.work;
   const std::uint32_t block_bytes = channel.unit().block_bytes();
   std::uint8_t* pattern = work.scratch->data();
-  if (!take_parameters(channel, task, 1, {pattern, block_bytes})) return;
+  if (!copy_parameters(channel, task, 1, {pattern, block_bytes})) return;
   if (std::all_of(pattern, pattern + block_bytes, [](std::uint8_t byte) { return byte == 0; })) {
     aim_zeroes(channel, task, work.lba, work.blocks, (task.cdb[1] & kUnmapBit) != 0);
     return channel.to_device_and_finish(task, block_bytes);
@@ -168,7 +168,7 @@ void unmap(LunChannel& channel, Task& task) {
 bool prepare_write_same(LunChannel& channel, Task& task) {
   const BlockRange range = decode_range(task.cdb.data());
   const bool no_data_out = task.cdb[0] == kWriteSame16 && (task.cdb[1] & kNoDataOutBit) != 0;
-  if (!take_range(channel, task, range)) return false;
+  if (!accept_range(channel, task, range)) return false;
   // WSNZ in VPD page B0h: zero blocks, which would mean all to the end, are refused.
   if (range.blocks == 0 || range.blocks > kMaxWriteSameBlocks) {
     finish_invalid_cdb(channel, task, range.length_byte);
@@ -178,7 +178,7 @@ bool prepare_write_same(LunChannel& channel, Task& task) {
     finish_invalid_cdb(channel, task, 1, 3);
     return false;
   }
-  // One block, whatever the CDB's length says: more or less is a mistake of the initiator's.
+  // One block; a CDB with another length is the initiator's mistake.
   if (!no_data_out && task.data_out_bytes != channel.unit().block_bytes()) {
     finish_invalid_cdb(channel, task, range.length_byte);
     return false;

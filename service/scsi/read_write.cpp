@@ -28,8 +28,8 @@ void aim(const LunChannel& channel, Task& task, bdev::IoOp op) {
   io.length_bytes = task.work.blocks << channel.unit().block_shift();
 }
 
-// A command of more than kStepBytes. Work::step_blocks is the step under way, data_offset what the last piece of its list
-// has beyond it.
+// A command of more than kStepBytes. Work::step_blocks is the step under way, data_offset what the last piece of its
+// list has beyond it.
 struct List {
   iovec*& pieces;
   std::uint32_t& count;
@@ -90,7 +90,7 @@ void read_now(LunChannel& channel, Task& task) {
 
 }  // namespace
 
-bool take_range(LunChannel& channel, Task& task, const BlockRange& range) {
+bool accept_range(LunChannel& channel, Task& task, const BlockRange& range) {
   if (!range_fits(range.lba, range.blocks, channel.unit().size_blocks())) {
     finish_with_sense(channel, task, sense::kLbaOutOfRange);
     return false;
@@ -107,12 +107,12 @@ bool check_transfer_length(LunChannel& channel, Task& task, const BlockRange& ra
 }
 
 bool prepare_range(LunChannel& channel, Task& task) {
-  return take_range(channel, task, decode_range(task.cdb.data()));
+  return accept_range(channel, task, decode_range(task.cdb.data()));
 }
 
 bool prepare_read(LunChannel& channel, Task& task) {
   const BlockRange range = decode_range(task.cdb.data());
-  if (!take_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
+  if (!accept_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
   if (range.blocks << channel.unit().block_shift() <= task.data_in_bytes) return true;
   finish_overrun(channel, task, range.length_byte);
   return false;
@@ -120,7 +120,7 @@ bool prepare_read(LunChannel& channel, Task& task) {
 
 bool prepare_write(LunChannel& channel, Task& task) {
   const BlockRange range = decode_range(task.cdb.data());
-  if (!take_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
+  if (!accept_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
   if (range.blocks << channel.unit().block_shift() <= task.data_out_bytes) return true;
   finish_overrun(channel, task, range.length_byte);
   return false;

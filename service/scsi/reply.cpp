@@ -132,7 +132,7 @@ std::optional<std::uint64_t> first_difference(const Task& task, std::uint64_t of
   return std::nullopt;
 }
 
-bool take_parameters(LunChannel& channel, Task& task, std::uint16_t length_byte, std::span<std::uint8_t> out) {
+bool copy_parameters(LunChannel& channel, Task& task, std::uint16_t length_byte, std::span<std::uint8_t> out) {
   if (copy_from_data_out(task, 0, out)) return true;
   finish_overrun(channel, task, length_byte);
   return false;

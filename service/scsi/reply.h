@@ -44,6 +44,6 @@ std::optional<std::uint64_t> first_difference(const Task& task, std::uint64_t of
 
 // Copies the parameter list of a command whose CDB names its length at `length_byte`; ends the task and answers false
 // when the buffer is shorter. out.size() is that length.
-bool take_parameters(LunChannel& channel, Task& task, std::uint16_t length_byte, std::span<std::uint8_t> out);
+bool copy_parameters(LunChannel& channel, Task& task, std::uint16_t length_byte, std::span<std::uint8_t> out);
 
 }  // namespace pollux::scsi

@@ -151,10 +151,11 @@ Reservations::Effects Reservations::preempt(const NexusName& nexus, const Preemp
   } else if (held_) {
     takes_over = owns(*held_->holder, request.victim_key);
   }
-  const bool names_somebody = every_other || takes_over ||
-                              std::any_of(registrants_.begin(), registrants_.end(),
-                                          [&](const auto& registrant) { return registrant.key == request.victim_key; });
-  if (!names_somebody) return {.verdict = Verdict::kConflict};
+  const bool names_registrant =
+      every_other || takes_over || std::any_of(registrants_.begin(), registrants_.end(), [&](const auto& registrant) {
+        return registrant.key == request.victim_key;
+      });
+  if (!names_registrant) return {.verdict = Verdict::kConflict};
 
   std::erase_if(registrants_, [&](const Registrant& registrant) {
     const bool goes = every_other ? !(registrant.nexus == nexus) : is_victim(registrant);

@@ -106,7 +106,7 @@ class Reservations {
   // Also after resets and when the nexus ends. True when it held.
   bool legacy_drop(const Nexus& nexus);
   bool legacy_holds(const Nexus& nexus) const { return legacy_holder_ == &nexus; }
-  // Null: nobody.
+  // Null: none.
   const Nexus* legacy_holder() const { return legacy_holder_; }
 
   // ---- Access. ----

@@ -102,7 +102,7 @@ BOOST_AUTO_TEST_CASE(software_write_protection_holds_after_a_restart_and_can_be_
 BOOST_AUTO_TEST_CASE(mode_select_is_answered_when_it_is_durable) {
   const auto store = settings();
   Bench bench({.settings = store});
-  store->hold(true);
+  store->pause(true);
   auto first = bench.start(select({.write_cache = false}));
   await_waiting(*store, 1);
   // Asks for the same, and must not be told that it is done before it is.
@@ -113,7 +113,7 @@ BOOST_AUTO_TEST_CASE(mode_select_is_answered_when_it_is_durable) {
   BOOST_TEST(bench.bdev->seen().back().flags == bdev::IoRequest::kFua);
   BOOST_TEST(!first->done());
   BOOST_TEST(!second->done());
-  store->hold(false);
+  store->pause(false);
   check_good(first->answer(), 36);
   check_good(second->answer(), 36);
   BOOST_TEST(store->state("") != "");
@@ -158,11 +158,11 @@ BOOST_AUTO_TEST_CASE(a_reset_brings_the_defaults_back_for_good) {
     check_good(bench.run(select({.write_cache = false, .write_protect = true})), 36);
     check_good(bench.run(simple(kReserve6)), 0);
     BOOST_TEST(store->state("guest-a") != "");
-    store->hold(true);
+    store->pause(true);
     auto reset = bench.start_managing(TaskFunction::kLogicalUnitReset, {1, 0});
     await_waiting(*store, 2);
     BOOST_TEST(!reset->done.is_set());
-    store->hold(false);
+    store->pause(false);
     BOOST_TEST((reset->wait() == TaskFunctionResponse::kComplete));
   }
   BOOST_TEST(store->state("") == "");

@@ -1,8 +1,8 @@
 #pragma once
 // Task: one SCSI command on its way through a logical unit, and TaskManagement: one task management function.
 //
-// Both are the caller's memory, preallocated (a front end keeps one Task for each ring slot), and belong to this room
-// from submit() or manage() until complete() is called, exactly once, on the reactor that submitted.
+// Both are the caller's memory, preallocated (a front end keeps one Task for each entry of a ring), and belong to this
+// room from submit() or manage() until complete() is called, exactly once, on the reactor that submitted.
 //
 // The buffers are guest memory: checked and translated, but their bytes may change at any time. This room copies every
 // parameter list before it looks at it, and never reads back what it wrote there.
@@ -95,7 +95,7 @@ struct Task {
     const Command* command = nullptr;
     Task* previous = nullptr;  // list of the channel's tasks in flight
     Task* next = nullptr;
-    Task* queue_next = nullptr;  // list of tasks that wait for something
+    Task* queue_next = nullptr;       // list of tasks that wait for something
     Task* earlier_ordered = nullptr;  // list of the channel's ORDERED tasks
     Task* later_ordered = nullptr;
     std::uint64_t arrival = 0;  // its place among all tasks of the channel
@@ -110,7 +110,7 @@ struct Task {
     std::uint8_t step = 0;
     bool started = false;          // past the checks and the wait for its turn
     bool waits_for_range = false;  // in ExclusiveRanges, not yet its turn
-    bool holds_range = false;
+    bool owns_exclusive = false;
     bool abort_requested = false;
     Outcome abort_outcome = Outcome::kAborted;
     // Set while the task's steps run in LunChannel's loop.

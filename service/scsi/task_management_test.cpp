@@ -21,15 +21,15 @@ void check_ended(const Answer& answer, Outcome outcome) {
 
 BOOST_AUTO_TEST_CASE(ordered_tasks_wait_for_what_came_before_and_hold_what_comes_after) {
   Bench bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto before = bench.start(write_block(0));
   auto ordered = bench.start(write_block(1, TaskAttribute::kOrdered));
   auto after = bench.start(write_block(2));
   auto head = bench.start(write_block(3, TaskAttribute::kHeadOfQueue));
   auto elsewhere = bench.start(write_block(4), {0, 1});
-  bench.bdev->await_held(3);
+  bench.bdev->await_paused(3);
   for (const auto& seen : bench.bdev->seen()) BOOST_TEST((seen.offset_bytes != 512 && seen.offset_bytes != 1024));
-  bench.bdev->let_go();
+  bench.bdev->resume();
   for (auto* pending : {&before, &ordered, &after, &head, &elsewhere}) check_good((*pending)->answer(), 512);
   // The ordered one reached the device before the one after it.
   const auto seen = bench.bdev->seen();
@@ -52,12 +52,12 @@ BOOST_AUTO_TEST_CASE(a_row_of_ordered_tasks_keeps_its_order) {
 
 BOOST_AUTO_TEST_CASE(abort_task_ends_the_named_one_and_waits_for_the_device) {
   Bench bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto first = bench.start(write_block(0, TaskAttribute::kSimple, 100), {0, 1});
   auto second = bench.start(write_block(1, TaskAttribute::kSimple, 200), {0, 1});
   auto waiting = bench.start(write_block(2, TaskAttribute::kOrdered, 300), {0, 1});
   auto other_guest = bench.start(write_block(3, TaskAttribute::kSimple, 100), {1, 1});
-  bench.bdev->await_held(3);
+  bench.bdev->await_paused(3);
   BOOST_TEST((bench.manage(TaskFunction::kQueryTask, {0, 0}, 100) == TaskFunctionResponse::kSucceeded));
   BOOST_TEST((bench.manage(TaskFunction::kQueryTask, {0, 0}, 400) == TaskFunctionResponse::kComplete));
   BOOST_TEST((bench.manage(TaskFunction::kQueryTaskSet, {0, 0}) == TaskFunctionResponse::kSucceeded));
@@ -69,7 +69,7 @@ BOOST_AUTO_TEST_CASE(abort_task_ends_the_named_one_and_waits_for_the_device) {
   auto abort = bench.start_managing(TaskFunction::kAbortTask, {0, 0}, 100);
   bench.settle();
   BOOST_TEST(!abort->done.is_set());
-  bench.bdev->let_go();
+  bench.bdev->resume();
   BOOST_TEST((abort->wait() == TaskFunctionResponse::kComplete));
   BOOST_TEST(first->done());
   check_ended(first->answer(), Outcome::kAborted);
@@ -95,7 +95,7 @@ BOOST_AUTO_TEST_CASE(each_function_reaches_the_tasks_it_is_for) {
   };
   for (const auto& row : kTable) {
     Bench bench;
-    bench.bdev->hold();
+    bench.bdev->pause();
     // Tasks that wait behind an ORDERED one can be ended without the device.
     std::vector<std::unique_ptr<Pending>> started;
     std::vector<std::unique_ptr<Pending>> own;
@@ -106,14 +106,14 @@ BOOST_AUTO_TEST_CASE(each_function_reaches_the_tasks_it_is_for) {
       others.push_back(bench.start(write_block(2), {1, reactor}));
       others.push_back(bench.start(write_block(3, TaskAttribute::kOrdered), {1, reactor}));
     }
-    bench.bdev->await_held(4);
+    bench.bdev->await_paused(4);
     auto managing = bench.start_managing(row.function, {0, 0});
     bench.settle();
     BOOST_TEST(!managing->done.is_set());
     BOOST_TEST(own[1]->done());
     BOOST_TEST(own[3]->done());
     BOOST_TEST(others[1]->done() == row.others_too);
-    bench.bdev->let_go();
+    bench.bdev->resume();
     BOOST_TEST((managing->wait() == TaskFunctionResponse::kComplete));
     for (auto& each : own) {
       BOOST_TEST(each->done());
@@ -169,12 +169,12 @@ BOOST_AUTO_TEST_CASE(clear_aca_is_rejected) {
 
 BOOST_AUTO_TEST_CASE(a_long_command_ends_at_the_next_step) {
   Bench bench({.bdev = {.size_bytes = 64 * kMiB, .defer = true}});
-  bench.bdev->hold();
+  bench.bdev->pause();
   auto verify = bench.start({.cdb = range_cdb({0x8f, 0, 131072}), .tag = 1}, {0, 1});
-  bench.bdev->await_held(1);
+  bench.bdev->await_paused(1);
   auto managing = bench.start_managing(TaskFunction::kAbortTask, {0, 0}, 1);
   bench.settle();
-  bench.bdev->let_go();
+  bench.bdev->resume();
   BOOST_TEST((managing->wait() == TaskFunctionResponse::kComplete));
   check_ended(verify->answer(), Outcome::kAborted);
   BOOST_TEST(bench.bdev->seen().size() == 1u);
@@ -182,17 +182,17 @@ BOOST_AUTO_TEST_CASE(a_long_command_ends_at_the_next_step) {
 
 BOOST_AUTO_TEST_CASE(an_aborted_compare_and_write_gives_its_range_back) {
   Bench bench;
-  bench.bdev->hold();
+  bench.bdev->pause();
   Bytes cdb(16);
   cdb[0] = 0x89;
   cdb[13] = 1;
   auto first = bench.start({.cdb = cdb, .data_out = Bytes(1024), .tag = 1}, {0, 0});
-  bench.bdev->await_held(1);
+  bench.bdev->await_paused(1);
   auto second = bench.start({.cdb = cdb, .data_out = Bytes(1024), .tag = 2}, {1, 1});
   auto write = bench.start(write_block(0), {1, 0});
   auto managing = bench.start_managing(TaskFunction::kAbortTaskSet, {0, 1});
   bench.settle();
-  bench.bdev->let_go();
+  bench.bdev->resume();
   BOOST_TEST((managing->wait() == TaskFunctionResponse::kComplete));
   check_ended(first->answer(), Outcome::kAborted);
   check_good(write->answer(), 512);

@@ -36,7 +36,7 @@ void ScratchPool::wait(Tenant& tenant) {
 void ScratchPool::serve_waiting() {
   if (serving_) return;
   serving_ = true;
-  // Ends with a round in which nobody could be served.
+  // Ends with a round that served no tenant.
   const Tenant* refused = nullptr;
   while (first_waiting_ != nullptr && first_waiting_ != refused) {
     Tenant& tenant = *first_waiting_;

@@ -2,9 +2,9 @@
 // Tenant: one initiator on one reactor, and what its commands may take of what all initiators there share: scratch
 // memory and the reactor's time.
 //
-// A task holds at most one scratch buffer, and holds it while its device has requests of it, however long that lasts. So
-// each tenant has a buffer of its own and a bounded part of the others: the tasks of one that has used its part up wait
-// for each other, and nobody else waits for them.
+// A task holds at most one scratch buffer, and holds it while its device has requests of it, however long that lasts.
+// So each tenant has a buffer of its own and a bounded part of the others: the tasks of one that has used its part up
+// wait for each other, and nobody else waits for them.
 //
 // A command of many steps whose device answers at once would keep the reactor until it is through; VERIFY of a volume
 // that was never written is one. After some steps it goes on in a later turn, one such command of a tenant a turn.
@@ -49,7 +49,7 @@ class ScratchPool {
 // All calls on the reactor.
 class Tenant {
  public:
-  // The same one for as long as somebody holds it.
+  // The same one for as long as it is referred to.
   static std::shared_ptr<Tenant> of(reactor::Reactor& reactor, const std::string& initiator);
   Tenant(reactor::Reactor& reactor, std::shared_ptr<ScratchPool> scratch);
   ~Tenant();
@@ -85,7 +85,7 @@ class Tenant {
   Queue for_scratch_;
   Tenant* next_waiting_ = nullptr;
   Queue for_turn_;
-  // On its way while somebody is in for_turn_.
+  // Posted while a task is in for_turn_.
   struct Later : reactor::Message {
     Tenant* tenant = nullptr;
   } later_;

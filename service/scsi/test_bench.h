@@ -52,7 +52,7 @@ class Signal {
 };
 
 // A device in memory. Requests complete inside submit() unless `defer` is set: then as a message of the reactor; or
-// held back: then when the test lets them go.
+// paused: then when the test resumes it.
 class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev> {
  public:
   struct Options {
@@ -100,27 +100,27 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
     }
     notify_resized();
   }
-  // Requests that come now stay until let_go(); what they do, they do then.
-  void hold() {
+  // Requests that come from now on are carried out by resume().
+  void pause() {
     std::lock_guard lock(mutex_);
-    holding_ = true;
+    pausing_ = true;
   }
-  std::size_t held() const {
+  std::size_t paused() const {
     std::lock_guard lock(mutex_);
-    return held_.size();
+    return paused_requests_.size();
   }
-  // Waits until so many are held.
-  void await_held(std::size_t count) const {
+  // Waits until so many are paused.
+  void await_paused(std::size_t count) const {
     const auto end = std::chrono::steady_clock::now() + kDeadline;
-    while (held() < count && std::chrono::steady_clock::now() < end) std::this_thread::yield();
-    BOOST_REQUIRE_EQUAL(held(), count);
+    while (paused() < count && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    BOOST_REQUIRE_EQUAL(paused(), count);
   }
-  void let_go() {
+  void resume() {
     std::vector<std::pair<reactor::Reactor*, bdev::IoRequest*>> requests;
     {
       std::lock_guard lock(mutex_);
-      holding_ = false;
-      requests.swap(held_);
+      pausing_ = false;
+      requests.swap(paused_requests_);
     }
     for (auto [reactor, request] : requests) finish_on(*reactor, *request);
   }
@@ -161,8 +161,8 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
     {
       std::lock_guard lock(mutex_);
       seen_.push_back({request.op, request.offset_bytes, request.length_bytes, request.flags});
-      if (holding_) {
-        held_.emplace_back(&reactor, &request);
+      if (pausing_) {
+        paused_requests_.emplace_back(&reactor, &request);
         return;
       }
     }
@@ -234,8 +234,8 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
   mutable std::mutex mutex_;
   Bytes memory_;
   std::optional<std::pair<bdev::IoOp, bdev::IoStatus>> failure_;
-  bool holding_ = false;
-  std::vector<std::pair<reactor::Reactor*, bdev::IoRequest*>> held_;
+  bool pausing_ = false;
+  std::vector<std::pair<reactor::Reactor*, bdev::IoRequest*>> paused_requests_;
   std::vector<Seen> seen_;
 };
 
@@ -256,14 +256,14 @@ class TestStore : public ReservationStore {
   bool failing = false;
 };
 
-// The same for settings. Answers come from a thread of its own, in order, and not while the test holds them back.
+// The same for settings. Answers come from a thread of its own, in order, and not while the test pauses them.
 class TestSettings : public SettingStore {
  public:
   ~TestSettings() override {
     {
       std::lock_guard lock(mutex_);
       ending_ = true;
-      holding_ = false;
+      pausing_ = false;
     }
     changed_.notify_all();
     thread_.join();
@@ -280,10 +280,10 @@ class TestSettings : public SettingStore {
     }
     changed_.notify_all();
   }
-  void hold(bool holding) {
+  void pause(bool pausing) {
     {
       std::lock_guard lock(mutex_);
-      holding_ = holding;
+      pausing_ = pausing;
     }
     changed_.notify_all();
   }
@@ -314,7 +314,7 @@ class TestSettings : public SettingStore {
   void run() {
     std::unique_lock lock(mutex_);
     while (true) {
-      changed_.wait(lock, [this] { return ending_ || (!holding_ && !changes_.empty()); });
+      changed_.wait(lock, [this] { return ending_ || (!pausing_ && !changes_.empty()); });
       if (changes_.empty()) return;
       Change change = std::move(changes_.front());
       changes_.erase(changes_.begin());
@@ -336,7 +336,7 @@ class TestSettings : public SettingStore {
   std::map<std::string, std::string> states_;
   std::vector<Change> changes_;
   Lasts lasts_ = Lasts::kUntilPowerLoss;
-  bool holding_ = false;
+  bool pausing_ = false;
   bool failing_ = false;
   bool ending_ = false;
   std::thread thread_{[this] { run(); }};
@@ -447,8 +447,7 @@ class Bench {
   explicit Bench(BenchOptions options = {}) {
     reactors = reactor::ReactorGroup::start({{.id = 0}, {.id = 1}}).value();
     bdev = std::make_shared<TestBdev>(options.bdev);
-    unit = LogicalUnit::make(
-               {.bdev = bdev, .uuid = uuid, .reservations = options.store, .settings = options.settings})
+    unit = LogicalUnit::make({.bdev = bdev, .uuid = uuid, .reservations = options.store, .settings = options.settings})
                .value();
     for (const NexusOptions& guest : options.guests) add_guest(guest);
   }

@@ -98,7 +98,7 @@ void copy_next(LunChannel& channel, Task& task) {
 }
 
 void start_copy(LunChannel& channel, Task& task) {
-  if (!take_parameters(channel, task, 10, {task.work.scratch->data(), list_length(task)})) return;
+  if (!copy_parameters(channel, task, 10, {task.work.scratch->data(), list_length(task)})) return;
   if (const auto wrong = list_of(task).check(channel.unit())) return finish_with_sense(channel, task, *wrong);
   // Says "failed" until the copy has come to its end: a device error ends the task elsewhere.
   keep_status(channel, task, /*failed=*/true);
@@ -137,7 +137,7 @@ void receive_copy_status(LunChannel& channel, Task& task) {
   std::optional<CopyResult> result;
   {
     std::lock_guard lock(channel.unit().mutex());
-    result = channel.nexus().copy_results().take(list_id);
+    result = channel.nexus().copy_results().pop(list_id);
   }
   if (!result) return finish_invalid_cdb(channel, task, 2);
   std::array<std::uint8_t, 12> bytes{};

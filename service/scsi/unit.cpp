@@ -18,7 +18,7 @@ void request_sense(LunChannel& channel, Task& task) {
   const bool descriptor_format = (task.cdb[1] & 0x01) != 0;
   SenseData data;
   UnitAttention attention;
-  if (channel.nexus().take_attention(attention)) data.code = to_sense(attention);
+  if (channel.nexus().pop_attention(attention)) data.code = to_sense(attention);
   std::array<std::uint8_t, kMaxSenseBytes> bytes;
   const std::size_t length = encode_sense(data, descriptor_format, bytes);
   finish_with_data(channel, task, std::span(bytes).first(length), task.cdb[4]);

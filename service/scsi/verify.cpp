@@ -97,7 +97,7 @@ bool prepare_verify(LunChannel& channel, Task& task) {
     finish_invalid_cdb(channel, task, 1, 2);
     return false;
   }
-  if (!take_range(channel, task, range)) return false;
+  if (!accept_range(channel, task, range)) return false;
   if (byte_check(task) == kAllBlocks && !check_transfer_length(channel, task, range)) return false;
   if (data_out_bytes(channel, task) <= task.data_out_bytes) return true;
   finish_overrun(channel, task, range.length_byte);

@@ -99,14 +99,14 @@ BOOST_AUTO_TEST_CASE(write_and_verify_writes_durably_and_reads_back) {
 BOOST_AUTO_TEST_CASE(more_verifies_than_scratch_buffers_all_get_their_turn) {
   for (bool defer : {false, true}) {
     Bench bench({.bdev = {.defer = defer}});
-    bench.bdev->hold();
+    bench.bdev->pause();
     std::vector<std::unique_ptr<Pending>> pending;
     for (std::size_t i = 0; i < 5 * kScratchBuffers; ++i) {
       pending.push_back(bench.start({.cdb = range_cdb({0x8f, 0, 400})}, {i % 2, 0}));
     }
     // Two initiators that want all: each has one of its own, and so many of the others that some are left.
-    bench.bdev->await_held(kScratchBuffers - 1);
-    bench.bdev->let_go();
+    bench.bdev->await_paused(kScratchBuffers - 1);
+    bench.bdev->resume();
     for (auto& each : pending) check_good(each->answer(), 0);
   }
 }

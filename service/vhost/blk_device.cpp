@@ -98,8 +98,8 @@ Status BlkDevice::write_config(std::uint32_t offset, std::span<const std::byte> 
 
 Status BlkDevice::choose(const CacheChoice& choice) {
   const bool before = shared_.writeback.load(std::memory_order_relaxed);
-  // Writethrough holds from before it is recorded, writeback from after: whatever a crash leaves recorded, the guest
-  // has got that or the safer of the two.
+  // Writethrough holds from before it is recorded, writeback from after: whichever of the two a crash leaves recorded,
+  // the guest has got that or the safer of the two.
   if (!choice.writeback) shared_.writeback.store(false, std::memory_order_relaxed);
   auto kept = choice_ == choice ? Status{} : keep_choice(choice);
   // A guest that has turned the cache off flushes no more: what the cache holds goes first.

@@ -20,10 +20,10 @@ BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds,
   number(*this, requests_, on_complete);
 }
 
-void BlkQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request* slot = begin(requests_, chain, kStepBytes);
-  if (!slot) return;
-  Request& request = *slot;
+void BlkQueue::accept(const virtio::Chain& chain, virtio::IovecList& pieces) {
+  Request* free = begin(requests_, chain, kStepBytes);
+  if (!free) return;
+  Request& request = *free;
   request.written = 0;
   request.data = {};
   Pieces readable{pieces.items, chain.readable};

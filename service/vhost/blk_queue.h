@@ -17,8 +17,8 @@ class BlkQueue final : public VhostQueue {
            bool may_cache);
 
  private:
-  // One for each ring slot, made when the queue is.
-  struct Request : Slot<BlkQueue, bdev::IoRequest> {
+  // One for each entry of the ring, made when the queue is.
+  struct Request : QueueRequest<BlkQueue, bdev::IoRequest> {
     std::byte* status_byte = nullptr;
     // Bytes written to the guest, the status byte aside.
     std::uint32_t written = 0;
@@ -31,7 +31,7 @@ class BlkQueue final : public VhostQueue {
     iovec own[kInlinePieces];
   };
 
-  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void accept(const virtio::Chain& chain, virtio::IovecList& pieces) override;
   void hurry() override { channel_.expedite(); }
   // Each hands the request to the device or answers it at once.
   void dispatch(Request& request, Pieces readable, Pieces writable);

@@ -10,7 +10,7 @@ inline constexpr std::uint32_t kMaxSegments = 126;
 // What of one blk request goes to the device at a time. Guests have no bound announced to them, and some read gigabytes
 // with one request; larger than what any of them asks for by itself.
 inline constexpr std::uint32_t kStepBytes = 2 << 20;
-// Data pieces that a request keeps in its own slot; more take an array of the reactor's pool.
+// Data pieces that fit the memory of a request; more need an array of the reactor's pool.
 inline constexpr std::uint32_t kInlinePieces = 8;
 
 }  // namespace pollux::vhost

@@ -79,7 +79,7 @@ class Placement {
   bool crowded(const QueuePoller& poller) const;
   // Queues that carry requests, by reactor.
   std::vector<unsigned> loads() const;
-  // Called, on the thread of whoever left, when the loads have become uneven. Set before anybody enters.
+  // Called, on the thread that removes a queue, when the loads have become uneven. Set before the first queue is added.
   void on_uneven(std::function<void()> tell) { on_uneven_ = std::move(tell); }
 
   std::size_t size() const { return pollers_.size(); }

@@ -23,16 +23,16 @@ std::optional<scsi::TaskFunction> to_function(std::uint32_t subtype) {
 
 }  // namespace
 
-ScsiControlQueue::ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
-    : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
+ScsiControlQueue::ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ReactorTargets& here)
+    : VhostQueue(std::move(ring_to_own), std::move(fds)), on_reactor_(here), requests_(ring().size()) {
   number(*this, requests_, on_complete);
   ignore_budget();
 }
 
-void ScsiControlQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request* slot = begin(requests_, chain);
-  if (!slot) return;
-  Request& request = *slot;
+void ScsiControlQueue::accept(const virtio::Chain& chain, virtio::IovecList& pieces) {
+  Request* free = begin(requests_, chain);
+  if (!free) return;
+  Request& request = *free;
   request.response_byte = nullptr;
   Pieces readable{pieces.items, chain.readable};
   const Pieces writable{pieces.items + chain.readable, chain.writable};
@@ -60,7 +60,7 @@ void ScsiControlQueue::take(const virtio::Chain& chain, virtio::IovecList& piece
   }
   // There is no asynchronous event that a disk could report.
   const auto address = decode_lun(query.lun);
-  const bool there = address && lane_.targets[address->target];
+  const bool there = address && on_reactor_.targets[address->target];
   ScsiAnResponse response{};
   response.response = static_cast<std::uint8_t>(there ? ScsiResponseCode::kOk : ScsiResponseCode::kBadTarget);
   writable.put(&response, sizeof(response));
@@ -70,7 +70,7 @@ void ScsiControlQueue::take(const virtio::Chain& chain, virtio::IovecList& piece
 
 void ScsiControlQueue::manage(Request& request, const ScsiTmfRequest& tmf) {
   const auto address = decode_lun(tmf.lun);
-  scsi::TargetChannel* target = address ? lane_.targets[address->target].get() : nullptr;
+  scsi::TargetChannel* target = address ? on_reactor_.targets[address->target].get() : nullptr;
   if (!target) {
     answer(request, ScsiResponseCode::kBadTarget);
     return;

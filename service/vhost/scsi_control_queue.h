@@ -13,19 +13,19 @@ namespace pollux::vhost {
 
 class ScsiControlQueue final : public VhostQueue {
  public:
-  ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ScsiLane& lane);
+  ScsiControlQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ReactorTargets& here);
 
  private:
-  struct Request : Slot<ScsiControlQueue, scsi::TaskManagement> {
+  struct Request : QueueRequest<ScsiControlQueue, scsi::TaskManagement> {
     std::byte* response_byte = nullptr;
   };
 
-  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void accept(const virtio::Chain& chain, virtio::IovecList& pieces) override;
   void manage(Request& request, const protocol::ScsiTmfRequest& tmf);
   void answer(Request& request, protocol::ScsiResponseCode code);
   static void on_complete(scsi::TaskManagement& management);
 
-  ScsiLane& lane_;
+  ReactorTargets& on_reactor_;
   memory::Vector<Request> requests_;
 };
 

@@ -33,27 +33,27 @@ ScsiController::ScsiController(std::string name, std::uint16_t request_queues, P
                                scsi::LogicalUnits& units, ScsiStores stores)
     : name_(std::move(name)), request_queues_(request_queues), logical_units_(units), stores_(std::move(stores)) {
   for (std::size_t i = 0; i < placement.size(); ++i) {
-    lanes_.push_back(std::make_unique<ScsiLane>());
-    lanes_.back()->reactor = &placement.at(i).reactor();
+    per_reactor_.push_back(std::make_unique<ReactorTargets>());
+    per_reactor_.back()->reactor = &placement.at(i).reactor();
   }
 }
 
 ScsiController::~ScsiController() {
   // Sessions are closed by now, so nothing is in flight.
   for (auto& [key, unit] : units_) {
-    static_cast<void>(take_out({key.first, key.second}, *unit.nexus, kNoHurry));
+    static_cast<void>(remove_from_reactors({key.first, key.second}, *unit.nexus, kNoHurry));
   }
   units_.clear();
-  for (auto& lane : lanes_) {
-    run_on(*lane->reactor, [&] {
-      for (auto& target : lane->targets) target.reset();
+  for (auto& here : per_reactor_) {
+    run_on(*here->reactor, [&] {
+      for (auto& target : here->targets) target.reset();
     });
   }
 }
 
-ScsiLane& ScsiController::lane_of(const reactor::Reactor& reactor) {
-  for (auto& lane : lanes_) {
-    if (lane->reactor == &reactor) return *lane;
+ReactorTargets& ScsiController::targets_on(const reactor::Reactor& reactor) {
+  for (auto& here : per_reactor_) {
+    if (here->reactor == &reactor) return *here;
   }
   std::abort();  // every reactor of the placement has one
 }
@@ -88,18 +88,18 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::R
                               .announce_power_on = inboxes_.any(),
                               .names = disk.scsi_names == ScsiNames::kQemu ? scsi::Names::kQemu : scsi::Names::kOwn});
   if (!nexus) return fail(std::move(nexus.error()));
-  for (auto& lane : lanes_) {
-    Status opened = run_on(*lane->reactor, [&]() -> Status {
-      auto channel = (*nexus)->open_channel(*lane->reactor);
+  for (auto& here : per_reactor_) {
+    Status opened = run_on(*here->reactor, [&]() -> Status {
+      auto channel = (*nexus)->open_channel(*here->reactor);
       if (!channel) return fail(std::move(channel.error()));
-      auto& target = lane->targets[where.target];
+      auto& target = here->targets[where.target];
       if (!target) target = std::make_unique<scsi::TargetChannel>();
       target->add(where.lun, std::move(*channel));
       return {};
     });
     if (!opened) {
       // No request can have reached it for long.
-      static_cast<void>(take_out(where, **nexus, kNoHurry));
+      static_cast<void>(remove_from_reactors(where, **nexus, kNoHurry));
       return opened;
     }
   }
@@ -114,38 +114,39 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::R
 }
 
 template <typename Fn>
-bool ScsiController::on_lanes(ScsiTarget where, Fn fn) {
+bool ScsiController::on_reactors(ScsiTarget where, Fn fn) {
   bool all = true;
-  for (auto& lane : lanes_) {
-    all = run_on(*lane->reactor,
+  for (auto& here : per_reactor_) {
+    all = run_on(*here->reactor,
                  [&] {
-                   auto& target = lane->targets[where.target];
-                   return fn(*lane, target ? target->find(where.lun) : nullptr);
+                   auto& target = here->targets[where.target];
+                   return fn(*here, target ? target->find(where.lun) : nullptr);
                  }) &&
           all;
   }
   return all;
 }
 
-Status ScsiController::take_out(ScsiTarget where, const scsi::Nexus& nexus, std::chrono::milliseconds patience) {
+Status ScsiController::remove_from_reactors(ScsiTarget where, const scsi::Nexus& nexus,
+                                            std::chrono::milliseconds patience) {
   // First nothing new begins, then what has begun ends, then it goes. Until that is certain no command is refused: the
   // guest may have to go on with the disk.
-  on_lanes(where, [](ScsiLane& /*lane*/, scsi::LunChannel* channel) {
+  on_reactors(where, [](ReactorTargets& /*here*/, scsi::LunChannel* channel) {
     if (channel) channel->begin_leaving();
     return true;
   });
   const auto drained = [&] {
-    return on_lanes(where,
-                    [](ScsiLane& /*lane*/, scsi::LunChannel* channel) {
-                      if (channel) channel->expedite();
-                      return !channel || channel->drained();
-                    }) &&
+    return on_reactors(where,
+                       [](ReactorTargets& /*here*/, scsi::LunChannel* channel) {
+                         if (channel) channel->expedite();
+                         return !channel || channel->drained();
+                       }) &&
            nexus.managing() == 0;
   };
   const auto begin = std::chrono::steady_clock::now();
   while (!drained()) {
     if (std::chrono::steady_clock::now() - begin >= patience) {
-      on_lanes(where, [](ScsiLane& /*lane*/, scsi::LunChannel* channel) {
+      on_reactors(where, [](ReactorTargets& /*here*/, scsi::LunChannel* channel) {
         if (channel) channel->stay();
         return true;
       });
@@ -154,9 +155,9 @@ Status ScsiController::take_out(ScsiTarget where, const scsi::Nexus& nexus, std:
     }
     std::this_thread::sleep_for(kDrainInterval);
   }
-  on_lanes(where, [&](ScsiLane& lane, scsi::LunChannel* found) {
+  on_reactors(where, [&](ReactorTargets& here, scsi::LunChannel* found) {
     if (!found) return true;
-    auto& target = lane.targets[where.target];
+    auto& target = here.targets[where.target];
     const auto channel = target->remove(where.lun);
     if (target->empty()) target.reset();
     channel->end_waiting();
@@ -182,15 +183,15 @@ Status ScsiController::remove(ScsiTarget where, std::chrono::milliseconds patien
     }
     nexus = found->second.nexus;
   }
-  const auto taken_out = take_out(where, *nexus, patience);
+  const auto removed = remove_from_reactors(where, *nexus, patience);
   nexus.reset();
   Unit gone;
   std::vector<std::shared_ptr<scsi::Nexus>> siblings;
   {
     std::lock_guard lock(mutex_);
-    if (!taken_out) {
+    if (!removed) {
       units_.at(key).leaving = false;
-      return taken_out;
+      return removed;
     }
     gone = std::move(units_.extract(key).mapped());
     for (const auto& [other, unit] : units_) {
@@ -254,11 +255,11 @@ std::unique_ptr<VhostQueue> ScsiController::make_queue(std::uint16_t index, std:
                                                        reactor::Reactor& reactor) {
   switch (index) {
     case kScsiControlQueue:
-      return std::make_unique<ScsiControlQueue>(std::move(ring), std::move(fds), lane_of(reactor));
+      return std::make_unique<ScsiControlQueue>(std::move(ring), std::move(fds), targets_on(reactor));
     case kScsiEventQueue:
       return std::make_unique<ScsiEventQueue>(std::move(ring), std::move(fds), inboxes_, reactor);
     default:
-      return std::make_unique<ScsiRequestQueue>(std::move(ring), std::move(fds), lane_of(reactor));
+      return std::make_unique<ScsiRequestQueue>(std::move(ring), std::move(fds), targets_on(reactor));
   }
 }
 

@@ -2,8 +2,8 @@
 // ScsiController: a virtio-scsi controller (VIRTIO 1.2 5.6), one a guest, and the volumes that are its targets' logical
 // units.
 //
-// Each reactor has a lane: the targets as that reactor's queues see them, touched nowhere else. Adding and removing go
-// through all lanes, from a control thread, while the guest's I/O to other logical units goes on.
+// Each reactor has its own ReactorTargets, which its queues use and no other thread touches. Adding and removing a disk
+// visits them all, from a control thread, while the guest's I/O to other logical units goes on.
 
 #include <array>
 #include <atomic>
@@ -31,7 +31,8 @@ struct ScsiStores {
   std::shared_ptr<scsi::SettingStore> settings;
 };
 
-struct ScsiLane {
+// The targets as the queues of one reactor see them.
+struct ReactorTargets {
   reactor::Reactor* reactor = nullptr;
   std::array<std::unique_ptr<scsi::TargetChannel>, 256> targets;
 };
@@ -75,17 +76,17 @@ class ScsiController final : public Device {
   };
   using Key = std::pair<std::uint16_t, std::uint16_t>;
 
-  ScsiLane& lane_of(const reactor::Reactor& reactor);
-  Status take_out(ScsiTarget where, const scsi::Nexus& nexus, std::chrono::milliseconds patience);
-  // Runs fn(lane, channel of that disk or null) on every lane's reactor; whether all said yes.
+  ReactorTargets& targets_on(const reactor::Reactor& reactor);
+  Status remove_from_reactors(ScsiTarget where, const scsi::Nexus& nexus, std::chrono::milliseconds patience);
+  // Runs fn(targets there, channel of that disk or null) on every reactor; whether all returned true.
   template <typename Fn>
-  bool on_lanes(ScsiTarget where, Fn fn);
+  bool on_reactors(ScsiTarget where, Fn fn);
 
   const std::string name_;
   const std::uint16_t request_queues_;
   scsi::LogicalUnits& logical_units_;
   const ScsiStores stores_;
-  std::vector<std::unique_ptr<ScsiLane>> lanes_;
+  std::vector<std::unique_ptr<ReactorTargets>> per_reactor_;
   ScsiEventInboxes inboxes_;
   mutable std::mutex mutex_;
   std::map<Key, Unit> units_;

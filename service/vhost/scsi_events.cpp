@@ -34,7 +34,7 @@ void ScsiEventInbox::add(const ScsiEvent& event) {
   waiting.push_back(event);
 }
 
-ScsiEvent ScsiEventInbox::take() {
+ScsiEvent ScsiEventInbox::pop() {
   ScsiEvent event{};
   if (!waiting.empty()) {
     event = waiting.front();
@@ -89,14 +89,14 @@ void ScsiEventInboxes::raise(const ScsiEvent& event) {
   }
 }
 
-void ScsiEventQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
+void ScsiEventQueue::accept(const virtio::Chain& chain, virtio::IovecList& pieces) {
   begin();
   const Pieces writable{pieces.items + chain.readable, chain.writable};
   if (chain.faulty || writable.bytes() < sizeof(ScsiEvent)) {
     finish(chain.id, chain.entries, 0);
     return;
   }
-  const ScsiEvent event = inbox_->take();
+  const ScsiEvent event = inbox_->pop();
   writable.put(&event, sizeof(event));
   if (ring().logging()) ring().log_writes(writable.items, writable.count);
   finish(chain.id, chain.entries, sizeof(event));

@@ -39,7 +39,7 @@ struct ScsiEventInbox {
   explicit ScsiEventInbox(reactor::Reactor& owner) : reactor(owner) {}
   void add(const protocol::ScsiEvent& event);
   // Precondition: not empty().
-  protocol::ScsiEvent take();
+  protocol::ScsiEvent pop();
   bool empty() const { return waiting.empty() && debt.empty(); }
 
   reactor::Reactor& reactor;
@@ -80,7 +80,7 @@ class ScsiEventQueue final : public VhostQueue {
   ~ScsiEventQueue() override { inboxes_.close(inbox_); }
 
  private:
-  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void accept(const virtio::Chain& chain, virtio::IovecList& pieces) override;
   bool wants_chain() const override { return !inbox_->empty(); }
 
   ScsiEventInboxes& inboxes_;

@@ -44,8 +44,8 @@ ScsiResponseCode to_code(scsi::Outcome outcome) {
 
 }  // namespace
 
-ScsiRequestQueue::ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ScsiLane& lane)
-    : VhostQueue(std::move(ring_to_own), std::move(fds)), lane_(lane), requests_(ring().size()) {
+ScsiRequestQueue::ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, ReactorTargets& here)
+    : VhostQueue(std::move(ring_to_own), std::move(fds)), on_reactor_(here), requests_(ring().size()) {
   number(*this, requests_, on_complete);
   for (Request& request : requests_) request.arrival = arrival_of;
 }
@@ -59,10 +59,10 @@ scsi::CommandArrival ScsiRequestQueue::arrival_of(const scsi::Task& task) {
   return {arrival.number * kQueues + request.queue->ring().index() % kQueues, arrival.again};
 }
 
-void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& pieces) {
-  Request* slot = begin(requests_, chain);
-  if (!slot) return;
-  Request& request = *slot;
+void ScsiRequestQueue::accept(const virtio::Chain& chain, virtio::IovecList& pieces) {
+  Request* free = begin(requests_, chain);
+  if (!free) return;
+  Request& request = *free;
   Pieces readable{pieces.items, chain.readable};
   Pieces writable{pieces.items + chain.readable, chain.writable};
   Pieces response{request.response, 0};
@@ -79,14 +79,14 @@ void ScsiRequestQueue::take(const virtio::Chain& chain, virtio::IovecList& piece
 }
 
 void ScsiRequestQueue::hurry() {
-  for (auto& target : lane_.targets) {
+  for (auto& target : on_reactor_.targets) {
     if (target) target->expedite();
   }
 }
 
 void ScsiRequestQueue::dispatch(Request& request, const ScsiRequestHeader& header, Pieces data_out, Pieces data_in) {
   const auto address = decode_lun(header.lun);
-  scsi::TargetChannel* target = address ? lane_.targets[address->target].get() : nullptr;
+  scsi::TargetChannel* target = address ? on_reactor_.targets[address->target].get() : nullptr;
   if (!target) {
     refuse(request, ScsiResponseCode::kBadTarget);
     return;

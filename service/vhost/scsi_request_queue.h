@@ -14,14 +14,14 @@ namespace pollux::vhost {
 
 class ScsiRequestQueue final : public VhostQueue {
  public:
-  ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ScsiLane& lane);
+  ScsiRequestQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, ReactorTargets& here);
 
  private:
   // A response may be scattered over so many pieces; drivers use one.
   static constexpr std::uint32_t kResponsePieces = 4;
 
-  // One for each ring slot, made when the queue is.
-  struct Request : Slot<ScsiRequestQueue, scsi::Task> {
+  // One for each entry of the ring, made when the queue is.
+  struct Request : QueueRequest<ScsiRequestQueue, scsi::Task> {
     iovec* pooled = nullptr;
     std::uint32_t log_count = 0;
     std::uint32_t response_count = 0;
@@ -29,7 +29,7 @@ class ScsiRequestQueue final : public VhostQueue {
     iovec own[kInlinePieces];
   };
 
-  void take(const virtio::Chain& chain, virtio::IovecList& pieces) override;
+  void accept(const virtio::Chain& chain, virtio::IovecList& pieces) override;
   // Of every disk that this reactor serves to the guest: which of them a request is for is not kept.
   void hurry() override;
   void dispatch(Request& request, const protocol::ScsiRequestHeader& header, Pieces data_out, Pieces data_in);
@@ -38,7 +38,7 @@ class ScsiRequestQueue final : public VhostQueue {
   static void on_complete(scsi::Task& task);
   static scsi::CommandArrival arrival_of(const scsi::Task& task);
 
-  ScsiLane& lane_;
+  ReactorTargets& on_reactor_;
   memory::Vector<Request> requests_;
 };
 

@@ -2,7 +2,7 @@
 // Session: one front end's conversation with one device: features, memory, rings, and the queues that come out of it.
 //
 // Messages are handled on the connection's thread, completely: when a message is answered, the reactors have done their
-// part. Every field is checked here; whatever does not make sense ends the connection, and changes nothing before it
+// part. Every field is checked here; a message that makes no sense ends the connection, and changes nothing before it
 // does. A queue runs while its ring is described, its kick descriptor is there and it is enabled, whatever the order in
 // which the front end said so: firmware that uses one queue alone gets that one.
 
@@ -151,7 +151,7 @@ class Session final : public Connection {
   // Of queues that have ended.
   std::uint64_t past_requests_ = 0;
   std::uint64_t past_errors_ = 0;
-  // The counts as they were last seen: whoever asks does not wait for a message that waits for a disk.
+  // The counts as they were last seen: the caller of totals() does not wait for a message that waits for a disk.
   mutable std::mutex known_mutex_;
   mutable Totals known_;
 };

@@ -13,7 +13,7 @@ using namespace protocol;
 
 namespace {
 
-// Ready when the queue has stopped and its poller has let go of it.
+// Ready when the queue has stopped and its poller does not refer to it any more.
 std::future<void> stop_on_reactor(QueuePoller* poller, VhostQueue* queue) {
   auto promise = std::make_shared<std::promise<void>>();
   auto future = promise->get_future();
@@ -209,7 +209,7 @@ void Session::put_away(Vring& vring) {
   VhostQueue& queue = *vring.queue;
   QueuePoller& poller = *vring.poller;
   vring.base = queue.base();
-  vring.fds = queue.take_fds();
+  vring.fds = queue.release_fds();
   past_requests_ += queue.counters().requests.load(std::memory_order_relaxed);
   past_errors_ += queue.counters().errors.load(std::memory_order_relaxed);
   if (const char* reason = queue.broken_reason()) blame(std::string("a queue was given up: ") + reason);

@@ -1,5 +1,6 @@
 #pragma once
-// Signaller: raises interrupts in guests through the descriptors that their front ends gave, and cannot be made to wait.
+// Signaller: raises interrupts in guests through the descriptors that their front ends gave, and cannot be made to
+// wait.
 //
 // A write to an eventfd blocks when the counter is full and O_NONBLOCK is clear. A front end controls both: the flag
 // belongs to the open file, which it shares with us, so that setting it here promises nothing. The kernel signals an
@@ -8,8 +9,8 @@
 // from /dev/null, which completes within io_submit().
 //
 // User-mode Linux gives Unix sockets instead (its interrupts need SIGIO, which eventfds do not send). There the call
-// itself says that it must not wait, and the sender takes no lock under which a reader may sleep. Pipes have such a lock,
-// sockets of other families too.
+// itself says that it must not wait, and the sender takes no lock under which a reader may sleep. Pipes have such a
+// lock, sockets of other families too.
 
 #include <linux/aio_abi.h>
 
@@ -80,7 +81,7 @@ class Signaller {
   iocb request_{};
 };
 
-// Whether the descriptor is an eventfd, whose poll(), close() and signalling never wait for anybody.
+// Whether the descriptor is an eventfd, whose poll(), close() and signalling never wait.
 bool is_eventfd(int fd);
 
 }  // namespace pollux::vhost

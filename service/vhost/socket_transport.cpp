@@ -1,5 +1,5 @@
 // Sockets and message framing. One thread accepts; every connection has a thread of its own, so that a front end which
-// sends half a message, does not read its answers, or waits for a slow disk to drain keeps nobody waiting but itself.
+// sends half a message, does not read its answers, or waits for a slow disk to drain delays no other front end.
 // The threads sleep in the kernel nearly always.
 //
 // Not DPDK's vhost library: it reads all connections on one thread with calls that wait (half a message from one guest
@@ -63,7 +63,7 @@ class Link {
     // A front end that finds its connection gone takes its rings to be where they are then: they stop before that.
     connection_->on_close();
     {
-      // Wakes the thread from whatever it waits for on the socket.
+      // Wakes the thread that waits on the socket.
       std::lock_guard lock(socket_mutex_);
       if (socket_) ::shutdown(socket_.get(), SHUT_RDWR);
     }

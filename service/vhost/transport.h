@@ -1,5 +1,5 @@
 #pragma once
-// Transport: whatever listens on the sockets and moves vhost-user messages. What a message means is not its business.
+// Transport: listens on the sockets and moves vhost-user messages. What a message means is the session's business.
 //
 // Callbacks come from the transport's own threads, messages of one connection one at a time, those of different
 // connections at once; and from close().
@@ -54,7 +54,7 @@ enum class Verdict : std::uint8_t {
 
 // How far a front end has come.
 enum class Stage : std::uint8_t {
-  kSilent,     // has not sent a whole message
+  kSilent,  // has not sent a whole message
   kTalking,
   kServed,     // a queue of it runs, or ran
   kDismissed,  // its place went to another before that: none will

@@ -1,6 +1,5 @@
 #include "vhost/vhost_queue.h"
 
-
 #include "base/log.h"
 
 namespace pollux::vhost {
@@ -37,7 +36,7 @@ unsigned VhostQueue::poll() {
   }
   // What an earlier process has left in flight is answered before the queue stops, as all that is in flight.
   if (has_turn && (!stopping() || ring_->replaying()) && wants_chain()) {
-    done += take_batch();
+    done += accept_batch();
     if (turn_bytes_ >= kBytesPerTurn) [[unlikely]]
       tenant_->spend_turn();
   }
@@ -73,7 +72,7 @@ unsigned VhostQueue::go_on_stopping() {
   return 1;
 }
 
-unsigned VhostQueue::take_batch() {
+unsigned VhostQueue::accept_batch() {
   unsigned done = 0;
   turn_bytes_ = 0;
   while (done < virtio::Virtqueue::kMaxBatch) {
@@ -84,7 +83,7 @@ unsigned VhostQueue::take_batch() {
       virtio::Chain chain;
       virtio::IovecList pieces = stock_->iovec_pool.scratch();
       if (!pop(chain, pieces)) return done;
-      take(chain, pieces);
+      accept(chain, pieces);
       if (++done % kChainsPerPublish == 0) publish();
     }
     // A packed ring tells of one chain at a time.

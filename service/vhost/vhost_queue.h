@@ -62,7 +62,7 @@ class VhostQueue {
   bool resume();
   void set_call(SignalFd call);
   void set_error(SignalFd error) { fds_.error = std::move(error); }
-  QueueFds take_fds() { return std::move(fds_); }
+  QueueFds release_fds() { return std::move(fds_); }
 
   // After stop() has called back.
   std::uint32_t base() const { return ring_->base(); }
@@ -74,17 +74,18 @@ class VhostQueue {
  protected:
   // A chain was popped. The pieces are in the reactor's scratch: keep what is needed. Answer with finish(), now or
   // later.
-  virtual void take(const virtio::Chain& chain, virtio::IovecList& pieces) = 0;
+  virtual void accept(const virtio::Chain& chain, virtio::IovecList& pieces) = 0;
   // Hands on a part of what goes to the device in several turns. Once a turn, after goes_on().
   virtual void go_on() {}
-  // The queue is to stop and something is in flight: called until it has ended, each time the reactor has a look.
+  // The queue is to stop and something is in flight: called until it has ended, each time the reactor polls it.
   virtual void hurry() {}
   // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
   virtual bool wants_chain() const { return true; }
 
-  // What a queue keeps of a request, made with it for each ring slot. `Base` is what the device behind it takes.
+  // The memory of one request: a queue has one for each entry of its ring, made with the queue. `Base` is the request
+  // of the device behind it.
   template <typename Queue, typename Base>
-  struct Slot : Base {
+  struct QueueRequest : Base {
     Queue* queue = nullptr;
     std::uint16_t id = 0;
     std::uint16_t entries = 0;
@@ -93,19 +94,19 @@ class VhostQueue {
     std::uint32_t held_bytes = 0;
   };
   template <typename Queue, typename Request, typename Callback>
-  static void number(Queue& queue, memory::Vector<Request>& slots, Callback on_complete) {
-    for (std::size_t i = 0; i < slots.size(); ++i) {
-      slots[i].queue = &queue;
-      slots[i].id = static_cast<std::uint16_t>(i);
-      slots[i].complete = on_complete;
+  static void number(Queue& queue, memory::Vector<Request>& requests, Callback on_complete) {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      requests[i].queue = &queue;
+      requests[i].id = static_cast<std::uint16_t>(i);
+      requests[i].complete = on_complete;
     }
   }
   void begin() { ++in_flight_; }
-  // The slot of a chain whose request begins; null: its id is in flight already, which breaks the queue. `most_bytes`:
-  // what goes to the device at one time.
+  // The memory for a chain whose request begins; null: its id is in flight already, which breaks the queue.
+  // `most_bytes`: what goes to the device at one time.
   template <typename Request>
-  Request* begin(memory::Vector<Request>& slots, const virtio::Chain& chain, std::uint32_t most_bytes = UINT32_MAX) {
-    Request& request = slots[chain.id];
+  Request* begin(memory::Vector<Request>& requests, const virtio::Chain& chain, std::uint32_t most_bytes = UINT32_MAX) {
+    Request& request = requests[chain.id];
     if (request.busy) {
       break_queue("a request id that is in flight already");
       return nullptr;
@@ -124,7 +125,7 @@ class VhostQueue {
     ring_->push(id, entries, written);
     --in_flight_;
   }
-  // The same for one that began in a slot.
+  // The same for one that began with its memory.
   template <typename Request>
   void finish(Request& request, std::uint32_t written) {
     request.busy = false;
@@ -147,7 +148,7 @@ class VhostQueue {
 
  private:
   bool in_its_turn();
-  unsigned take_batch();
+  unsigned accept_batch();
   void publish();
   void signal_call();
   void report_broken();

@@ -2,7 +2,7 @@
 // The vhost-user front ends' side of Pollux: sockets, controllers, targets.
 //
 // Calls come from control threads (never from a reactor), at once if need be. Removals may block until reactors have
-// let go of what is removed, and keep no other call waiting meanwhile; about what is being removed those are kBusy.
+// release what is removed, and keep no other call waiting meanwhile; about what is being removed those are kBusy.
 // Idempotent: asking for what is there already succeeds when it is the same, and is kExists when it differs.
 
 #include <chrono>
@@ -73,8 +73,8 @@ class VhostService {
   ~VhostService();
 
   // With hold_sockets: from here on sockets are open. A guest that comes back after a restart must find its whole
-  // controller: a disk that is not there yet would be an error to it. A socket that cannot be opened is logged and tried
-  // again, while its guest waits.
+  // controller: a disk that is not there yet would be an error to it. A socket that cannot be opened is logged and
+  // tried again, while its guest waits.
   void listen();
 
   // A scsi controller; its socket is <socket_dir>/scsi-<name>.sock and is there when this returns. `name`:
@@ -84,7 +84,7 @@ class VhostService {
   Status remove_scsi_controller(const std::string& name);
   // Puts the disk on the given target, and tells a connected guest (virtio-scsi hotplug event, VIRTIO 1.2 5.6.6.3).
   Status add_scsi_target(const std::string& name, ScsiTarget where, DiskSpec disk);
-  // Waits for requests in flight, lets go of the disk, tells the guest. Removing what is not there succeeds. kBusy:
+  // Waits for requests in flight, closes the disk, tells the guest. Removing what is not there succeeds. kBusy:
   // requests do not end within drain_patience; the target stays, and the guest's commands that came meanwhile begin.
   Status remove_scsi_target(const std::string& name, ScsiTarget where);
 

@@ -1,10 +1,11 @@
 #pragma once
 // What happens when a front end truncates the file behind its guest's memory: every touch of a page past the new end
-// raises SIGBUS, in whatever thread touches it, and the default action would end the process for all guests.
+// raises SIGBUS in the thread that touches it, and the default action would end the process for all guests.
 //
 // Each mapping of guest memory is announced here. The handler finds the mapping that the faulting address belongs to,
 // puts private zero pages over the whole of it and marks it lost; the interrupted instruction then goes on. Queues look
-// at the mark and stop. A fault outside of every announced mapping is somebody else's bug and keeps its default action.
+// at the mark and stop. A fault outside of every announced mapping is a fault of other code and keeps its default
+// action.
 
 #include <atomic>
 #include <cstddef>

@@ -106,7 +106,7 @@ class InflightSplit {
   bool active() const { return header_ != nullptr; }
 
   struct Recovered {
-    // The region has followed this ring: the position is used_idx plus what is in flight, whatever SET_VRING_BASE says.
+    // The region has followed this ring: the position is used_idx plus what is in flight; SET_VRING_BASE is ignored.
     // False for a region that is new, or that followed a ring which was begun anew since.
     bool known = false;
     // Taken and not answered, oldest first.
@@ -164,7 +164,7 @@ class InflightPacked {
   bool active() const { return header_ != nullptr; }
 
   struct Recovered {
-    // False for a region that nobody has used yet: positions are then those of SET_VRING_BASE.
+    // False for a region that no ring has used yet: positions are then those of SET_VRING_BASE.
     bool known = false;
     std::uint16_t used_idx = 0;
     bool used_wrap = true;

@@ -1,5 +1,5 @@
 #pragma once
-// Virtqueue: the device's side of one virtqueue, whatever its format. SplitQueue and PackedQueue implement it.
+// Virtqueue: the device's side of one virtqueue of either format. SplitQueue and PackedQueue implement it.
 //
 // One reactor owns a queue. A turn of it is: look() once, pop() up to that many chains, push() whatever has completed
 // in any order, then publish() once. Everything in guest memory is fetched once and validated before use. A chain that

@@ -19,9 +19,9 @@
 #include <thread>
 
 #include "PolluxService.h"
+#include "base/unique_fd.h"
 #include "base/units.h"
 #include "base/uuid.h"
-#include "control/fd.h"
 #include "control/test_certificates.h"
 #include "control/test_client.h"
 
@@ -82,7 +82,7 @@ bool wait_for(const std::function<bool()>& holds) {
 }
 
 bool accepts(const std::string& path) {
-  const Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
@@ -102,7 +102,7 @@ bool contains(const std::string& text, const std::string& part) {
 
 // A port that was free a moment ago.
 std::uint16_t free_port() {
-  const Fd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -353,7 +353,7 @@ BOOST_FIXTURE_TEST_CASE(a_pool_that_does_not_open_stops_nobody_and_its_volumes_a
 
 BOOST_FIXTURE_TEST_CASE(sigterm_ends_it_cleanly_and_says_so_to_the_manager, Fixture) {
   const std::string notify = path("notify");
-  const Fd manager(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const UniqueFd manager(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, notify.c_str(), sizeof(address.sun_path) - 1);

@@ -25,7 +25,7 @@ void Handshakes::make_room(const std::string& address) {
   clients_.erase(client);
 }
 
-void Handshakes::take(Fd socket, std::string peer, std::string address) {
+void Handshakes::take(UniqueFd socket, std::string peer, std::string address) {
   make_room(address);
   clients_.push_back({.socket = std::move(socket),
                       .stream = nullptr,

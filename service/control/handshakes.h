@@ -15,10 +15,10 @@
 #include <string>
 #include <vector>
 
+#include "base/unique_fd.h"
 #include "base/waiting_clients.h"
 #include "control/access_log.h"
 #include "control/deadline.h"
-#include "control/fd.h"
 #include "control/tls_context.h"
 #include "control/tls_stream.h"
 
@@ -34,7 +34,7 @@ class Handshakes {
       : limits_(limits), timeout_ms_(timeout_ms), tls_(tls), access_log_(access_log), admit_(std::move(admit)) {}
 
   // A new client, called `peer` in the log. `address`: whom its place is counted to. Another may lose its place.
-  void take(Fd socket, std::string peer, std::string address);
+  void take(UniqueFd socket, std::string peer, std::string address);
   // What to wait for, in an order that holds until the next call.
   void append_to(std::vector<pollfd>& fds) const;
   // After poll(): goes on with those that can, and ends those whose time is over. `fds` are what append_to() appended.
@@ -44,7 +44,7 @@ class Handshakes {
 
  private:
   struct Client {
-    Fd socket;                          // until it says something
+    UniqueFd socket;                    // until it says something
     std::unique_ptr<TlsStream> stream;  // then
     std::string peer;
     std::string address;

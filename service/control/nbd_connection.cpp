@@ -112,7 +112,7 @@ struct Connection::Slot : reactor::Message, bdev::IoRequest {
   }
 };
 
-Connection::Connection(Fd socket, std::shared_ptr<bdev::Bdev> device, reactor::Reactor& reactor, Export exported)
+Connection::Connection(UniqueFd socket, std::shared_ptr<bdev::Bdev> device, reactor::Reactor& reactor, Export exported)
     : socket_(std::move(socket)),
       device_(std::move(device)),
       reactor_(reactor),

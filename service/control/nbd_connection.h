@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "bdev/bdev.h"
-#include "control/fd.h"
 #include "control/nbd_negotiation.h"
 #include "reactor/mailbox.h"
 #include "reactor/reactor.h"
@@ -25,7 +25,7 @@ namespace pollux::control::nbd {
 
 class Connection {
  public:
-  Connection(Fd socket, std::shared_ptr<bdev::Bdev> device, reactor::Reactor& reactor, Export exported);
+  Connection(UniqueFd socket, std::shared_ptr<bdev::Bdev> device, reactor::Reactor& reactor, Export exported);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -69,7 +69,7 @@ class Connection {
   bool send_answer(Slot& slot);
   bool send_chunk(const Slot& slot);
 
-  Fd socket_;
+  UniqueFd socket_;
   const std::shared_ptr<bdev::Bdev> device_;
   reactor::Reactor& reactor_;
   const Export export_;
@@ -82,7 +82,7 @@ class Connection {
   std::vector<Slot*> free_;         // under free_mutex_
   std::uint64_t bytes_in_use_ = 0;  // under free_mutex_
   reactor::Mailbox answers_;        // from the reactor and the reading thread to the sending one
-  Fd answers_event_;
+  UniqueFd answers_event_;
   std::atomic<bool> reading_done_{false};
   Hurry hurry_;
   std::atomic<bool> negotiating_{true};

@@ -66,7 +66,7 @@ Status NbdServer::listen() {
     return fail(ErrorCode::kInvalid, "the socket's path " + path + " is longer than 107 characters");
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const auto broken = [&] {
     return fail(ErrorCode::kIoError, "cannot make the socket " + path + ": " + std::strerror(errno));
   };
@@ -150,7 +150,7 @@ void NbdServer::pause_accepting(int error) {
 }
 
 void NbdServer::take_client() {
-  Fd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  UniqueFd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!socket) {
     if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED) return;
     return pause_accepting(errno);

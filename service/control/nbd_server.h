@@ -18,9 +18,9 @@
 #include "base/clock.h"
 #include "base/log_limiter.h"
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "bdev/bdev.h"
 #include "control/deadline.h"
-#include "control/fd.h"
 #include "control/nbd_connection.h"
 #include "reactor/reactor.h"
 
@@ -79,8 +79,8 @@ class NbdServer {
   reactor::ReactorGroup& reactors_;
   const std::shared_ptr<bdev::Bdev> device_;
   const Options options_;
-  Fd listener_;
-  Fd stop_event_;
+  UniqueFd listener_;
+  UniqueFd stop_event_;
   std::thread acceptor_;
   std::mutex mutex_;
   std::condition_variable changed_;

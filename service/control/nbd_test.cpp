@@ -153,7 +153,7 @@ class NbdClient {
   }
 
  private:
-  Fd fd_;
+  UniqueFd fd_;
 };
 
 // Limits that let nothing but flushes through until somebody is in a hurry. To who asks, it holds data everywhere.
@@ -244,8 +244,8 @@ bool wait_for(const std::function<bool()>& holds) {
   return false;
 }
 
-Fd connect_to(const std::string& path) {
-  Fd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+UniqueFd connect_to(const std::string& path) {
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
@@ -255,7 +255,7 @@ Fd connect_to(const std::string& path) {
 
 // Whether a new client is served, as opposed to turned away.
 bool greets(const std::string& path) {
-  const Fd fd = connect_to(path);
+  const UniqueFd fd = connect_to(path);
   std::uint8_t byte = 0;
   return nbd::receive(fd.get(), &byte, 1);
 }
@@ -515,8 +515,8 @@ BOOST_FIXTURE_TEST_CASE(closing_does_not_wait_for_the_limits_of_the_volume, Fixt
   start({});
   NbdClient client(path());
   client.go_to("volume");
-  // More than a connection has slots, so that the reading thread waits for one when the end comes; what is left fits the
-  // socket's buffers.
+  // More than a connection has slots, so that the reading thread waits for one when the end comes; what is left fits
+  // the socket's buffers.
   for (unsigned i = 0; i < 48; ++i) {
     client.request(nbd::kCmdWrite, i * 4096, 4096, 0, i);
     client.send(pattern(4096, i));
@@ -554,7 +554,7 @@ BOOST_FIXTURE_TEST_CASE(clients_that_do_not_ask_for_the_export_keep_no_place, Fi
   start({.max_connections = 2});
   NbdClient first(path());
   first.go_to("volume");
-  std::vector<Fd> silent;
+  std::vector<UniqueFd> silent;
   for (int i = 0; i < 20; ++i) silent.push_back(connect_to(path()));
   NbdClient second(path());
   second.go_to("volume");
@@ -577,12 +577,12 @@ BOOST_FIXTURE_TEST_CASE(fua_is_taken_with_every_command_where_it_is_offered, Fix
   BOOST_TEST(client.ask(nbd::kCmdWriteZeroes, 0, 4096, nbd::kCmdFlagFua) == nbd::kOk);
   // "Error values": a flag that is not documented for the request is EINVAL.
   for (const auto& [type, flag] : {std::pair{nbd::kCmdRead, nbd::kCmdFlagNoHole},
-                                  {nbd::kCmdRead, nbd::kCmdFlagDf},
-                                  {nbd::kCmdRead, nbd::kCmdFlagReqOne},
-                                  {nbd::kCmdTrim, nbd::kCmdFlagNoHole},
-                                  {nbd::kCmdFlush, nbd::kCmdFlagDf},
-                                  {nbd::kCmdWriteZeroes, std::uint16_t{1 << 4}},   // FAST_ZERO, not offered
-                                  {nbd::kCmdWriteZeroes, std::uint16_t{1 << 5}}})  // PAYLOAD_LEN, not negotiated
+                                   {nbd::kCmdRead, nbd::kCmdFlagDf},
+                                   {nbd::kCmdRead, nbd::kCmdFlagReqOne},
+                                   {nbd::kCmdTrim, nbd::kCmdFlagNoHole},
+                                   {nbd::kCmdFlush, nbd::kCmdFlagDf},
+                                   {nbd::kCmdWriteZeroes, std::uint16_t{1 << 4}},   // FAST_ZERO, not offered
+                                   {nbd::kCmdWriteZeroes, std::uint16_t{1 << 5}}})  // PAYLOAD_LEN, not negotiated
   {
     const std::uint32_t length = type == nbd::kCmdFlush ? 0 : 4096;
     BOOST_TEST(client.ask(type, 0, length, flag) == nbd::kEinval, type << " with " << flag);

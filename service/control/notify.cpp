@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "control/fd.h"
+#include "base/unique_fd.h"
 
 namespace pollux::control {
 
@@ -23,7 +23,7 @@ Status notify_manager(const std::string& state) {
   }
   std::memcpy(address.sun_path, path, length);
   if (path[0] == '@') address.sun_path[0] = '\0';  // unix(7): the abstract namespace
-  const Fd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const UniqueFd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
   if (!fd || sendto(fd.get(), state.data(), state.size(), MSG_NOSIGNAL, reinterpret_cast<const sockaddr*>(&address),
                     size) != static_cast<ssize_t>(state.size())) {

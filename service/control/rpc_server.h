@@ -17,10 +17,10 @@
 
 #include "base/log_limiter.h"
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "control/access_log.h"
 #include "control/config.h"
 #include "control/deadline.h"
-#include "control/fd.h"
 #include "control/handshakes.h"
 #include "control/roles.h"
 #include "control/tls_context.h"
@@ -85,9 +85,9 @@ class RpcServer {
   AccessLog& access_log_;
   const ProcessorFactory factory_;
   std::uint16_t port_ = 0;
-  Fd listener_;
-  Fd stop_event_;
-  Fd finished_event_;
+  UniqueFd listener_;
+  UniqueFd stop_event_;
+  UniqueFd finished_event_;
   std::thread acceptor_;
   // The acceptor's alone.
   Handshakes handshakes_;

@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "control/fd.h"
+#include "base/unique_fd.h"
 
 namespace pollux::control {
 
@@ -21,12 +21,12 @@ Error system_error(const std::string& what) {
 // The file appears whole or not at all: a crash before the rename leaves the next start to make another.
 Status write_durably(const std::string& dir, const std::string& path, const std::string& text) {
   const std::string fresh = path + ".new";
-  const Fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640));
+  const UniqueFd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640));
   if (file.get() < 0 || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
       fsync(file.get()) != 0 || rename(fresh.c_str(), path.c_str()) != 0) {
     return fail(system_error("cannot write " + path));
   }
-  const Fd folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const UniqueFd folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0 || fsync(folder.get()) != 0) return fail(system_error("cannot write " + dir));
   return {};
 }

@@ -42,7 +42,7 @@ TlsStream::Subject subject_of(X509* certificate) {
 
 }  // namespace
 
-TlsStream::TlsStream(Fd socket, std::shared_ptr<TlsContext> context)
+TlsStream::TlsStream(UniqueFd socket, std::shared_ptr<TlsContext> context)
     : socket_(std::move(socket)), context_(std::move(context)), ssl_(SSL_new(context_->get())) {
   const int flags = fcntl(socket_.get(), F_GETFL);
   fcntl(socket_.get(), F_SETFL, flags | O_NONBLOCK);

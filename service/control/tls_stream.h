@@ -16,8 +16,8 @@
 #include <string>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "control/deadline.h"
-#include "control/fd.h"
 #include "control/tls_context.h"
 
 namespace pollux::control {
@@ -38,7 +38,7 @@ class TlsStream {
     kFailed,  // broken off, or not TLS any more
   };
 
-  TlsStream(Fd socket, std::shared_ptr<TlsContext> context);
+  TlsStream(UniqueFd socket, std::shared_ptr<TlsContext> context);
   ~TlsStream();
   TlsStream(const TlsStream&) = delete;
   TlsStream& operator=(const TlsStream&) = delete;
@@ -76,7 +76,7 @@ class TlsStream {
   // Waits until the socket can go on as OpenSSL asks for.
   End wait(int ssl_error, Deadline deadline, int stop_fd);
 
-  Fd socket_;
+  UniqueFd socket_;
   std::shared_ptr<TlsContext> context_;
   struct Free {
     void operator()(SSL* ssl) const { SSL_free(ssl); }

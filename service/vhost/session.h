@@ -144,10 +144,10 @@ class Session final : public Connection {
   MemoryShare::Lease log_lease_;
   std::shared_ptr<virtio::InflightRegion> inflight_;
   MemoryShare::Lease inflight_lease_;
-  virtio::UniqueFd inflight_fd_;
+  UniqueFd inflight_fd_;
   // Of the channel on which the front end is told things, under its own mutex.
   std::mutex channel_mutex_;
-  virtio::UniqueFd backend_req_;
+  UniqueFd backend_req_;
   // Of queues that have ended.
   std::uint64_t past_requests_ = 0;
   std::uint64_t past_errors_ = 0;

@@ -139,7 +139,7 @@ Result<Verdict> Session::get_inflight_fd(Message& message) {
   }
   const std::uint64_t size =
       virtio::InflightRegion::queue_bytes(payload.queue_size, negotiated(kFeatureRingPacked)) * payload.queues;
-  virtio::UniqueFd fd(::memfd_create("pollux-inflight", MFD_CLOEXEC));
+  UniqueFd fd(::memfd_create("pollux-inflight", MFD_CLOEXEC));
   if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) {
     return fail(ErrorCode::kInternal, "cannot make an in-flight region: " + std::string(std::strerror(errno)));
   }

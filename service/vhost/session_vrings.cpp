@@ -105,7 +105,7 @@ Result<Verdict> Session::set_vring_fd(Message& message) {
   // A reactor watches and signals it: with a file of any other kind, whose operations may wait for the front end or for
   // a file system of its own, the front end could stop the reactor.
   if (static_cast<VhostUserRequest>(message.request) == VhostUserRequest::kSetVringKick) {
-    virtio::UniqueFd kick = std::move(message.fds[0]);
+    UniqueFd kick = std::move(message.fds[0]);
     // A ring without it would have to be polled for ever, and would keep its reactor from sleeping.
     if (!kick) return fail(ErrorCode::kUnsupported, "a queue without a kick descriptor");
     if (!is_eventfd(kick.get())) return fail(ErrorCode::kInvalid, "a descriptor that is no eventfd");

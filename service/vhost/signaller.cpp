@@ -19,7 +19,7 @@ constexpr unsigned kRequests = 1;
 
 }  // namespace
 
-Result<SignalFd> SignalFd::make(virtio::UniqueFd fd) {
+Result<SignalFd> SignalFd::make(UniqueFd fd) {
   SignalFd made;
   if (!is_eventfd(fd.get())) {
     int family = 0;
@@ -43,7 +43,7 @@ Result<std::unique_ptr<Signaller>> Signaller::make() {
   const Ring& ring = made->ring();
   if (ring.magic != kRingMagic || ring.incompatible_features != 0)
     return fail(ErrorCode::kInternal, "the kernel's AIO ring has an unknown format");
-  made->null_ = virtio::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  made->null_ = UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!made->null_) return fail(ErrorCode::kInternal, "cannot open /dev/null: " + std::string(std::strerror(errno)));
   iocb& request = made->request_;
   request.aio_lio_opcode = IOCB_CMD_PREAD;

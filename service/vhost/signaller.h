@@ -18,7 +18,7 @@
 #include <memory>
 
 #include "base/result.h"
-#include "virtio/unique_fd.h"
+#include "base/unique_fd.h"
 
 namespace pollux::vhost {
 
@@ -27,14 +27,14 @@ class SignalFd {
  public:
   SignalFd() = default;
   // kInvalid: of another kind.
-  static Result<SignalFd> make(virtio::UniqueFd fd);
+  static Result<SignalFd> make(UniqueFd fd);
 
   explicit operator bool() const { return static_cast<bool>(fd_); }
   int get() const { return fd_.get(); }
   bool socket() const { return socket_; }
 
  private:
-  virtio::UniqueFd fd_;
+  UniqueFd fd_;
   bool socket_ = false;
 };
 
@@ -77,7 +77,7 @@ class Signaller {
   Ring& ring() const { return *reinterpret_cast<Ring*>(context_); }
 
   aio_context_t context_ = 0;
-  virtio::UniqueFd null_;
+  UniqueFd null_;
   iocb request_{};
 };
 

@@ -14,8 +14,6 @@
 namespace pollux::vhost {
 namespace {
 
-using virtio::UniqueFd;
-
 std::unique_ptr<Signaller> make() {
   auto made = Signaller::make();
   BOOST_REQUIRE(made.has_value());
@@ -32,8 +30,7 @@ BOOST_AUTO_TEST_CASE(every_signal_counts_one) {
   const UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   // More than an AIO context holds events for, so that they must be taken out of it.
   constexpr unsigned kSignals = 10'000;
-  for (unsigned i = 0; i < kSignals; ++i)
-    BOOST_REQUIRE(signaller->raise(event.get()) == Signaller::Outcome::kRaised);
+  for (unsigned i = 0; i < kSignals; ++i) BOOST_REQUIRE(signaller->raise(event.get()) == Signaller::Outcome::kRaised);
   BOOST_TEST(take(event) == kSignals);
 }
 

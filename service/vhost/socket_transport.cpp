@@ -36,8 +36,6 @@ using namespace protocol;
 
 namespace {
 
-using virtio::UniqueFd;
-
 constexpr int kBacklog = 16;
 // How long to leave accepting alone when the process has no descriptors left.
 constexpr int kAcceptPauseMs = 100;

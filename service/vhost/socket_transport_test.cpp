@@ -18,7 +18,6 @@
 namespace pollux::vhost {
 namespace {
 
-using virtio::UniqueFd;
 using Clock = std::chrono::steady_clock;
 
 class Nobody final : public Connection {

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "base/result.h"
-#include "virtio/unique_fd.h"
+#include "base/unique_fd.h"
 
 namespace pollux::vhost {
 
@@ -25,7 +25,7 @@ struct Message {
   std::uint32_t flags = 0;
   std::uint32_t size_bytes = 0;
   alignas(8) std::array<std::byte, kMaxPayloadBytes> payload{};
-  std::array<virtio::UniqueFd, kMaxFds> fds;
+  std::array<UniqueFd, kMaxFds> fds;
   std::size_t fd_count = 0;
   // A descriptor to send along with a reply; stays the connection's, which keeps it open until its next message.
   int reply_fd = -1;

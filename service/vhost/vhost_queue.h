@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "base/memory.h"
+#include "base/unique_fd.h"
 #include "reactor/reactor.h"
 #include "vhost/tenant.h"
-#include "virtio/unique_fd.h"
 #include "virtio/virtqueue.h"
 
 namespace pollux::vhost {
@@ -33,7 +33,7 @@ struct QueueCounters {
 
 // The descriptors through which guest and device wake each other. Call and error may be absent.
 struct QueueFds {
-  virtio::UniqueFd kick;
+  UniqueFd kick;
   SignalFd call;
   SignalFd error;
 };

@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "base/units.h"
 #include "virtio/bus_fault.h"
-#include "virtio/unique_fd.h"
 
 namespace pollux::virtio {
 

@@ -48,12 +48,12 @@ class SharedFile {
   }
   std::byte* data() const { return data_; }
   std::uint64_t bytes() const { return bytes_; }
-  const virtio::UniqueFd& fd() const { return fd_; }
+  const UniqueFd& fd() const { return fd_; }
   void clear() { std::memset(data_, 0, bytes_); }
 
  private:
   std::uint64_t bytes_;
-  virtio::UniqueFd fd_;
+  UniqueFd fd_;
   std::byte* data_;
 };
 

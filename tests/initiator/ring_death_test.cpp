@@ -65,9 +65,9 @@ struct Shared {
                                       .size_bytes = part.region.size_bytes,
                                       .user_addr = part.region.user_addr,
                                       .file_offset = part.region.mmap_offset},
-                                     virtio::UniqueFd(::dup(part.fd)));
+                                     UniqueFd(::dup(part.fd)));
     memory = *virtio::GuestMemory::make({region.value()});
-    const virtio::UniqueFd file(::memfd_create("inflight", MFD_CLOEXEC));
+    const UniqueFd file(::memfd_create("inflight", MFD_CLOEXEC));
     const auto bytes = virtio::InflightRegion::queue_bytes(options.size, options.packed);
     BOOST_REQUIRE(::ftruncate(file.get(), static_cast<off_t>(bytes)) == 0);
     inflight = std::make_shared<virtio::InflightRegion>(virtio::SharedMapping::map(file.get(), 0, bytes).value(),

@@ -50,7 +50,7 @@ class Wire {
                                            .size_bytes = part.region.size_bytes,
                                            .user_addr = part.region.user_addr,
                                            .file_offset = part.region.mmap_offset},
-                                          virtio::UniqueFd(::dup(part.fd))));
+                                          UniqueFd(::dup(part.fd))));
     const protocol::VringAddr at = ring_->addresses(0);
     virtio::QueueSetup setup{.size = kRingSize,
                              .desc_user_addr = at.desc_user_addr,

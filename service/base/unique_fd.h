@@ -1,12 +1,11 @@
 #pragma once
-// UniqueFd: owns one file descriptor and closes it; what a front end sends over its socket lives in these from the
-// first moment.
+// UniqueFd: owns one file descriptor and closes it.
 
 #include <unistd.h>
 
 #include <utility>
 
-namespace pollux::virtio {
+namespace pollux {
 
 class UniqueFd {
  public:
@@ -14,18 +13,16 @@ class UniqueFd {
   explicit UniqueFd(int fd) : fd_(fd) {}
   UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   UniqueFd& operator=(UniqueFd&& other) noexcept {
-    if (this != &other) {
-      reset();
-      fd_ = std::exchange(other.fd_, -1);
-    }
+    if (this != &other) reset(other.release());
     return *this;
   }
   ~UniqueFd() { reset(); }
 
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
-  void reset() {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+  void reset(int fd = -1) {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = fd;
   }
   [[nodiscard]] int release() { return std::exchange(fd_, -1); }
 
@@ -33,4 +30,4 @@ class UniqueFd {
   int fd_ = -1;
 };
 
-}  // namespace pollux::virtio
+}  // namespace pollux

@@ -188,12 +188,12 @@ void count_scsi(const Case& of, scsi::LogicalUnits& units, reactor::Reactor& rea
   auto unit = must(units.get({.bdev = of.disk, .uuid = uuid(6)}));
   auto nexus = must(unit->join({.initiator = "gate", .relative_target_port = 1}));
   vhost::run_on(reactor, [&] {
-    vhost::ScsiLane lane;
-    lane.reactor = &reactor;
-    lane.targets[0] = std::make_unique<scsi::TargetChannel>();
-    lane.targets[0]->add(0, must(nexus->open_channel(reactor)));
+    vhost::ReactorTargets own;
+    own.reactor = &reactor;
+    own.targets[0] = std::make_unique<scsi::TargetChannel>();
+    own.targets[0]->add(0, must(nexus->open_channel(reactor)));
     const auto make = [&](auto ring) {
-      return std::make_unique<vhost::ScsiRequestQueue>(std::move(ring), vhost::QueueFds{}, lane);
+      return std::make_unique<vhost::ScsiRequestQueue>(std::move(ring), vhost::QueueFds{}, own);
     };
     Wire wire(make, true, reactor);
     count_requests(of, "scsi", wire);

@@ -21,7 +21,7 @@ _PROGRESS_S = 60
 # As a live system has it: QEMU is back before the service's first request is answered.
 _RECONNECT_MS = 200
 
-_LOAD = """
+_BIND_AGAIN = """
 . /lib/guest.sh
 wait_for_disks 4 || { mark "FAIL no disks"; exit 1; }
 # The drivers begin their rings anew, as a guest does that reboots.
@@ -38,7 +38,53 @@ wait_for_disks 4 || { mark "FAIL no disks after the drivers were bound again"; e
 # VIRTIO 1.2 6: bit 34, packed virtqueues; the file has a character a bit.
 packed=$(cut -c35 /sys/bus/virtio/devices/virtio*/features | grep -c 1)
 [ "$packed" = 2 ] || { mark "FAIL $packed devices have packed virtqueues"; exit 1; }
+"""
+
+# Blocks of a pattern that names the disk, the block and the generation, read back at random and whole at the end.
+_OWN_LOAD = """
 pollux-guest-load $(disks | sed s:^:/dev/:) || exit 1
+"""
+
+# fio writes 64 blocks at random, reads them back and compares their checksums, and so on; one job that fails ends all.
+# It says nothing while it goes on, so that progress is what the kernel counts: 64 more answers of each disk.
+_FIO_LOAD = """
+exec 3<&0
+( read -r stop <&3; : > /tmp/stop ) &
+set --
+for disk in $(disks); do
+	set -- "$@" --name=$disk --filename=/dev/$disk
+done
+fio --thread --ioengine=libaio --direct=1 --iodepth=16 --bs=4k --size=8m --rw=randwrite --randrepeat=0 --time_based \\
+	--runtime=100000 --verify=crc32c --verify_backlog=64 --verify_fatal=1 --exitall_on_error \\
+	"$@" > /tmp/fio 2>&1 &
+fio=$!
+# answers DISK: requests that the disk has answered (Documentation/block/stat.rst: reads and writes).
+answers() {
+	read -r reads _ _ _ writes _ < /sys/block/$1/stat
+	echo $((reads + writes))
+}
+mark LOAD
+line=0
+while [ ! -e /tmp/stop ]; do
+	for disk in $(disks); do
+		enough=$(($(answers $disk) + 64))
+		while [ $(answers $disk) -lt $enough ]; do
+			kill -0 $fio 2> /dev/null || { cat /tmp/fio; mark "FAIL fio ended"; exit 1; }
+			sleep 0.05
+		done
+	done
+	line=$((line + 1))
+	mark "PROGRESS $line"
+done
+kill -INT $fio
+wait $fio
+cat /tmp/fio
+[ "$(grep -c 'err= 0' /tmp/fio)" = 4 ] || { mark "FAIL fio saw an error"; exit 1; }
+grep -E 'verify|bad ' /tmp/fio && { mark "FAIL fio read a wrong block"; exit 1; }
+mark LOAD-OK
+"""
+
+_KERNEL_SAW = """
 # What the block layer says when a request fails or the device is reset, and the driver when an answer is not its own.
 # A "scsi" that rejects I/O, unlike an "sd", is a target that a scan asked for in vain while the service was away.
 dmesg | grep -vE 'scsi [0-9:]+: rejecting I/O' > /tmp/kernel
@@ -75,9 +121,11 @@ def four_disks(polluxd: Polluxd) -> list[_Disk]:
     ]
 
 
-def _load_guest(disks: list[_Disk]) -> QemuDirect:
-    load = Path(os.environ["POLLUX_BUILD"]) / "tests" / "guest" / "pollux-guest-load"
-    return QemuDirect(_LOAD, [disk.device for disk in disks], programs=[str(load)])
+def _load_guest(disks: list[_Disk], load: str) -> QemuDirect:
+    own = Path(os.environ["POLLUX_BUILD"]) / "tests" / "guest" / "pollux-guest-load"
+    script, program = {"own": (_OWN_LOAD, str(own)), "fio": (_FIO_LOAD, "fio")}[load]
+    devices = [disk.device for disk in disks]
+    return QemuDirect(_BIND_AGAIN + script + _KERNEL_SAW, devices, memory_mb=768, programs=[program])
 
 
 def _await_progress(guest: QemuDirect) -> None:
@@ -90,9 +138,13 @@ def _await_progress(guest: QemuDirect) -> None:
         start = guest.console.position
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.full)])
-def test_service_that_ends_costs_a_guest_only_a_pause(polluxd: Polluxd, four_disks: list[_Disk], times: int) -> None:
-    with _load_guest(four_disks) as guest:
+@pytest.mark.parametrize(
+    ("load", "times"), [("own", 10), ("fio", 10), pytest.param("fio", 200, marks=pytest.mark.full)]
+)
+def test_service_that_ends_costs_a_guest_only_a_pause(
+    polluxd: Polluxd, four_disks: list[_Disk], load: str, times: int
+) -> None:
+    with _load_guest(four_disks, load) as guest:
         guest.wait("@@LOAD", _PROGRESS_S)
         for _ in range(times):
             _await_progress(guest)

@@ -47,6 +47,9 @@ _API_WITH_BURSTS = 5
 #: A service that does not answer the periodic question for so long is down. Shorter than the pause between two
 #: questions, so that one which hangs does not keep cinder-volume from asking the other back ends.
 _STATS_DEADLINE_MS = 10_000
+#: What is said of a pool that takes no changes. Cinder's scheduler does not look at the state, and for thin volumes at
+#: the total alone, not at what is free.
+_DOWN = {'backend_state': 'down', 'total_capacity_gb': 0, 'free_capacity_gb': 0}
 #: Key of a connector: the grant that the host got for it, by volume. Cinder keeps the connector with the attachment.
 GRANTS_PROPERTY = 'pollux_grants'
 #: Of authorisations from before there were grants.
@@ -398,6 +401,7 @@ class PolluxDriver(driver.VolumeDriver):
                 'provisioned_capacity_gb': pool.provisioned_bytes / units.Gi,
                 'total_volumes': pool.volumes,
                 **shared,
+                **(_DOWN if pool.failure else {}),
             } for pool in pools],
         }
 
@@ -413,13 +417,11 @@ class PolluxDriver(driver.VolumeDriver):
         }
 
     def _stats_while_down(self) -> dict[str, Any]:
-        """The pools that were seen before, without room for anything; one that stands for them when none was. Cinder's
-        scheduler does not look at the state, and for thin volumes at the total alone, not at what is free."""
-        down = {'backend_state': 'down', 'total_capacity_gb': 0, 'free_capacity_gb': 0}
+        """The pools that were seen before; one that stands for them when none was."""
         pools = (self._stats or {}).get('pools')
         if not pools:
-            return {**self._constant_stats(), 'reserved_percentage': 0, **down}
-        return {**self._constant_stats(), 'pools': [{**pool, **down} for pool in pools]}
+            return {**self._constant_stats(), 'reserved_percentage': 0, **_DOWN}
+        return {**self._constant_stats(), 'pools': [{**pool, **_DOWN} for pool in pools]}
 
 
 def _host(connector: dict[str, Any]) -> str:

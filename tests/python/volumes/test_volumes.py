@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from pollux import errors
 from pollux.rpc import ttypes as rpc
 from pollux_testing import MIB
 
+from guest.faulty_disk import polluxd_on_a_faulty_disk
+from guest.timing import wait_until
 from python.services import GIB, POOL, Service
 
 pytest.importorskip("cinder")
@@ -137,3 +140,29 @@ def test_a_back_end_is_down_while_its_service_is_and_up_again_after(own_service:
     assert again["backend_state"] == "up"
     assert 0 < again["free_capacity_gb"] <= again["total_capacity_gb"]
     driver.create_volume(a_volume(context))
+
+
+def test_a_pool_is_down_alone_while_its_device_fails(tmp_path: Path, context: Any) -> None:
+    # A socket's path has 107 bytes at most.
+    with (tempfile.TemporaryDirectory(prefix="pollux-") as folder,
+          polluxd_on_a_faulty_disk(Path(folder), tmp_path / "polluxd.log") as (polluxd, disk)):
+        service = Service(polluxd)
+        failing = polluxd.describe_pool().name
+        service.create_pool("other", 64 * MIB)
+        driver = make_driver(service)
+
+        def pools() -> dict[str, Any]:
+            return {pool["pool_name"]: pool for pool in driver.get_volume_stats(refresh=True)["pools"]}
+
+        before = pools()
+        assert {pool["backend_state"] for pool in before.values()} == {"up"}
+        disk.fail("flush")
+        with pytest.raises(Exception, match="failed"):
+            driver.create_volume(a_volume(context, pool=failing))
+        down, other = pools()[failing], pools()["other"]
+        assert (down["backend_state"], down["total_capacity_gb"], down["free_capacity_gb"]) == ("down", 0, 0)
+        assert (other["backend_state"], other["total_capacity_gb"]) == ("up", before["other"]["total_capacity_gb"])
+        disk.work()
+        wait_until(lambda: pools()[failing]["backend_state"] == "up", 60, "the pool works again")
+        driver.create_volume(a_volume(context, pool=failing))
+        driver.client.close()

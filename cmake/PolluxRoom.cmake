@@ -90,6 +90,8 @@ function(pollux_room)
     add_executable(${exe} ${test})
     target_compile_definitions(${exe} PRIVATE BOOST_TEST_DYN_LINK BOOST_TEST_MODULE=${exe})
     target_link_libraries(${exe} PRIVATE ${target} ${private_deps} ${R_TEST_LIBS} pollux_flags Boost::unit_test_framework)
+    # A third less to compile; what is under test is optimised in full.
+    target_compile_options(${exe} PRIVATE "$<$<CONFIG:RelWithDebInfo>:-O1;-g1>")
     add_test(NAME ${R_NAME}/${stem} COMMAND ${exe})
     set_tests_properties(${R_NAME}/${stem} PROPERTIES LABELS "unit;${R_NAME}" TIMEOUT 300)
   endforeach()

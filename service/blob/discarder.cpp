@@ -111,15 +111,15 @@ reactor::Task<void> Discarder::run() {
     const std::uint64_t begin_ns = monotonic_ns();
     if (!clusters.empty()) {
       held_ = true;
-      const std::uint64_t offset = state_.geometry.cluster_offset(clusters.front());
-      const std::uint64_t length = std::uint64_t{clusters.size()} << state_.geometry.cluster_shift;
-      const auto status = co_await bdev::unmap(lane_.device(), offset, length);
+      const auto status = co_await lane_.data().discard(clusters.front(), clusters.size());
       state_.refcounts.make_free(clusters);
       held_ = false;
+      const std::uint64_t length = std::uint64_t{clusters.size()} << state_.geometry.cluster_shift;
       if (status != bdev::IoStatus::kOk) {
         // The space is free all the same; there is nothing to do again.
         if (!std::exchange(failure_told_, true)) {
-          log::warn("{} failed to discard {} bytes at {}: {}", device_.name(), length, offset, bdev::to_string(status));
+          log::warn("{} failed to discard {} bytes at {}: {}", device_.name(), length,
+                    state_.geometry.cluster_offset(clusters.front()), bdev::to_string(status));
         }
       } else if (device_.supports_unmap()) {
         discarded_bytes_ += length;

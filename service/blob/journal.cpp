@@ -8,6 +8,14 @@
 
 namespace pollux::blob {
 
+namespace {
+
+reactor::Task<bdev::IoStatus> flush_device(ClusterIo* data, bdev::Channel& device) {
+  return data != nullptr ? data->flush() : bdev::flush(device);
+}
+
+}  // namespace
+
 Journal::Journal(bdev::Channel& channel, Options options, JournalPosition tail, JournalPosition head)
     : channel_(channel),
       options_(std::move(options)),
@@ -177,7 +185,7 @@ reactor::Task<bool> Journal::run_round(std::deque<Chunk> chunks, bool flush) {
   ++rounds_;
   for (const Chunk& chunk : chunks) flush = flush || chunk.has_data;
   if (flush && !failed_) {
-    const auto status = co_await bdev::flush(channel_);
+    const auto status = co_await flush_device(options_.data, channel_);
     if (status != bdev::IoStatus::kOk) {
       give_up(std::string("flush of its device failed: ") + bdev::to_string(status), Loss::kPossible);
     }

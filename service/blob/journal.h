@@ -22,6 +22,7 @@
 #include "base/result.h"
 #include "bdev/bdev.h"
 #include "blob/aligned_buffer.h"
+#include "blob/cluster_io.h"
 #include "blob/format.h"
 #include "blob/journal_queue.h"
 #include "reactor/task.h"
@@ -46,6 +47,8 @@ class Journal {
     std::uint64_t ring_bytes = 0;
     Uuid pool_id;
     std::uint32_t checksum_seed = 0;
+    // Where a flush makes written data durable. Null: the pool is being made and has no data.
+    ClusterIo* data = nullptr;
     // Null: none. `queued`: what the last process left in it, which is applied already and in the next round.
     JournalQueue* queue = nullptr;
     std::vector<JournalQueue::Slot*> queued;

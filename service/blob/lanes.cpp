@@ -24,8 +24,15 @@ Result<Lane*> Lanes::open(reactor::Reactor& reactor) {
   }
   auto channel = device_->open_channel(reactor);
   if (!channel) return fail(std::move(channel.error()));
+  std::unique_ptr<bdev::Channel> layered;
+  if (data_device_ != device_) {
+    auto opened = data_device_->open_channel(reactor);
+    if (!opened) return fail(std::move(opened.error()));
+    layered = std::move(*opened);
+  }
   std::lock_guard lock(mutex_);
-  lanes_.push_back(std::make_unique<Lane>(*this, reactor, std::move(*channel)));
+  lanes_.push_back(
+      std::make_unique<Lane>(*this, reactor, std::move(*channel), std::move(layered), cluster_shift_));
   return lanes_.back().get();
 }
 

@@ -1,11 +1,12 @@
 #pragma once
-// Lanes: one a reactor that does I/O on the pool. A lane has the reactor's channel to the device, and counts what is in
+// Lanes: one a reactor that does I/O on the pool. A lane has the reactor's way to the device, and counts what is in
 // flight, so that the home reactor can wait for a grace period: the moment after which no I/O is under way that looked
 // at the maps before grace() was called.
 //
 // Counting costs the data path two additions on memory of its own: grace() sends each lane a message, the lane then
 // counts new I/O under the other of two numbers, and answers when the old one has come down to zero.
 
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 
 #include "base/result.h"
 #include "bdev/bdev.h"
+#include "blob/cluster_io.h"
 #include "reactor/mutex.h"
 #include "reactor/reactor.h"
 #include "reactor/task.h"
@@ -29,13 +31,19 @@ class Lanes;
 
 class Lane {
  public:
-  Lane(Lanes& lanes, reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device)
-      : lanes_(lanes), reactor_(reactor), device_(std::move(device)) {
+  // `layered`: to the device through the pool's data layer; null when it has none.
+  Lane(Lanes& lanes, reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device,
+       std::unique_ptr<bdev::Channel> layered, std::uint32_t cluster_shift)
+      : lanes_(lanes),
+        reactor_(reactor),
+        device_(std::move(device)),
+        layered_(std::move(layered)),
+        data_(layered_ ? *layered_ : *device_, cluster_shift) {
     switch_epoch_.lane = this;
   }
 
   // All on the lane's reactor.
-  bdev::Channel& device() { return *device_; }
+  ClusterIo& data() { return data_; }
   reactor::Reactor& reactor() { return reactor_; }
   Lanes& lanes() { return lanes_; }
   // Around every I/O: begin() before the map is looked at, end() with begin()'s answer when its last access is over.
@@ -53,6 +61,9 @@ class Lane {
 
  private:
   friend class Lanes;
+  friend class Store;
+  // Metadata alone.
+  bdev::Channel& metadata() { return *device_; }
   struct LaneMessage : reactor::Message {
     Lane* lane = nullptr;
   };
@@ -61,6 +72,8 @@ class Lane {
   Lanes& lanes_;
   reactor::Reactor& reactor_;
   std::unique_ptr<bdev::Channel> device_;
+  std::unique_ptr<bdev::Channel> layered_;
+  ClusterIo data_;
   std::uint64_t in_flight_[2] = {0, 0};
   unsigned epoch_ = 0;
   bool asked_ = false;
@@ -69,8 +82,13 @@ class Lane {
 
 class Lanes {
  public:
-  Lanes(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home) : device_(std::move(device)), home_(home) {}
+  Lanes(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, const DataLayer& layer)
+      : device_(std::move(device)), data_device_(layer ? layer(device_) : device_), home_(home) {}
 
+  // Before the first is opened.
+  void set_cluster_bytes(std::uint32_t cluster_bytes) {
+    cluster_shift_ = static_cast<std::uint32_t>(std::countr_zero(cluster_bytes));
+  }
   // The lane of this reactor, on it; made at first use. Errors are the device's.
   Result<Lane*> open(reactor::Reactor& reactor);
   // Home reactor. Rounds run one after the other, and all who wait for one to begin share it.
@@ -79,6 +97,8 @@ class Lanes {
   reactor::Task<void> close();
 
   bdev::Bdev& device() { return *device_; }
+  // The device as data sees it: with the pool's data layer.
+  bdev::Bdev& data_device() { return *data_device_; }
   reactor::Reactor& home() { return home_; }
 
  private:
@@ -86,8 +106,10 @@ class Lanes {
   void answered();
   std::vector<Lane*> all();
 
-  std::shared_ptr<bdev::Bdev> device_;
+  const std::shared_ptr<bdev::Bdev> device_;
+  const std::shared_ptr<bdev::Bdev> data_device_;
   reactor::Reactor& home_;
+  std::uint32_t cluster_shift_ = 0;
   std::mutex mutex_;  // the list alone; lanes come with channels, never with I/O
   std::vector<std::unique_ptr<Lane>> lanes_;
 

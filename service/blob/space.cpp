@@ -69,7 +69,7 @@ reactor::Task<Status> Space::add_to_stock() {
   ++reserving_;
   ++out_for_stock_;
   const ByteRange range{state_.geometry.cluster_offset(*cluster), state_.geometry.cluster_bytes};
-  Status reserved = co_await reserve_new(lanes_.device(), lane_.device(), lanes_.home(), range);
+  Status reserved = co_await reserve_new(lanes_.device(), metadata_, lanes_.home(), range);
   --reserving_;
   if (!reserved) {
     --out_for_stock_;

@@ -26,11 +26,12 @@ class Space {
     std::function<void()> on_reclaimed;  // clusters became free
     std::function<void()> on_settled;    // clusters are contested no more, or never will be settled
   };
-  Space(State& state, Journal& journal, Lanes& lanes, Lane& lane, Discarder& discarder, Events events)
+  // `metadata`: the home reactor's channel to the device.
+  Space(State& state, Journal& journal, Lanes& lanes, bdev::Channel& metadata, Discarder& discarder, Events events)
       : state_(state),
         journal_(journal),
         lanes_(lanes),
-        lane_(lane),
+        metadata_(metadata),
         discarder_(discarder),
         events_(std::move(events)) {}
 
@@ -66,7 +67,7 @@ class Space {
   State& state_;
   Journal& journal_;
   Lanes& lanes_;
-  Lane& lane_;  // the home reactor's
+  bdev::Channel& metadata_;
   Discarder& discarder_;
   const Events events_;
   bool reclaiming_ = false;

@@ -46,7 +46,7 @@ Store::Store(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& home, const O
       loads_on_(options.loads_on != nullptr ? *options.loads_on : home),
       queue_source_(options.queue),
       longest_queued_us_(options.longest_queued_us),
-      lanes_(std::move(device), home),
+      lanes_(std::move(device), home, options.data_layer),
       loss_log_(options.losses),
       discard_pace_(options.discard_pace) {}
 Store::~Store() = default;

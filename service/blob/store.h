@@ -22,6 +22,7 @@
 #include "base/result.h"
 #include "bdev/bdev.h"
 #include "blob/checkpoint.h"
+#include "blob/cluster_io.h"
 #include "blob/discarder.h"
 #include "blob/journal.h"
 #include "blob/lanes.h"
@@ -53,6 +54,8 @@ struct OpenOptions {
   reactor::Reactor* loads_on = nullptr;
   // Null: a loss is told by this store or not at all.
   std::shared_ptr<LossLog> losses = nullptr;
+  // Through which all data of the pool passes, and no metadata; none: data goes to the device as it is.
+  DataLayer data_layer = nullptr;
   // Memory for what the journal queues; none: what changes a map is answered when it is on the device.
   JournalQueue::Source queue = nullptr;
   // After so long it goes to the device though nobody flushes.
@@ -175,8 +178,8 @@ class Store {
   Writer& writer() { return *writer_; }
   Lanes& lanes() { return lanes_; }
   reactor::Reactor& home() { return lanes_.home(); }
-  // The home reactor's channel, until close().
-  bdev::Channel& device() { return lane_->device(); }
+  // The home reactor's channel, until close(). Not for data.
+  bdev::Channel& metadata() { return lane_->metadata(); }
   State& state() { return *state_; }
   const Superblock& super() const { return checkpointer_->super(); }
   // Any thread.

@@ -119,7 +119,7 @@ reactor::Task<void> Store::revive() {
 // Guests' requests wait meanwhile, but for those that need no map from the device and change none.
 reactor::Task<Status> Store::load_again() {
   // Without this nobody is disturbed in vain.
-  if (auto flushed = bdev::to_status(co_await bdev::flush(lane_->device()), "flush"); !flushed) {
+  if (auto flushed = bdev::to_status(co_await lane_->data().flush(), "flush"); !flushed) {
     note_loss();
     co_return flushed;
   }
@@ -155,7 +155,7 @@ reactor::Task<void> Store::wait_until_quiet() {
 
 reactor::Task<Status> Store::replace_parts() {
   // What is read from here on stays: a commit that answered an error may have reached the device all the same.
-  if (auto flushed = bdev::to_status(co_await bdev::flush(lane_->device()), "flush"); !flushed) {
+  if (auto flushed = bdev::to_status(co_await lane_->data().flush(), "flush"); !flushed) {
     note_loss();
     co_return flushed;
   }

@@ -212,8 +212,8 @@ reactor::Task<Result<Job>> Store::trim(Uuid job_id) {
     if (there->kind == kTrim) co_return *there;
     co_return fail(ErrorCode::kExists, "job " + job_id.to_string() + " exists already and is another one");
   }
-  if (!lanes_.device().supports_unmap()) {
-    co_return fail(ErrorCode::kUnsupported, lanes_.device().name() + " cannot take freed space back");
+  if (!lanes_.data_device().supports_unmap()) {
+    co_return fail(ErrorCode::kUnsupported, lanes_.data_device().name() + " cannot take freed space back");
   }
   for (const auto& each : jobs_) {
     if (each->kind != kTrim || each->state != JobState::kRunning) continue;
@@ -239,9 +239,9 @@ reactor::Task<void> Store::run_trim(Job& job) {
   if (job.cancelled || gate_.closed()) {
     discarder_->forget();
     job.state = JobState::kCancelled;
-  } else if (!lanes_.device().supports_unmap()) {
+  } else if (!lanes_.data_device().supports_unmap()) {
     job.state = JobState::kFailed;
-    job.error = lanes_.device().name() + " cannot take freed space back";
+    job.error = lanes_.data_device().name() + " cannot take freed space back";
   } else {
     job.state = JobState::kDone;
     job.done = job.total;

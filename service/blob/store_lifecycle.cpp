@@ -121,6 +121,7 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
                    .ring_bytes = journal_bytes,
                    .pool_id = options.id,
                    .checksum_seed = checksum_seed(options.id),
+                   .data = nullptr,
                    .on_half_full = {},
                    .on_committed = {},
                    .on_failed = {}},
@@ -144,13 +145,14 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
   std::unique_ptr<Store> store(new Store(device, home, options));
   auto recovered = co_await store->load(Uuid{});
   if (!recovered) co_return fail(std::move(recovered.error()));
+  store->cluster_bytes_ = recovered->super.cluster_bytes;
+  store->lanes_.set_cluster_bytes(store->cluster_bytes_);
   auto lane = store->lanes_.open(home);
   if (!lane) {
     co_await store->dispose(std::move(recovered->state));
     co_return fail(std::move(lane.error()));
   }
   store->lane_ = *lane;
-  store->cluster_bytes_ = recovered->super.cluster_bytes;
   store->replayed_records_ = recovered->replayed_records;
   store->start(store->make_parts(std::move(*recovered)));
   co_return store;
@@ -223,12 +225,13 @@ reactor::Task<void> Store::dispose(std::unique_ptr<State> state) {
 Store::Parts Store::make_parts(Recovered recovered) {
   const Superblock& super = recovered.super;
   const std::uint32_t seed = checksum_seed(super.pool_id);
-  bdev::Channel& channel = lane_->device();
+  bdev::Channel& channel = lane_->metadata();
   Journal::Options options{
       .ring_offset = super.journal_offset,
       .ring_bytes = super.journal_bytes,
       .pool_id = super.pool_id,
       .checksum_seed = seed,
+      .data = &lane_->data(),
       .queue = queue_.get(),
       .queued = std::move(recovered.queued),
       .on_half_full = [this] { checkpointer_->want(); },
@@ -239,10 +242,10 @@ Store::Parts Store::make_parts(Recovered recovered) {
   parts.journal = std::make_unique<Journal>(channel, std::move(options), recovered.tail, recovered.head);
   parts.checkpointer = std::make_unique<Checkpointer>(*parts.state, *parts.journal, channel, home(), super);
   parts.loader = std::make_unique<Loader>(*parts.state, channel, home(), seed, parts.checkpointer->number());
-  parts.discarder = std::make_unique<Discarder>(*parts.state, *lane_, lanes_.device(), discard_pace_,
+  parts.discarder = std::make_unique<Discarder>(*parts.state, *lane_, lanes_.data_device(), discard_pace_,
                                                 (super.compatible_flags & kSuperNoDiscard) == 0,
                                                 [this] { writer_->resume_space_waiters(); });
-  parts.space = std::make_unique<Space>(*parts.state, *parts.journal, lanes_, *lane_, *parts.discarder,
+  parts.space = std::make_unique<Space>(*parts.state, *parts.journal, lanes_, channel, *parts.discarder,
                                         Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
                                                       .on_settled = [this] { writer_->resume_settle_waiters(); }});
   parts.writer = std::make_unique<Writer>(*parts.state, *parts.journal, *parts.loader, *parts.space, *lane_,
@@ -321,12 +324,12 @@ reactor::Task<Status> Store::grow() {
   Geometry wider = state_->geometry;
   wider.cluster_count = clusters;
   for (std::uint32_t zone = state_->geometry.zones(); zone < wider.zones(); ++zone) {
-    POLLUX_CO_TRY(co_await reserve_new(lanes_.device(), lane_->device(), home(),
+    POLLUX_CO_TRY(co_await reserve_new(lanes_.device(), lane_->metadata(), home(),
                                        {wider.cluster_offset(wider.zone_head(zone)),
                                         std::uint64_t{wider.zone_head_clusters} * wider.cluster_bytes}));
     // Whatever lies there must not look like our pages.
     POLLUX_CO_TRY(bdev::to_status(
-        co_await bdev::write_zeroes(lane_->device(), wider.cluster_offset(wider.zone_head(zone)), kZoneRefcountBytes),
+        co_await bdev::write_zeroes(lane_->metadata(), wider.cluster_offset(wider.zone_head(zone)), kZoneRefcountBytes),
         "erasing the reference counts of new space"));
   }
   state_->geometry.cluster_count = clusters;

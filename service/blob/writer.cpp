@@ -26,7 +26,7 @@ Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lan
       lane_(lane),
       cluster_bytes_(state.geometry.cluster_bytes),
       sub_block_bytes_(1U << state.geometry.sub_block_shift),
-      device_block_bytes_(lane.lanes().device().block_bytes()),
+      device_block_bytes_(lane.lanes().data_device().block_bytes()),
       longest_queued_us_(longest_queued_us),
       open_(kClusters),
       uncommitted_(kClusters) {
@@ -269,12 +269,11 @@ void Writer::submit_data(HomeIo& io, ClusterNo own, void (*complete)(bdev::IoReq
   io.data_.stream = io.stream;
   io.data_.iov = io.iov;
   io.data_.iov_count = io.iov_count;
-  io.data_.offset_bytes = state_.geometry.cluster_offset(own) + io.offset;
   io.data_.length_bytes = io.length;
   io.data_.complete = complete;
   io.writer_ = this;
   io.data_.io = &io;
-  lane_.device().submit(io.data_);
+  lane_.data().submit(io.data_, own, io.offset);
 }
 
 void Writer::write_in_place(HomeIo& io, ClusterNo own) {

@@ -57,15 +57,15 @@ reactor::Task<IoStatus> Writer::change_block(HomeIo& io) {
   const std::uint32_t within = io.offset % device_block_bytes_;
   assert(within + io.length <= device_block_bytes_);
   const ClusterNo own = state_.entry(*io.volume, io.index).own;
-  const std::uint64_t at = state_.geometry.cluster_offset(own) + (io.offset - within);
+  const std::uint32_t begin = io.offset - within;
   AlignedBuffer block(device_block_bytes_);
-  if (auto s = co_await bdev::read(lane_.device(), at, block.data(), block.size()); s != IoStatus::kOk) co_return s;
+  if (auto s = co_await lane_.data().read(own, begin, block.data(), block.size()); s != IoStatus::kOk) co_return s;
   if (io.op == HomeIo::Op::kWrite) {
     io.gather(block.data() + within);
   } else {
     std::memset(block.data() + within, 0, io.length);
   }
-  co_return co_await bdev::write(lane_.device(), at, block.data(), block.size());
+  co_return co_await lane_.data().write(own, begin, block.data(), block.size());
 }
 
 }  // namespace pollux::blob

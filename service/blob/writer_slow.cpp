@@ -127,21 +127,15 @@ reactor::Task<IoStatus> Writer::read_sub_block(const MapEntry& entry, std::uint3
     std::memset(to, 0, sub_block_bytes_);
     co_return IoStatus::kOk;
   }
-  const std::uint64_t offset = state_.geometry.cluster_offset(from) + std::uint64_t{sub_block} * sub_block_bytes_;
-  co_return co_await bdev::read(lane_.device(), offset, to, sub_block_bytes_);
+  co_return co_await lane_.data().read(from, std::uint64_t{sub_block} * sub_block_bytes_, to, sub_block_bytes_);
 }
 
 reactor::Task<IoStatus> Writer::copy_sub_blocks(ClusterNo from, ClusterNo to, std::uint64_t mask) {
   while (mask != 0) {
     const auto first = static_cast<std::uint32_t>(std::countr_zero(mask));
     const auto count = static_cast<std::uint32_t>(std::countr_one(mask >> first));
-    const std::uint64_t offset = std::uint64_t{first} * sub_block_bytes_;
-    AlignedBuffer bytes(std::size_t{count} * sub_block_bytes_);
-    auto status =
-        co_await bdev::read(lane_.device(), state_.geometry.cluster_offset(from) + offset, bytes.data(), bytes.size());
-    if (status != IoStatus::kOk) co_return status;
-    status =
-        co_await bdev::write(lane_.device(), state_.geometry.cluster_offset(to) + offset, bytes.data(), bytes.size());
+    const IoStatus status = co_await lane_.data().copy(from, to, std::uint64_t{first} * sub_block_bytes_,
+                                                       std::size_t{count} * sub_block_bytes_);
     if (status != IoStatus::kOk) co_return status;
     mask &= ~Geometry::mask(first, first + count - 1);
   }
@@ -173,8 +167,7 @@ reactor::Task<IoStatus> Writer::write_padded(HomeIo& io, const MapEntry& old, Cl
   } else {
     std::memset(bytes.data() + (io.offset - base), 0, io.length);
   }
-  co_return co_await bdev::write(lane_.device(), state_.geometry.cluster_offset(own) + from,
-                                 bytes.data() + (from - base), to - from);
+  co_return co_await lane_.data().write(own, from, bytes.data() + (from - base), to - from);
 }
 
 // Zeros into those parts of the range that do not cover a sub-block whole and that were written before.
@@ -185,8 +178,7 @@ reactor::Task<IoStatus> Writer::zero_edges(HomeIo& io, const MapEntry& entry, st
     const std::uint32_t sub_block = at / sub_block_bytes_;
     const std::uint32_t stop = std::min(end, (sub_block + 1) * sub_block_bytes_);
     if (!((covered >> sub_block) & 1) && ((entry.bits >> sub_block) & 1)) {
-      const auto status =
-          co_await bdev::write(lane_.device(), state_.geometry.cluster_offset(entry.own) + at, zeros.data(), stop - at);
+      const IoStatus status = co_await lane_.data().write(entry.own, at, zeros.data(), stop - at);
       if (status != IoStatus::kOk) co_return status;
     }
     at = stop;

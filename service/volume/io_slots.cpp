@@ -26,7 +26,7 @@ IoSlots::IoSlots(blob::Lane& lane) : lane_(lane), slots_(kSlots), large_(kLargeS
   }
   free_large_.reserve(kLargeSlices);
   for (auto& slice : large_) free_large_.push_back(&slice);
-  const std::size_t block_bytes = lane.lanes().device().block_bytes();
+  const std::size_t block_bytes = lane.lanes().data_device().block_bytes();
   if (block_bytes <= kSectorBytes) return;
   part_blocks_.reset(memory::allocate(kBlockParts * block_bytes, block_bytes));
   if (!part_blocks_) throw std::bad_alloc();

@@ -105,7 +105,7 @@ reactor::Task<Status> VolumeService::Impl::release(bdev::Bdev& device, std::uniq
 
 void VolumeService::Impl::follow_owner(Pool& pool) {
   if (!pool.owner) return;
-  pool.owner->start(pool.store->device(), [this, id = pool.id](const std::string& who) {
+  pool.owner->start(pool.store->metadata(), [this, id = pool.id](const std::string& who) {
     const auto found = pools.find(id);
     if (found == pools.end()) return;
     found->second->device->stop_writing();
@@ -126,7 +126,7 @@ reactor::Task<Status> VolumeService::Impl::leave_lost(Pool& pool, blob::Owner::F
     const auto inside = pool.enter();
     if (!inside) co_return fail(inside.error());
     // Until it is known to be free it stays listed as lost.
-    Status vacant = co_await blob::Owner::look(*pool.device, pool.store->device(), home, pool.store->super(), identity);
+    Status vacant = co_await blob::Owner::look(*pool.device, pool.store->metadata(), home, pool.store->super(), identity);
     co_await home.yield();
     if (!vacant) co_return fail(std::move(vacant.error()));
   }

@@ -32,7 +32,7 @@ VolumeBdev::VolumeBdev(blob::Store& store, blob::Volume& record)
       record_(record),
       view_(*record.view),
       name_(record.name),
-      block_bytes_(record.block_bytes(store.lanes().device().block_bytes())),
+      block_bytes_(record.block_bytes(store.lanes().data_device().block_bytes())),
       sub_block_bytes_(blob::sub_block_bytes(store.cluster_bytes())),
       read_only_(record.snapshot()),
       gone_(std::make_unique<VolumeStats>()) {}
@@ -42,7 +42,7 @@ VolumeBdev::~VolumeBdev() {
 }
 
 std::uint32_t VolumeBdev::frame_bytes() const {
-  return store_.lanes().device().frame_bytes() + VolumeChannel::kFrameBytes;
+  return store_.lanes().data_device().frame_bytes() + VolumeChannel::kFrameBytes;
 }
 
 Result<std::unique_ptr<bdev::Channel>> VolumeBdev::open_channel(reactor::Reactor& reactor) {

@@ -36,7 +36,7 @@ VolumeChannel::VolumeChannel(std::shared_ptr<VolumeBdev> volume, blob::Store& st
       at_home_(&slots.lane().reactor() == &store.home()),
       read_only_(volume_->read_only()),
       block_bytes_(volume_->block_bytes()),
-      device_mask_(store.lanes().device().block_bytes() - 1),
+      device_mask_(store.lanes().data_device().block_bytes() - 1),
       whole_mask_(std::max(block_bytes_ - 1, device_mask_)),
       cluster_bytes_(store.cluster_bytes()),
       cluster_mask_(cluster_bytes_ - 1),
@@ -84,9 +84,8 @@ template <bool kWriting>
     return turn_back(request, started_ns, epoch);
   request.push_frame(Forwarded{this, request.complete, start, started_ns, epoch});
   request.stream = stream_;
-  request.offset_bytes = (std::uint64_t{cluster} << cluster_shift_) + offset;
   request.complete = &VolumeChannel::straight_done<kWriting>;
-  lane_.device().submit(request);
+  lane_.data().submit(request, cluster, offset);
 }
 
 [[gnu::always_inline]] inline void VolumeChannel::go_straight(IoRequest& request, std::uint64_t started_ns) {
@@ -297,7 +296,7 @@ VolumeChannel::Step VolumeChannel::read_step(IoRequest& request, const Place& pl
     fill_zeros(request, length);
     return Step::kNext;
   }
-  return to_device(request, (std::uint64_t{from} << cluster_shift_) + place.offset, length, epoch);
+  return to_device(request, from, place.offset, length, epoch);
 }
 
 // The whole block into memory of the channel's own, and from there what is asked for. The run that was found holds all
@@ -322,14 +321,13 @@ VolumeChannel::Step VolumeChannel::read_part(IoRequest& request, const Place& pl
   slot->device.op = IoOp::kRead;
   slot->device.flags = 0;
   slot->device.stream = stream_;
-  slot->device.offset_bytes = (std::uint64_t{from} << cluster_shift_) + (place.offset - part->offset);
   slot->device.length_bytes = part->whole.iov_len;
   slot->device.iov = &part->whole;
   slot->device.iov_count = 1;
   slot->device.complete = &VolumeChannel::part_read;
   p.cursor += place.length;
   ++p.outstanding;
-  lane_.device().submit(slot->device);
+  lane_.data().submit(slot->device, from, place.offset - part->offset);
   return Step::kNext;
 }
 
@@ -346,7 +344,7 @@ VolumeChannel::Step VolumeChannel::write_step(IoRequest& request, const Place& p
       if ((entry.bits & touched) == touched) length = place.length;
     }
     if (length != 0) {
-      return to_device(request, (std::uint64_t{entry.own} << cluster_shift_) + place.offset, length, epoch);
+      return to_device(request, entry.own, place.offset, length, epoch);
     }
   }
   lane_.end(epoch);
@@ -444,8 +442,8 @@ void VolumeChannel::fill_zeros(IoRequest& request, std::uint64_t length) {
   }
 }
 
-VolumeChannel::Step VolumeChannel::to_device(IoRequest& request, std::uint64_t offset, std::uint64_t length,
-                                             unsigned epoch) {
+VolumeChannel::Step VolumeChannel::to_device(IoRequest& request, blob::ClusterNo cluster, std::uint32_t offset,
+                                             std::uint64_t length, unsigned epoch) {
   Progress& p = progress(request);
   IoSlot* slot = slots_.take();
   if (slot == nullptr || !slice(request, length, *slot, slot->device.iov, slot->device.iov_count)) {
@@ -459,12 +457,11 @@ VolumeChannel::Step VolumeChannel::to_device(IoRequest& request, std::uint64_t o
   slot->device.op = request.op;
   slot->device.flags = 0;
   slot->device.stream = stream_;
-  slot->device.offset_bytes = offset;
   slot->device.length_bytes = length;
   slot->device.complete = &VolumeChannel::device_done;
   p.cursor += length;
   ++p.outstanding;
-  lane_.device().submit(slot->device);
+  lane_.data().submit(slot->device, cluster, offset);
   return Step::kNext;
 }
 

@@ -119,7 +119,8 @@ class VolumeChannel : public bdev::Channel {
   Step extent_step(bdev::IoRequest& request, const Place& place, const blob::MapEntry& entry);
   Lookup look_up(std::uint32_t index, Mapping& mapping) const;
   std::uint64_t extend(const bdev::IoRequest& request, const Place& place, const Mapping& first, bool writing) const;
-  Step to_device(bdev::IoRequest& request, std::uint64_t offset, std::uint64_t length, unsigned epoch);
+  Step to_device(bdev::IoRequest& request, blob::ClusterNo cluster, std::uint32_t offset, std::uint64_t length,
+                 unsigned epoch);
   Step to_home(bdev::IoRequest& request, const Place& place, blob::HomeIo::Op op);
   bool slice(bdev::IoRequest& request, std::uint64_t length, IoSlot& slot, const iovec*& iov, std::uint16_t& count);
   void fill_zeros(bdev::IoRequest& request, std::uint64_t length);

@@ -16,7 +16,7 @@ struct BlockRange {
 };
 
 // For CDBs whose LBA and length stand where READ and WRITE of their size have them.
-inline BlockRange decode_range(const std::uint8_t* cdb) {
+[[gnu::always_inline]] inline BlockRange decode_range(const std::uint8_t* cdb) {
   switch (cdb[0] >> 5) {
     case 0:
       // SBC-4 5.14: 0 means 256 in the 6-byte commands alone.

@@ -1,7 +1,5 @@
 #include "scsi/command.h"
 
-#include <cstring>
-
 #include "scsi/handlers.h"
 #include "scsi/reply.h"
 
@@ -382,18 +380,16 @@ constexpr Command kCommands[] = {
      .execute = read_defect_data},
 };
 
-// Row of each opcode's first entry, or -1: a look-up is one load for opcodes without service actions.
-constexpr auto kFirstRow = [] {
-  std::array<std::int16_t, 256> rows{};
-  for (auto& row : rows) row = -1;
-  for (std::size_t i = std::size(kCommands); i-- > 0;) rows[kCommands[i].opcode] = static_cast<std::int16_t>(i);
-  return rows;
-}();
-
 // Where every opcode of this table that has service actions carries them.
 constexpr std::uint8_t kServiceActionMask = 0x1f;
 
 }  // namespace
+
+constinit const std::array<const Command*, 256> kFirstRows = [] {
+  std::array<const Command*, 256> rows{};
+  for (std::size_t i = std::size(kCommands); i-- > 0;) rows[kCommands[i].opcode] = &kCommands[i];
+  return rows;
+}();
 
 std::span<const Command> commands() {
   return kCommands;
@@ -403,10 +399,9 @@ bool available(const Command& command, const LogicalUnit& unit) {
   return !command.is(kNeedsUnmap) || unit.bdev().supports_unmap();
 }
 
-Lookup find_command(const LogicalUnit& unit, const std::uint8_t* cdb, const Command*& found) {
-  const std::int16_t first = kFirstRow[cdb[0]];
-  if (first < 0) return Lookup::kUnknownOpcode;
-  const Command* command = &kCommands[first];
+Lookup find_among_rows(const LogicalUnit& unit, const std::uint8_t* cdb, const Command*& found) {
+  const Command* command = kFirstRows[cdb[0]];
+  if (command == nullptr) return Lookup::kUnknownOpcode;
   if (command->service_action != kNoSa) {
     const std::uint8_t wanted = cdb[1] & kServiceActionMask;
     const Command* const end = kCommands + std::size(kCommands);
@@ -418,14 +413,7 @@ Lookup find_command(const LogicalUnit& unit, const std::uint8_t* cdb, const Comm
   return Lookup::kFound;
 }
 
-bool check_usage(LunChannel& channel, Task& task, const Command& command) {
-  // All bytes at once: no bit that is not evaluated, nor any past the CDB's end, is how nearly every CDB looks.
-  std::uint64_t cdb[2], usage[2];
-  static_assert(sizeof(usage) == sizeof(command.usage) && sizeof(cdb) <= sizeof(task.cdb));
-  std::memcpy(cdb, task.cdb.data(), sizeof(cdb));
-  std::memcpy(usage, command.usage.data(), sizeof(usage));
-  if (((cdb[0] & ~usage[0]) | (cdb[1] & ~usage[1])) == 0) [[likely]]
-    return true;
+bool check_usage_by_bytes(LunChannel& channel, Task& task, const Command& command) {
   for (std::uint16_t i = 1; i < command.length; ++i) {
     std::uint8_t meaningful = command.usage[i];
     if (i == 1) meaningful |= command.obsolete;

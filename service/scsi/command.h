@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 #include "scsi/lun_channel.h"
@@ -54,11 +55,31 @@ struct Command {
 std::span<const Command> commands();
 
 enum class Lookup : std::uint8_t { kFound, kUnknownOpcode, kUnknownServiceAction };
-// What the CDB's opcode (and service action) is on this logical unit.
-Lookup find_command(const LogicalUnit& unit, const std::uint8_t* cdb, const Command*& found);
 bool available(const Command& command, const LogicalUnit& unit);
 
+// The first row of each opcode; null where there is none.
+extern const std::array<const Command*, 256> kFirstRows;
+Lookup find_among_rows(const LogicalUnit& unit, const std::uint8_t* cdb, const Command*& found);
+// What the CDB's opcode (and service action) is on this logical unit.
+inline Lookup find_command(const LogicalUnit& unit, const std::uint8_t* cdb, const Command*& found) {
+  const Command* const first = kFirstRows[cdb[0]];
+  if (first == nullptr || first->service_action != kNoServiceAction || first->is(Command::kNeedsUnmap))
+    return find_among_rows(unit, cdb, found);
+  found = first;
+  return Lookup::kFound;
+}
+
+bool check_usage_by_bytes(LunChannel& channel, Task& task, const Command& command);
 // The command's CDB has no bit set that means nothing; otherwise the task ends with INVALID FIELD IN CDB there.
-bool check_usage(LunChannel& channel, Task& task, const Command& command);
+inline bool check_usage(LunChannel& channel, Task& task, const Command& command) {
+  // All bytes at once: no bit that is not evaluated, nor any past the CDB's end, is how nearly every CDB looks.
+  std::uint64_t cdb[2], usage[2];
+  static_assert(sizeof(usage) == sizeof(command.usage) && sizeof(cdb) <= sizeof(task.cdb));
+  std::memcpy(cdb, task.cdb.data(), sizeof(cdb));
+  std::memcpy(usage, command.usage.data(), sizeof(usage));
+  if (((cdb[0] & ~usage[0]) | (cdb[1] & ~usage[1])) == 0) [[likely]]
+    return true;
+  return check_usage_by_bytes(channel, task, command);
+}
 
 }  // namespace pollux::scsi

@@ -52,22 +52,10 @@ void LunChannel::submit(Task& task) {
   task.status = ScsiStatus::kGood;
   task.sense_length = 0;
   task.transferred_bytes = 0;
+  static_cast<Task::Progress&>(work) = {};
   work.channel = this;
-  work.command = nullptr;
-  work.scratch = nullptr;
-  work.lba = 0;
-  work.blocks = 0;
-  work.done_blocks = 0;
-  work.data_offset = 0;
-  work.step = 0;
-  work.started = false;
-  work.waits_for_range = false;
-  work.owns_exclusive = false;
-  work.abort_requested = false;
-  work.loop = nullptr;
   work.io.task = &task;
   work.io.flags = 0;
-  work.previous = nullptr;
   work.next = tasks_;
   if (tasks_ != nullptr) tasks_->work.previous = &task;
   tasks_ = &task;
@@ -84,8 +72,10 @@ void LunChannel::submit(Task& task) {
   const Lookup lookup = find_command(*unit_, task.cdb.data(), command);
   work.command = command;
   if (nexus_->gate() != 0 && !pass_gate(task, command)) return;
-  if (lookup == Lookup::kUnknownOpcode) return finish_with_sense(*this, task, sense::kInvalidOpcode);
-  if (lookup == Lookup::kUnknownServiceAction) return finish_invalid_cdb(*this, task, 1, 4);
+  if (lookup != Lookup::kFound) [[unlikely]] {
+    if (lookup == Lookup::kUnknownOpcode) return finish_with_sense(*this, task, sense::kInvalidOpcode);
+    return finish_invalid_cdb(*this, task, 1, 4);
+  }
   if (task.cdb_length < command->length) return finish_invalid_cdb(*this, task, task.cdb_length);
   if (!check_usage(*this, task, *command)) return;
   if (command->prepare != nullptr && !command->prepare(*this, task)) return;
@@ -146,7 +136,7 @@ void LunChannel::Waiting::move_aborted(Waiting& to) {
   *this = rest;
 }
 
-bool LunChannel::in_turn(const Task& task) const {
+inline bool LunChannel::in_turn(const Task& task) const {
   if (leaving_) [[unlikely]]
     return false;
   if (first_ordered_ == nullptr) return true;
@@ -157,12 +147,12 @@ bool LunChannel::in_turn(const Task& task) const {
   return first_ordered_->work.arrival > task.work.arrival;
 }
 
-bool LunChannel::waits_for_exclusive(const Task& task) const {
+inline bool LunChannel::waits_for_exclusive(const Task& task) const {
   return exclusive_.active && task.work.command->is(Command::kModifiesMedium) &&
          exclusive_.overlaps(task.work.lba, task.work.blocks);
 }
 
-void LunChannel::start(Task& task) {
+inline void LunChannel::start(Task& task) {
   if (waits_for_exclusive(task)) [[unlikely]]
     return behind_exclusive_.push(task);
   task.work.started = true;
@@ -206,18 +196,29 @@ void LunChannel::end_waiting() {
   }
 }
 
-void LunChannel::unlink(Task& task) {
+[[gnu::always_inline]] inline void LunChannel::unlink(Task& task) {
   Task::Work& work = task.work;
   (work.previous != nullptr ? work.previous->work.next : tasks_) = work.next;
   if (work.next != nullptr) work.next->work.previous = work.previous;
   --in_flight_;
-  if (work.started) --started_;
-  if (task.attribute != TaskAttribute::kOrdered) return;
+  started_ -= work.started ? 1 : 0;
+  if (task.attribute != TaskAttribute::kOrdered) [[likely]]
+    return;
   (work.earlier_ordered != nullptr ? work.earlier_ordered->work.later_ordered : first_ordered_) = work.later_ordered;
   (work.later_ordered != nullptr ? work.later_ordered->work.earlier_ordered : last_ordered_) = work.earlier_ordered;
 }
 
 void LunChannel::complete(Task& task) {
+  const Task::Work& work = task.work;
+  if (work.loop != nullptr || work.scratch != nullptr || work.owns_exclusive || work.abort_requested) [[unlikely]]
+    settle(task);
+  unlink(task);
+  if (!waiters_.empty() || waiting_.first != nullptr) [[unlikely]]
+    return complete_for_waiters(task);
+  task.complete(task);
+}
+
+void LunChannel::settle(Task& task) {
   if (task.work.loop != nullptr) task.work.loop->gone = true;
   if (task.work.owns_exclusive) unit_->exclusive_ranges().release(task);
   if (task.work.scratch != nullptr) tenant_->release_scratch(task);
@@ -227,35 +228,27 @@ void LunChannel::complete(Task& task) {
     task.sense_length = 0;
     task.transferred_bytes = 0;
   }
-  unlink(task);
+}
+
+void LunChannel::complete_for_waiters(Task& task) {
   std::vector<std::function<void()>> done;
-  if (!waiters_.empty()) {
-    std::erase_if(waiters_, [&](Waiter& waiter) {
-      std::erase(waiter.tasks, &task);
-      if (!waiter.tasks.empty()) return false;
-      done.push_back(std::move(waiter.done));
-      return true;
-    });
-  }
+  std::erase_if(waiters_, [&](Waiter& waiter) {
+    std::erase(waiter.tasks, &task);
+    if (!waiter.tasks.empty()) return false;
+    done.push_back(std::move(waiter.done));
+    return true;
+  });
   task.complete(task);
   for (auto& call : done) call();
   if (waiting_.first != nullptr) start_waiting();
 }
 
-void LunChannel::to_device_and_finish(Task& task, std::uint64_t transferred_bytes) {
-  task.transferred_bytes = transferred_bytes;
-  task.work.io.complete = &on_only_step_done;
-  device_->submit(task.work.io);
-}
-
 void LunChannel::on_only_step_done(bdev::IoRequest& request) {
   Task& task = *static_cast<Task::Io&>(request).task;
   LunChannel& channel = *task.work.channel;
-  if (request.status == bdev::IoStatus::kOk) {
-    channel.complete(task);
-  } else {
-    finish_device_error(channel, task);
-  }
+  if (request.status != bdev::IoStatus::kOk) [[unlikely]]
+    return finish_device_error(channel, task);
+  channel.complete(task);
 }
 
 void LunChannel::to_device(Task& task, void (*resume)(LunChannel&, Task&)) {

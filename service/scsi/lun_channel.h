@@ -72,7 +72,11 @@ class LunChannel {
   // run in a loop, not deeper and deeper.
   void to_device(Task& task, void (*resume)(LunChannel&, Task&));
   // The only step: a device error ends the task with its sense data, success with GOOD and `transferred` bytes.
-  void to_device_and_finish(Task& task, std::uint64_t transferred_bytes);
+  void to_device_and_finish(Task& task, std::uint64_t transferred_bytes) {
+    task.transferred_bytes = transferred_bytes;
+    task.work.io.complete = &on_only_step_done;
+    device_->submit(task.work.io);
+  }
   // Calls task.work.resume, or ends the task when it was aborted.
   void resume(Task& task);
   // Goes on with a task whose steps were put off to this turn.
@@ -120,6 +124,10 @@ class LunChannel {
   void start_waiting();
   void start_behind_exclusive();
   void unlink(Task& task);
+  // Of a task that ends: releases what it holds, tells the loop that it runs in, and says so when it was aborted.
+  void settle(Task& task);
+  // Completes the task, which was unlinked, and calls those who wait for that.
+  void complete_for_waiters(Task& task);
   void wait_for(std::vector<const Task*> tasks, std::function<void()> done);
 
   std::shared_ptr<Nexus> nexus_;

@@ -21,7 +21,7 @@ bool has_fua(const Task& task) {
   return task.cdb[0] >> 5 != 0 && (task.cdb[1] & kFuaBit) != 0;
 }
 
-void aim(const LunChannel& channel, Task& task, bdev::IoOp op) {
+inline void aim(const LunChannel& channel, Task& task, bdev::IoOp op) {
   Task::Io& io = task.work.io;
   io.op = op;
   io.offset_bytes = task.work.lba << channel.unit().block_shift();
@@ -76,7 +76,7 @@ void step_done(LunChannel& channel, Task& task) {
   next_step(channel, task);
 }
 
-void read_now(LunChannel& channel, Task& task) {
+[[gnu::always_inline]] inline void read_here(LunChannel& channel, Task& task) {
   Task::Io& io = task.work.io;
   aim(channel, task, bdev::IoOp::kRead);
   if (io.length_bytes > kStepBytes) [[unlikely]]
@@ -88,16 +88,36 @@ void read_now(LunChannel& channel, Task& task) {
   channel.to_device_and_finish(task, io.length_bytes);
 }
 
-}  // namespace
+void read_now(LunChannel& channel, Task& task) {
+  read_here(channel, task);
+}
 
-bool accept_range(LunChannel& channel, Task& task, const BlockRange& range) {
-  if (!range_fits(range.lba, range.blocks, channel.unit().size_blocks())) {
+[[gnu::always_inline]] inline bool accept_here(LunChannel& channel, Task& task, const BlockRange& range) {
+  if (!range_fits(range.lba, range.blocks, channel.unit().size_blocks())) [[unlikely]] {
     finish_with_sense(channel, task, sense::kLbaOutOfRange);
     return false;
   }
   task.work.lba = range.lba;
   task.work.blocks = range.blocks;
   return true;
+}
+
+// A transfer whose data the task's buffer of `buffer_bytes` holds.
+[[gnu::always_inline]] inline bool prepare_transfer(LunChannel& channel, Task& task, std::uint64_t buffer_bytes) {
+  const BlockRange range = decode_range(task.cdb.data());
+  if (!accept_here(channel, task, range)) [[unlikely]]
+    return false;
+  const std::uint64_t bytes = range.blocks << channel.unit().block_shift();
+  if (bytes <= std::min(buffer_bytes, kMaxTransferBytes)) [[likely]]
+    return true;
+  if (check_transfer_length(channel, task, range)) finish_overrun(channel, task, range.length_byte);
+  return false;
+}
+
+}  // namespace
+
+bool accept_range(LunChannel& channel, Task& task, const BlockRange& range) {
+  return accept_here(channel, task, range);
 }
 
 bool check_transfer_length(LunChannel& channel, Task& task, const BlockRange& range) {
@@ -111,24 +131,17 @@ bool prepare_range(LunChannel& channel, Task& task) {
 }
 
 bool prepare_read(LunChannel& channel, Task& task) {
-  const BlockRange range = decode_range(task.cdb.data());
-  if (!accept_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
-  if (range.blocks << channel.unit().block_shift() <= task.data_in_bytes) return true;
-  finish_overrun(channel, task, range.length_byte);
-  return false;
+  return prepare_transfer(channel, task, task.data_in_bytes);
 }
 
 bool prepare_write(LunChannel& channel, Task& task) {
-  const BlockRange range = decode_range(task.cdb.data());
-  if (!accept_range(channel, task, range) || !check_transfer_length(channel, task, range)) return false;
-  if (range.blocks << channel.unit().block_shift() <= task.data_out_bytes) return true;
-  finish_overrun(channel, task, range.length_byte);
-  return false;
+  return prepare_transfer(channel, task, task.data_out_bytes);
 }
 
 void read(LunChannel& channel, Task& task) {
   if (task.work.blocks == 0) return finish_good(channel, task);
-  if (!has_fua(task)) return read_now(channel, task);
+  if (!has_fua(task)) [[likely]]
+    return read_here(channel, task);
   // SBC-4 4.15.2: what a read with FUA returns is on the medium.
   task.work.io.op = bdev::IoOp::kFlush;
   task.work.io.length_bytes = 0;

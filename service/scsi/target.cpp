@@ -167,6 +167,7 @@ std::unique_ptr<LunChannel> TargetChannel::remove(std::uint16_t lun) {
   auto at = std::find_if(luns_.begin(), luns_.end(), [lun](const auto& entry) { return entry.first == lun; });
   if (at == luns_.end()) return nullptr;
   std::unique_ptr<LunChannel> channel = std::move(at->second);
+  if (last_ == channel.get()) last_ = nullptr;
   luns_.erase(at);
   channel->set_target(nullptr);
   return channel;
@@ -186,8 +187,12 @@ bool TargetChannel::idle() const {
   return std::all_of(luns_.begin(), luns_.end(), [](const auto& entry) { return entry.second->idle(); });
 }
 
-void TargetChannel::submit(std::uint16_t lun, Task& task) {
-  if (LunChannel* channel = find(lun)) return channel->submit(task);
+void TargetChannel::submit_after_search(std::uint16_t lun, Task& task) {
+  if (LunChannel* channel = find(lun)) {
+    last_ = channel;
+    last_lun_ = lun;
+    return channel->submit(task);
+  }
   if (task.cdb[0] != kReportLuns) return answer_absent_lun(task);
   begin_answer(task);
   if (!write_lun_list(task)) return answer_with_sense(task, kSelectReportInvalid);

@@ -37,7 +37,11 @@ class TargetChannel {
   void expedite();
 
   // Any LUN, there or not.
-  void submit(std::uint16_t lun, Task& task);
+  void submit(std::uint16_t lun, Task& task) {
+    if (lun != last_lun_ || last_ == nullptr) [[unlikely]]
+      return submit_after_search(lun, task);
+    last_->submit(task);
+  }
   // The REPORT LUNS well-known logical unit, C101h (SPC-5 clause on it): INQUIRY, REPORT LUNS, REQUEST SENSE, TEST UNIT
   // READY.
   void submit_to_well_known(Task& task);
@@ -46,7 +50,12 @@ class TargetChannel {
   bool write_lun_list(Task& task) const;
 
  private:
+  void submit_after_search(std::uint16_t lun, Task& task);
+
   std::vector<std::pair<std::uint16_t, std::unique_ptr<LunChannel>>> luns_;  // by LUN
+  // The one that the last task was for; null when it is gone.
+  LunChannel* last_ = nullptr;
+  std::uint16_t last_lun_ = 0;
 };
 
 // Answers a task for which there is no logical unit and no target channel either (SPC-5 6.6.2; 25h/00h). Completes it.

@@ -90,31 +90,34 @@ struct Task {
   struct Io : bdev::IoRequest {
     Task* task = nullptr;
   };
-  struct Work {
-    LunChannel* channel = nullptr;
+  // What is as new with each submit(), side by side so that a few stores make it so.
+  struct Progress {
     const Command* command = nullptr;
+    ScratchBuffer* scratch = nullptr;
+    std::uint64_t lba = 0;  // range of the medium that the command touches
+    std::uint64_t blocks = 0;
+    std::uint64_t done_blocks = 0;
+    std::uint64_t data_offset = 0;  // in data_out
+    // Set while the task's steps run in LunChannel's loop.
+    StepLoop* loop = nullptr;
     Task* previous = nullptr;  // list of the channel's tasks in flight
+    std::uint8_t step = 0;
+    bool started = false;          // past the checks and the wait for its turn
+    bool waits_for_range = false;  // in ExclusiveRanges, not yet its turn
+    bool owns_exclusive = false;
+    bool abort_requested = false;
+  };
+  struct Work : Progress {
+    LunChannel* channel = nullptr;
     Task* next = nullptr;
     Task* queue_next = nullptr;       // list of tasks that wait for something
     Task* earlier_ordered = nullptr;  // list of the channel's ORDERED tasks
     Task* later_ordered = nullptr;
     std::uint64_t arrival = 0;  // its place among all tasks of the channel
     void (*resume)(LunChannel&, Task&) = nullptr;
-    ScratchBuffer* scratch = nullptr;
-    std::uint64_t lba = 0;  // range of the medium that the command touches
-    std::uint64_t blocks = 0;
-    std::uint64_t done_blocks = 0;
     std::uint64_t step_blocks = 0;
-    std::uint64_t data_offset = 0;  // in data_out
-    iovec piece{};                  // the scratch buffer, as the device sees it
-    std::uint8_t step = 0;
-    bool started = false;          // past the checks and the wait for its turn
-    bool waits_for_range = false;  // in ExclusiveRanges, not yet its turn
-    bool owns_exclusive = false;
-    bool abort_requested = false;
+    iovec piece{};  // the scratch buffer, as the device sees it
     Outcome abort_outcome = Outcome::kAborted;
-    // Set while the task's steps run in LunChannel's loop.
-    StepLoop* loop = nullptr;
     Io io;
   } work;
 };

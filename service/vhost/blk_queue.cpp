@@ -9,6 +9,14 @@ namespace pollux::vhost {
 
 using namespace protocol;
 
+namespace {
+
+[[gnu::always_inline]] inline bool within(std::uint64_t size_bytes, std::uint64_t sector, std::uint64_t length_bytes) {
+  return sector <= size_bytes / kSectorBytes && length_bytes <= size_bytes - sector * kSectorBytes;
+}
+
+}  // namespace
+
 BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, const BlkShared& shared,
                    bdev::Channel& channel, bool may_cache)
     : VhostQueue(std::move(ring_to_own), std::move(fds)),
@@ -25,7 +33,6 @@ void BlkQueue::accept(const virtio::Chain& chain, virtio::IovecList& pieces) {
   if (!free) return;
   Request& request = *free;
   request.written = 0;
-  request.data = {};
   Pieces readable{pieces.items, chain.readable};
   Pieces writable{pieces.items + chain.readable, chain.writable};
   const bool status_mapped = chain.writable != 0 && pieces.items[pieces.count - 1].iov_base != nullptr;
@@ -37,8 +44,8 @@ void BlkQueue::accept(const virtio::Chain& chain, virtio::IovecList& pieces) {
   dispatch(request, readable, writable);
 }
 
-void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
-  BlkHeader header{};
+[[gnu::always_inline]] inline void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
+  BlkHeader header;
   if (!readable.take_front(&header, sizeof(header))) {
     answer(request, kBlkIoError);
     return;
@@ -56,7 +63,7 @@ void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
       request.offset_bytes = request.length_bytes = 0;
       request.iov = nullptr;
       request.iov_count = 0;
-      submit(request);
+      channel_.submit(request);
       return;
     case kBlkGetId:
       get_id(request, writable);
@@ -70,21 +77,31 @@ void BlkQueue::dispatch(Request& request, Pieces readable, Pieces writable) {
   }
 }
 
-void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data) {
-  const std::uint64_t length = data.bytes();
-  const std::uint64_t size = shared_.bdev->size_bytes();
-  if (sector > size / kSectorBytes || !range_fits(sector * kSectorBytes, length, size) ||
-      !is_aligned<std::uint64_t>(length, block_bytes_) ||
-      !is_aligned<std::uint64_t>(sector * kSectorBytes, block_bytes_) ||
-      (op == bdev::IoOp::kWrite && shared_.read_only)) {
+[[gnu::always_inline]] inline bool BlkQueue::on_disk(std::uint64_t sector, std::uint64_t length_bytes) {
+  if (within(known_bytes_, sector, length_bytes)) [[likely]]
+    return true;
+  known_bytes_ = shared_.bdev->size_bytes();
+  return within(known_bytes_, sector, length_bytes);
+}
+
+[[gnu::always_inline]] inline void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector,
+                                                      const Pieces& data) {
+  iovec* room = request.own;
+  if (data.count > kInlinePieces) [[unlikely]] {
+    request.pooled = tenant().take_array();
+    room = request.pooled;
+  }
+  const std::uint64_t length = data.copy_to(room);
+  request.data = {room, data.count};
+  if (!on_disk(sector, length) || ((length | sector * kSectorBytes) & (block_bytes_ - 1)) != 0 ||
+      (op == bdev::IoOp::kWrite && shared_.read_only)) [[unlikely]] {
     answer(request, kBlkIoError);
     return;
   }
-  if (length == 0) {
+  if (length == 0) [[unlikely]] {
     answer(request, kBlkOk);
     return;
   }
-  keep(request, data);
   request.op = op;
   request.flags = op == bdev::IoOp::kWrite ? durability() : 0;
   if (op == bdev::IoOp::kRead) request.written = static_cast<std::uint32_t>(length);
@@ -97,7 +114,7 @@ void BlkQueue::transfer(Request& request, bdev::IoOp op, std::uint64_t sector, c
   request.length_bytes = length;
   request.iov = request.data.items;
   request.iov_count = static_cast<std::uint16_t>(request.data.count);
-  submit(request);
+  channel_.submit(request);
 }
 
 void BlkQueue::submit_step(Request& request) {
@@ -109,7 +126,7 @@ void BlkQueue::submit_step(Request& request) {
   // What the last piece has beyond the step, on_step() gives back to it.
   request.data.items[request.iov_count - 1].iov_len -= covered - request.length_bytes;
   request.beyond_bytes = covered - request.length_bytes;
-  submit(request);
+  channel_.submit(request);
 }
 
 void BlkQueue::on_step(bdev::IoRequest& io) {
@@ -172,10 +189,9 @@ void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
     answer(request, kBlkUnsupported);
     return;
   }
-  const std::uint64_t size = shared_.bdev->size_bytes();
   const std::uint64_t length = std::uint64_t{segment.sectors} * kSectorBytes;
   if (segment.sectors > (discard ? kBlkMaxDiscardSectors : kBlkMaxWriteZeroesSectors) ||
-      segment.sector > size / kSectorBytes || !range_fits(segment.sector * kSectorBytes, length, size) ||
+      !on_disk(segment.sector, length) ||
       !is_aligned<std::uint64_t>(length, block_bytes_) ||
       !is_aligned<std::uint64_t>(segment.sector * kSectorBytes, block_bytes_)) {
     answer(request, kBlkIoError);
@@ -192,7 +208,7 @@ void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
   request.length_bytes = length;
   request.iov = nullptr;
   request.iov_count = 0;
-  submit(request);
+  channel_.submit(request);
 }
 
 // 5.2.6.2: without a cache that the driver knows of, what is answered is stable. That goes for a discard as well, since
@@ -200,21 +216,6 @@ void BlkQueue::clear_range(Request& request, std::uint32_t type, Pieces& data) {
 std::uint8_t BlkQueue::durability() const {
   const bool cached = may_cache_ && shared_.writeback.load(std::memory_order_relaxed);
   return cached ? 0 : bdev::IoRequest::kFua;
-}
-
-void BlkQueue::keep(Request& request, const Pieces& data) {
-  iovec* room = request.own;
-  if (data.count > kInlinePieces) {
-    request.pooled = tenant().take_array();
-    room = request.pooled;
-  }
-  data.copy_to(room);
-  request.data = {room, data.count};
-}
-
-void BlkQueue::submit(Request& request) {
-  request.status = bdev::IoStatus::kOk;
-  channel_.submit(request);
 }
 
 void BlkQueue::on_complete(bdev::IoRequest& io) {

@@ -35,6 +35,8 @@ class BlkQueue final : public VhostQueue {
   void hurry() override { channel_.expedite(); }
   // Each hands the request to the device or answers it at once.
   void dispatch(Request& request, Pieces readable, Pieces writable);
+  // Whether the disk has all of it.
+  bool on_disk(std::uint64_t sector, std::uint64_t length_bytes);
   void transfer(Request& request, bdev::IoOp op, std::uint64_t sector, const Pieces& data);
   // A transfer of more than kStepBytes: a step at a time, and no more than one step of the queue a turn.
   void submit_step(Request& request);
@@ -44,8 +46,6 @@ class BlkQueue final : public VhostQueue {
   void clear_range(Request& request, std::uint32_t type, Pieces& data);
   // Flags of a request that changes what the disk holds.
   std::uint8_t durability() const;
-  void keep(Request& request, const Pieces& data);
-  void submit(Request& request);
   void answer(Request& request, std::uint8_t status);
   static void on_complete(bdev::IoRequest& io);
 
@@ -53,6 +53,8 @@ class BlkQueue final : public VhostQueue {
   bdev::Channel& channel_;
   const bool may_cache_;
   const std::uint32_t block_bytes_;
+  // The disk had at least that when it was looked at last; disks never shrink.
+  std::uint64_t known_bytes_ = 0;
   memory::Vector<Request> requests_;
   // Transfers whose next step is due, oldest first.
   Request* first_step_ = nullptr;

@@ -37,7 +37,40 @@ struct Pieces {
   }
 
   // Copies to the front, without taking it off; returns the bytes that found room.
-  std::size_t put(const void* from, std::size_t length) const {
+  [[gnu::always_inline]] std::size_t put(const void* from, std::size_t length) const {
+    if (count == 0 || items->iov_len < length) [[unlikely]]
+      return put_in_parts(from, length);
+    std::memcpy(items->iov_base, from, length);
+    return length;
+  }
+
+  // Takes `length` bytes off the front into another list; false when there are fewer or `to` has no room.
+  [[gnu::always_inline]] bool split_front(std::size_t length, Pieces& to, std::uint32_t capacity) {
+    if (count == 0 || items->iov_len < length || to.count == capacity) [[unlikely]]
+      return split_front_in_parts(length, to, capacity);
+    to.items[to.count++] = iovec{items->iov_base, length};
+    advance(length);
+    return true;
+  }
+
+  // To a list with room for all of them; returns their bytes.
+  [[gnu::always_inline]] std::uint64_t copy_to(iovec* to) const {
+    std::uint64_t sum = 0;
+    for (const iovec *piece = items, *end = items + count; piece != end; ++piece, ++to) {
+      *to = *piece;
+      sum += piece->iov_len;
+    }
+    return sum;
+  }
+
+  std::uint64_t bytes() const {
+    std::uint64_t sum = 0;
+    for (std::uint32_t i = 0; i < count; ++i) sum += items[i].iov_len;
+    return sum;
+  }
+
+ private:
+  [[gnu::noinline]] std::size_t put_in_parts(const void* from, std::size_t length) const {
     const auto* in = static_cast<const std::byte*>(from);
     std::size_t done = 0;
     for (std::uint32_t i = 0; i < count && done < length; ++i) {
@@ -48,8 +81,7 @@ struct Pieces {
     return done;
   }
 
-  // Takes `length` bytes off the front into another list; false when there are fewer or `to` has no room.
-  bool split_front(std::size_t length, Pieces& to, std::uint32_t capacity) {
+  [[gnu::noinline]] bool split_front_in_parts(std::size_t length, Pieces& to, std::uint32_t capacity) {
     while (length > 0) {
       if (count == 0 || to.count == capacity) return false;
       const std::size_t part = std::min(length, items->iov_len);
@@ -60,18 +92,6 @@ struct Pieces {
     return true;
   }
 
-  // To a list with room for all of them.
-  void copy_to(iovec* to) const {
-    for (std::uint32_t i = 0; i < count; ++i) to[i] = items[i];
-  }
-
-  std::uint64_t bytes() const {
-    std::uint64_t sum = 0;
-    for (std::uint32_t i = 0; i < count; ++i) sum += items[i].iov_len;
-    return sum;
-  }
-
- private:
   [[gnu::noinline]] bool take_front_in_parts(void* to, std::size_t length) {
     auto* out = static_cast<std::byte*>(to);
     while (length > 0) {

@@ -2,6 +2,7 @@
 // How virtio-scsi addresses a logical unit (VIRTIO 1.2 5.6.6.1).
 
 #include <cstdint>
+#include <cstring>
 #include <optional>
 
 #include "protocol/virtio_scsi.h"
@@ -18,7 +19,9 @@ struct ScsiAddress {
 
 // Nothing for an address that no logical unit can have.
 inline std::optional<ScsiAddress> decode_lun(const protocol::ScsiLunField& field) {
-  if (field[0] != 1 || field[4] != 0 || field[5] != 0 || field[6] != 0 || field[7] != 0) return std::nullopt;
+  std::uint64_t word = 0;
+  std::memcpy(&word, field.data(), sizeof(word));
+  if ((word & 0xffffffff'000000ff) != 1) return std::nullopt;
   if (field[2] == 0xc1) return field[3] == 0x01 ? std::optional(ScsiAddress{field[1], 0, true}) : std::nullopt;
   // SAM-5 4.7.7: peripheral device addressing on bus 0, or flat space addressing.
   const unsigned method = field[2] >> 6;

@@ -76,12 +76,13 @@ class ScsiEventQueue final : public VhostQueue {
                  reactor::Reactor& reactor)
       : VhostQueue(std::move(ring), std::move(fds)), inboxes_(inboxes), inbox_(inboxes.open(reactor)) {
     ignore_budget();
+    take_on_demand();
   }
   ~ScsiEventQueue() override { inboxes_.close(inbox_); }
 
  private:
   void accept(const virtio::Chain& chain, virtio::IovecList& pieces) override;
-  bool wants_chain() const override { return !inbox_->empty(); }
+  bool demands_chain() const override { return !inbox_->empty(); }
 
   ScsiEventInboxes& inboxes_;
   const std::shared_ptr<ScsiEventInbox> inbox_;

@@ -32,8 +32,9 @@ class ScsiRequestQueue final : public VhostQueue {
   void accept(const virtio::Chain& chain, virtio::IovecList& pieces) override;
   // Of every disk that this reactor serves to the guest: which of them a request is for is not kept.
   void hurry() override;
-  void dispatch(Request& request, const protocol::ScsiRequestHeader& header, Pieces data_out, Pieces data_in);
-  void answer(Request& request, protocol::ScsiResponse& response, std::uint32_t data_written);
+  void dispatch(Request& request, const protocol::ScsiRequestHeader& header, const Pieces& data_out,
+                const Pieces& data_in);
+  void answer(Request& request, const protocol::ScsiResponse& response, std::uint32_t data_written);
   void refuse(Request& request, protocol::ScsiResponseCode code);
   static void on_complete(scsi::Task& task);
   static scsi::CommandArrival arrival_of(const scsi::Task& task);

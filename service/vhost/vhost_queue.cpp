@@ -73,16 +73,23 @@ unsigned VhostQueue::go_on_stopping() {
 }
 
 unsigned VhostQueue::accept_batch() {
-  unsigned done = 0;
   turn_bytes_ = 0;
+  const unsigned done = accept_ready();
+  if (done != 0) QueueCounters::add(counters_.requests, done);
+  return done;
+}
+
+unsigned VhostQueue::accept_ready() {
+  unsigned done = 0;
+  virtio::Chain chain;
+  virtio::IovecList pieces = stock_->iovec_pool.scratch();
+  virtio::Virtqueue& ring = *ring_;
   while (done < virtio::Virtqueue::kMaxBatch) {
-    const unsigned ready = ring_->look();
-    if (ready != 0) ring_->disable_kicks();
+    const unsigned ready = ring.look();
+    if (ready != 0) ring.disable_kicks();
     for (unsigned i = 0; i < ready; ++i) {
       if (!within_budget() || turn_bytes_ >= kBytesPerTurn || !wants_chain()) return done;
-      virtio::Chain chain;
-      virtio::IovecList pieces = stock_->iovec_pool.scratch();
-      if (!pop(chain, pieces)) return done;
+      if (!ring.pop(chain, pieces)) return done;
       accept(chain, pieces);
       if (++done % kChainsPerPublish == 0) publish();
     }
@@ -102,12 +109,6 @@ virtio::Glance VhostQueue::glance() const {
   // What is there already is not wanted: anything more is no reason to look either, but harmless.
   if (!wants_chain() || ring_->broken()) glance.quiet = virtio::load_once(glance.word);
   return glance;
-}
-
-bool VhostQueue::pop(virtio::Chain& chain, virtio::IovecList& pieces) {
-  if (!ring_->pop(chain, pieces)) return false;
-  QueueCounters::add(counters_.requests);
-  return true;
 }
 
 bool VhostQueue::arm() {

@@ -26,8 +26,8 @@ struct QueueCounters {
   std::atomic<std::uint64_t> errors{0};
 
   // One writer, the reactor.
-  static void add(std::atomic<std::uint64_t>& counter) {
-    counter.store(counter.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  static void add(std::atomic<std::uint64_t>& counter, std::uint64_t n = 1) {
+    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
   }
 };
 
@@ -79,8 +79,9 @@ class VhostQueue {
   virtual void go_on() {}
   // The queue is to stop and something is in flight: called until it has ended, each time the reactor polls it.
   virtual void hurry() {}
-  // Whether a chain is wanted now; when not, kicks do not wake the reactor either.
-  virtual bool wants_chain() const { return true; }
+  // Of a queue that takes its chains on demand: whether one is wanted now; if not, kicks do not wake the reactor.
+  virtual bool demands_chain() const { return true; }
+  void take_on_demand() { on_demand_ = true; }
 
   // The memory of one request: a queue has one for each entry of its ring, made with the queue. `Base` is the request
   // of the device behind it.
@@ -141,7 +142,7 @@ class VhostQueue {
 
   virtio::Virtqueue& ring() { return *ring_; }
   bool stopping() const { return static_cast<bool>(stopped_); }
-  bool pop(virtio::Chain& chain, virtio::IovecList& pieces);
+  bool wants_chain() const { return !on_demand_ || demands_chain(); }
   bool within_budget() const { return tenant_->open() || ignores_budget_; }
 
   QueueCounters counters_;
@@ -149,6 +150,7 @@ class VhostQueue {
  private:
   bool in_its_turn();
   unsigned accept_batch();
+  unsigned accept_ready();
   void publish();
   void signal_call();
   void report_broken();
@@ -166,6 +168,7 @@ class VhostQueue {
   std::uint64_t turn_bytes_ = 0;
   bool goes_on_ = false;
   bool ignores_budget_ = false;
+  bool on_demand_ = false;
   std::function<void()> stopped_;
   std::atomic<bool> broken_{false};
 };

@@ -88,6 +88,29 @@ class GuestMemory {
   // kInvalid: none, too many, or two that overlap in guest or in front end addresses.
   static Result<std::shared_ptr<const GuestMemory>> make(std::vector<std::shared_ptr<const Region>> regions);
 
+  // A region as a look-up sees it.
+  struct Range {
+    std::uint64_t guest_addr = 0;
+    std::uint64_t size_bytes = 0;
+    std::byte* data = nullptr;
+
+    // nullptr unless it holds all of them.
+    std::byte* pointer(std::uint64_t addr, std::uint64_t length) const {
+      // Unsigned: an address below the region wraps to something larger than its size.
+      const std::uint64_t offset = addr - guest_addr;
+      return offset < size_bytes && length <= size_bytes - offset ? data + offset : nullptr;
+    }
+  };
+  // With the lowest address.
+  const Range& first() const { return ranges_.front(); }
+  // The one with this address; null: there is none. As long as this lives.
+  const Range* find(std::uint64_t guest_addr) const {
+    for (const Range& range : ranges_) {
+      if (guest_addr - range.guest_addr < range.size_bytes) return &range;
+    }
+    return nullptr;
+  }
+
   enum class Translation : std::uint8_t { kOk, kUnmapped, kTooManyPieces };
   // Appends what [guest_addr, guest_addr + length) is in this process, one piece for each region it touches. On failure
   // the list may hold some of the pieces. A length of 0 is kOk and adds nothing.
@@ -95,8 +118,7 @@ class GuestMemory {
   // nullptr unless the whole range lies in one region.
   std::byte* pointer(std::uint64_t guest_addr, std::uint64_t length) const {
     const Range* range = find(guest_addr);
-    if (!range || !range_fits(guest_addr - range->guest_addr, length, range->size_bytes)) return nullptr;
-    return range->data + (guest_addr - range->guest_addr);
+    return range ? range->pointer(guest_addr, length) : nullptr;
   }
   // The same for an address of the front end's process, which is how rings are given (vhost-user SET_VRING_ADDR).
   std::byte* ring_pointer(std::uint64_t user_addr, std::uint64_t length) const;
@@ -107,21 +129,9 @@ class GuestMemory {
   const std::vector<std::shared_ptr<const Region>>& regions() const { return regions_; }
 
  private:
-  // What a look-up needs, side by side and sorted by guest address.
-  struct Range {
-    std::uint64_t guest_addr;
-    std::uint64_t size_bytes;
-    std::byte* data;
-  };
   GuestMemory() = default;
-  const Range* find(std::uint64_t guest_addr) const {
-    for (const Range& range : ranges_) {
-      // Unsigned: an address below the region wraps to something larger than its size.
-      if (guest_addr - range.guest_addr < range.size_bytes) return &range;
-    }
-    return nullptr;
-  }
 
+  // Side by side and sorted by guest address.
   std::vector<Range> ranges_;
   std::vector<std::shared_ptr<const Region>> regions_;
 };

@@ -111,11 +111,11 @@ const char* PackedQueue::add(const PackedDesc& desc, ChainBuilder& builder) cons
     if (!setup_.indirect) return "an indirect descriptor that was not negotiated";
     return gather_indirect(desc, builder);
   }
-  return builder.add(desc.addr, desc.len, desc.flags & kDescWrite);
+  return builder.add(desc.addr, desc.len, desc.flags);
 }
 
 const char* PackedQueue::gather(Chain& chain, IovecList& pieces) {
-  ChainBuilder builder(*setup_.memory, chain, pieces);
+  ChainBuilder builder(*setup_.memory, hot_, chain, pieces);
   PackedCursor cursor = avail_;
   if (inflight_.active()) inflight_.begin();
   for (std::uint16_t entries = 1; entries <= setup_.size; ++entries) {
@@ -127,6 +127,7 @@ const char* PackedQueue::gather(Chain& chain, IovecList& pieces) {
     if (const char* wrong = add(desc, builder)) return wrong;
     if (inflight_.active() && !inflight_.note(desc)) return "more requests in flight than the queue has entries";
     if (!last) continue;
+    if (const char* wrong = builder.finish()) return wrong;
     // 2.8.6: the id is that of the last descriptor.
     chain.id = desc.id;
     chain.entries = entries;
@@ -139,12 +140,13 @@ const char* PackedQueue::gather(Chain& chain, IovecList& pieces) {
 
 const char* PackedQueue::gather_again(std::uint16_t entry, Chain& chain, IovecList& pieces) {
   // What the ring held there may be overwritten by answers to later requests; the in-flight region has a copy.
-  ChainBuilder builder(*setup_.memory, chain, pieces);
+  ChainBuilder builder(*setup_.memory, hot_, chain, pieces);
   const std::vector<PackedDesc> descs = inflight_.descriptors(entry);
   if (descs.empty()) return "an in-flight entry that makes no sense";
   for (const PackedDesc& desc : descs) {
     if (const char* wrong = add(desc, builder)) return wrong;
   }
+  if (const char* wrong = builder.finish()) return wrong;
   chain.id = descs.back().id;
   chain.entries = static_cast<std::uint16_t>(descs.size());
   if (chain.id < setup_.size) inflight_.retake(chain.id, entry);
@@ -163,7 +165,7 @@ const char* PackedQueue::gather_indirect(const PackedDesc& table, ChainBuilder& 
   for (std::uint32_t i = 0; i < count; ++i) {
     const PackedDesc desc = load_desc(descs + i);
     if (desc.flags & kDescIndirect) return "an indirect table within an indirect table";
-    if (const char* wrong = builder.add(desc.addr, desc.len, desc.flags & kDescWrite)) return wrong;
+    if (const char* wrong = builder.add(desc.addr, desc.len, desc.flags)) return wrong;
   }
   return nullptr;
 }

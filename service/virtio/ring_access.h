@@ -1,7 +1,7 @@
 #pragma once
 // How the fields of rings and in-flight regions are read and written: the other side changes them at the same time.
 
-#include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "protocol/virtio_ring.h"
@@ -32,12 +32,12 @@ void store_release(T* field, T value) {
 // Copies one 16-byte descriptor with two loads; the halves may be of different times, which is the guest's own doing.
 template <typename Desc>
 Desc load_desc(const Desc* desc) {
-  static_assert(sizeof(Desc) == 16);
+  static_assert(sizeof(Desc) == 16 && offsetof(Desc, len) == 8);
   const auto* words = reinterpret_cast<const std::uint64_t*>(desc);
-  struct Words {
-    std::uint64_t low, high;
-  };
-  return std::bit_cast<Desc>(Words{load_once(words), load_once(words + 1)});
+  const std::uint64_t high = load_once(words + 1);
+  // Field by field, so that the copy stays in registers; both formats have two fields of 16 bits behind the length.
+  return {load_once(words), static_cast<std::uint32_t>(high), static_cast<std::uint16_t>(high >> 32),
+          static_cast<std::uint16_t>(high >> 48)};
 }
 
 }  // namespace pollux::virtio

@@ -76,69 +76,132 @@ void SplitQueue::prefetch_descriptors(unsigned ready) const {
 }
 
 // The header, or the indirect table, of a request some way down the batch.
-void SplitQueue::prefetch_request() const {
+inline void SplitQueue::prefetch_request() const {
   constexpr std::uint16_t kAhead = 4;
   if (static_cast<std::uint16_t>(seen_avail_ - next_avail_) <= kAhead) return;
   const std::uint16_t head = load_once(avail_ring() + ((next_avail_ + kAhead) & mask()));
-  if (const std::byte* header = setup_.memory->pointer(load_once(&descs_[head & mask()].addr), 1))
-    __builtin_prefetch(header);
+  const std::uint64_t offset = load_once(&descs_[head & mask()].addr) - hot_->guest_addr;
+  if (offset < hot_->size_bytes) __builtin_prefetch(hot_->data + offset);
 }
 
 bool SplitQueue::pop(Chain& chain, IovecList& pieces) {
-  const bool again = replayed_ < replay_.size();
-  const std::uint16_t head = again ? replay_[replayed_++] : load_once(avail_ring() + (next_avail_ & mask()));
-  if (!again) {
-    ++next_avail_;
-    prefetch_request();
+  if (replayed_ < replay_.size()) [[unlikely]]
+    return gather(replay_[replayed_++], chain, pieces);
+  const std::uint16_t head = load_once(avail_ring() + (next_avail_ & mask()));
+  ++next_avail_;
+  prefetch_request();
+  if (!gather_plain(head, chain, pieces) && !gather(head, chain, pieces)) [[unlikely]]
+    return false;
+  if (inflight_.active()) inflight_.take(head);
+  return true;
+}
+
+// Calls nothing and keeps what it knows in registers. What it has read of the guest's counts for nothing when it gives
+// up.
+[[gnu::always_inline]] inline bool SplitQueue::gather_plain(std::uint16_t head, Chain& chain, IovecList& pieces) {
+  if (head >= setup_.size) return false;
+  SplitDesc desc = load_desc(descs_ + head);
+  const SplitDesc* table = descs_;
+  std::uint32_t size = setup_.size;
+  if (desc.flags & kDescIndirect) {
+    const std::byte* const entries = setup_.memory->pointer(desc.addr, desc.len);
+    size = desc.len / sizeof(SplitDesc);
+    if (!entries || !setup_.indirect || (desc.flags & kDescNext) || ((desc.addr | desc.len) % sizeof(SplitDesc)) != 0 ||
+        size == 0 || size > kMaxQueueSize) {
+      return false;
+    }
+    table = reinterpret_cast<const SplitDesc*>(entries);
+    desc = load_desc(table);
   }
-  const char* wrong = head < setup_.size ? gather(head, chain, pieces) : "a descriptor index out of range";
+  const GuestMemory::Range* range = hot_;
+  iovec* next = pieces.items;
+  iovec* const end = next + pieces.capacity;
+  std::uint64_t bytes = 0;
+  std::uint16_t write = 0;
+  const auto end_readable = [&] {
+    chain.readable = static_cast<std::uint16_t>(next - pieces.items);
+    chain.readable_bytes = bytes;
+  };
+  // Each descriptor becomes a piece, so that a loop comes to the end of their list.
+  while (true) {
+    if ((desc.flags & (kDescWrite | kDescIndirect)) != write) {
+      if (write != 0 || (desc.flags & kDescIndirect)) return false;
+      write = kDescWrite;
+      end_readable();
+    }
+    // Unsigned: an address below the region wraps to something larger than its size, and so does a length of 0.
+    std::uint64_t offset = desc.addr - range->guest_addr;
+    if (offset >= range->size_bytes) [[unlikely]] {
+      range = setup_.memory->find(desc.addr);
+      if (!range) return false;
+      offset = desc.addr - range->guest_addr;
+    }
+    if (next == end || std::uint64_t{desc.len} - 1 >= range->size_bytes - offset) return false;
+    *next++ = iovec{range->data + offset, desc.len};
+    bytes += desc.len;
+    if (!(desc.flags & kDescNext)) break;
+    if (desc.next >= size) return false;
+    desc = load_desc(table + desc.next);
+  }
+  if (write == 0) end_readable();
+  if (bytes > UINT32_MAX) return false;
+  hot_ = range;
+  pieces.count = static_cast<std::uint32_t>(next - pieces.items);
+  chain.id = head;
+  chain.entries = 1;
+  chain.faulty = false;
+  chain.writable = static_cast<std::uint16_t>(pieces.count - chain.readable);
+  chain.writable_bytes = bytes - chain.readable_bytes;
+  return true;
+}
+
+[[gnu::noinline]] bool SplitQueue::gather(std::uint16_t head, Chain& chain, IovecList& pieces) {
+  const char* wrong = head < setup_.size ? gather_from(head, chain, pieces) : "a descriptor index out of range";
   if (wrong) {
     break_queue(wrong);
     return false;
   }
   chain.id = head;
-  if (inflight_.active() && !again) inflight_.take(head);
+  chain.entries = 1;
   return true;
 }
 
-const char* SplitQueue::gather(std::uint16_t head, Chain& chain, IovecList& pieces) const {
-  ChainBuilder builder(*setup_.memory, chain, pieces);
-  std::uint16_t index = head;
+const char* SplitQueue::gather_from(std::uint16_t head, Chain& chain, IovecList& pieces) {
+  ChainBuilder builder(*setup_.memory, hot_, chain, pieces);
+  // What the chain goes through: the ring's own table, or that of an indirect descriptor.
+  Table table{.descs = descs_, .count = setup_.size};
+  std::uint32_t index = head;
   // A chain cannot be longer than the table it lies in: one that goes on has a loop.
-  for (std::uint32_t steps = 0; steps < setup_.size; ++steps) {
-    const SplitDesc desc = load_desc(descs_ + index);
+  for (std::uint32_t left = table.count; left > 0; --left) {
+    const SplitDesc desc = load_desc(table.descs + index);
     if (desc.flags & kDescIndirect) {
-      if (!setup_.indirect) return "an indirect descriptor that was not negotiated";
-      // 2.7.5.3.1: the two are exclusive.
-      if (desc.flags & kDescNext) return "an indirect descriptor with a successor";
-      return gather_indirect(desc, builder);
+      // Not told by where the table is: a guest may name the ring's own as an indirect one.
+      if (table.indirect) return "an indirect table within an indirect table";
+      table = indirect_table(desc);
+      if (table.wrong) return table.wrong;
+      index = 0;
+      left = table.count + 1;
+      continue;
     }
-    if (const char* wrong = builder.add(desc.addr, desc.len, desc.flags & kDescWrite)) return wrong;
-    if (!(desc.flags & kDescNext)) return nullptr;
-    if (desc.next >= setup_.size) return "a descriptor index out of range";
+    if (const char* wrong = builder.add(desc.addr, desc.len, desc.flags)) return wrong;
+    if (!(desc.flags & kDescNext)) return builder.finish();
+    if (desc.next >= table.count) return "a descriptor index out of range";
     index = desc.next;
   }
   return "a loop of descriptors";
 }
 
-const char* SplitQueue::gather_indirect(const SplitDesc& table, ChainBuilder& builder) const {
-  const std::uint32_t count = table.len / sizeof(SplitDesc);
-  if (table.len % sizeof(SplitDesc) != 0 || count == 0 || count > kMaxQueueSize)
-    return "an indirect table of impossible length";
-  if (table.addr % alignof(SplitDesc) != 0) return "a misaligned indirect table";
-  const std::byte* entries = setup_.memory->pointer(table.addr, table.len);
-  if (!entries) return "an indirect table outside of the guest's memory";
-  const auto* descs = reinterpret_cast<const SplitDesc*>(entries);
-  std::uint32_t index = 0;
-  for (std::uint32_t steps = 0; steps < count; ++steps) {
-    const SplitDesc desc = load_desc(descs + index);
-    if (desc.flags & kDescIndirect) return "an indirect table within an indirect table";
-    if (const char* wrong = builder.add(desc.addr, desc.len, desc.flags & kDescWrite)) return wrong;
-    if (!(desc.flags & kDescNext)) return nullptr;
-    if (desc.next >= count) return "a descriptor index out of range";
-    index = desc.next;
-  }
-  return "a loop of descriptors";
+SplitQueue::Table SplitQueue::indirect_table(const SplitDesc& desc) const {
+  if (!setup_.indirect) return {.wrong = "an indirect descriptor that was not negotiated"};
+  // 2.7.5.3.1: the two are exclusive.
+  if (desc.flags & kDescNext) return {.wrong = "an indirect descriptor with a successor"};
+  const std::uint32_t count = desc.len / sizeof(SplitDesc);
+  if (desc.len % sizeof(SplitDesc) != 0 || count == 0 || count > kMaxQueueSize)
+    return {.wrong = "an indirect table of impossible length"};
+  if (desc.addr % alignof(SplitDesc) != 0) return {.wrong = "a misaligned indirect table"};
+  const std::byte* entries = setup_.memory->pointer(desc.addr, desc.len);
+  if (!entries) return {.wrong = "an indirect table outside of the guest's memory"};
+  return {.descs = reinterpret_cast<const SplitDesc*>(entries), .count = count, .indirect = true};
 }
 
 void SplitQueue::push(std::uint16_t id, std::uint16_t /*entries*/, std::uint32_t written) {
@@ -146,9 +209,10 @@ void SplitQueue::push(std::uint16_t id, std::uint16_t /*entries*/, std::uint32_t
   UsedElem* elem = used_ring() + slot;
   store_relaxed(&elem->id, std::uint32_t{id});
   store_relaxed(&elem->len, written);
-  log_device_area(4 + sizeof(UsedElem) * std::uint64_t{slot}, sizeof(UsedElem));
   ++next_used_;
   ++staged_;
+  if (logging()) [[unlikely]]
+    log_device_area(4 + sizeof(UsedElem) * std::uint64_t{slot}, sizeof(UsedElem));
   if (inflight_.active()) inflight_.stage(id);
 }
 

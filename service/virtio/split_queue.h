@@ -27,8 +27,21 @@ class SplitQueue final : public Virtqueue {
 
  private:
   explicit SplitQueue(QueueSetup setup) : Virtqueue(std::move(setup)) {}
-  const char* gather(std::uint16_t head, Chain& chain, IovecList& pieces) const;
-  const char* gather_indirect(const protocol::SplitDesc& table, ChainBuilder& builder) const;
+  struct Table {
+    const protocol::SplitDesc* descs = nullptr;
+    std::uint32_t count = 0;
+    bool indirect = false;
+    // Why there is none, and the queue is broken.
+    const char* wrong = nullptr;
+  };
+  // A chain as nearly all are: nothing is wrong with it, and each descriptor is a piece that lies in one region.
+  // False: it is not such a one, and gather() says what it is.
+  bool gather_plain(std::uint16_t head, Chain& chain, IovecList& pieces);
+  // Any chain. False: the queue is broken.
+  bool gather(std::uint16_t head, Chain& chain, IovecList& pieces);
+  // nullptr, or why the queue is broken.
+  const char* gather_from(std::uint16_t head, Chain& chain, IovecList& pieces);
+  Table indirect_table(const protocol::SplitDesc& desc) const;
 
   // Hints to the processor, nothing more: what they read is read again, and checked, when its turn comes.
   void prefetch_descriptors(unsigned ready) const;

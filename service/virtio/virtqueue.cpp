@@ -26,20 +26,22 @@ void Virtqueue::log_writes(const iovec* pieces, std::size_t count) {
   }
 }
 
-const char* ChainBuilder::add_pieces(std::uint64_t addr, std::uint32_t len, bool writable) {
-  const std::uint32_t before = pieces_.count;
-  switch (memory_.translate(addr, len, pieces_)) {
+const char* ChainBuilder::add_pieces(std::uint64_t addr, std::uint32_t len) {
+  IovecList list{next_, static_cast<std::uint32_t>(end() - next_), 0};
+  switch (memory_.translate(addr, len, list)) {
     case GuestMemory::Translation::kOk:
+      if (list.count == 1) hot_ = memory_.find(addr);
       break;
     case GuestMemory::Translation::kUnmapped:
       chain_.faulty = true;
-      pieces_.count = before;
-      if (!pieces_.push(nullptr, len)) return "more pieces than a request may have";
+      list.count = 0;
+      if (!list.push(nullptr, len)) return kTooManyPieces;
       break;
     case GuestMemory::Translation::kTooManyPieces:
-      return "more pieces than a request may have";
+      return kTooManyPieces;
   }
-  return count(static_cast<std::uint16_t>(pieces_.count - before), len, writable);
+  next_ += list.count;
+  return nullptr;
 }
 
 }  // namespace pollux::virtio

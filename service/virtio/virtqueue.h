@@ -123,7 +123,7 @@ class Virtqueue {
   }
 
  protected:
-  explicit Virtqueue(QueueSetup setup) : setup_(std::move(setup)) {}
+  explicit Virtqueue(QueueSetup setup) : setup_(std::move(setup)), hot_(&setup_.memory->first()) {}
   void log_device_area(std::uint64_t offset, std::uint64_t length) {
     if (setup_.log && setup_.device_log_addr) setup_.log->mark(*setup_.device_log_addr + offset, length);
   }
@@ -134,6 +134,8 @@ class Virtqueue {
   }
 
   QueueSetup setup_;
+  // The region in which the last descriptor lay: the next is nearly always there too.
+  const GuestMemory::Range* hot_;
   unsigned staged_ = 0;
   // What a dead process left; taken from the front before the ring is looked at.
   std::vector<std::uint16_t> replay_;
@@ -146,35 +148,59 @@ class Virtqueue {
 // Gathers the descriptors of one chain; shared by both formats.
 class ChainBuilder {
  public:
-  ChainBuilder(const GuestMemory& memory, Chain& chain, IovecList& pieces)
-      : memory_(memory), chain_(chain), pieces_(pieces) {
-    chain_ = Chain{};
-    pieces_.count = 0;
+  // `hot`: the region that the queue's last descriptor lay in, kept up.
+  ChainBuilder(const GuestMemory& memory, const GuestMemory::Range*& hot, Chain& chain, IovecList& pieces)
+      : memory_(memory), hot_(hot), chain_(chain), pieces_(pieces), next_(pieces.items) {
+    chain_.faulty = false;
   }
+
   // nullptr, or why the queue is broken.
-  const char* add(std::uint64_t addr, std::uint32_t len, bool writable) {
-    // VIRTIO 1.2 2.7.4.2: what the device writes comes after all that it reads.
-    if (!writable && chain_.writable != 0) return "a readable descriptor after a writable one";
-    std::byte* const whole = len != 0 ? memory_.pointer(addr, len) : nullptr;
+  const char* add(std::uint64_t addr, std::uint32_t len, std::uint16_t flags) {
+    const std::uint16_t write = flags & protocol::kDescWrite;
+    if (write != write_) {
+      // VIRTIO 1.2 2.7.4.2: what the device writes comes after all that it reads.
+      if (write == 0) return "a readable descriptor after a writable one";
+      if (len != 0) end_readable();
+    }
+    bytes_ += len;
+    std::byte* const whole = len != 0 ? hot_->pointer(addr, len) : nullptr;
     if (!whole) [[unlikely]]
-      return add_pieces(addr, len, writable);
-    if (!pieces_.push(whole, len)) return "more pieces than a request may have";
-    return count(1, len, writable);
+      return add_pieces(addr, len);
+    if (next_ == end()) return kTooManyPieces;
+    *next_++ = iovec{whole, len};
+    return nullptr;
+  }
+  // The chain is whole: says what it is, but for its id and entries. nullptr, or why the queue is broken.
+  const char* finish() {
+    if (write_ == 0) end_readable();
+    pieces_.count = static_cast<std::uint32_t>(next_ - pieces_.items);
+    chain_.writable = static_cast<std::uint16_t>(pieces_.count - chain_.readable);
+    chain_.writable_bytes = bytes_ - chain_.readable_bytes;
+    // 2.7.5: a chain describes at most 2^32 bytes.
+    return bytes_ > UINT32_MAX ? "a chain of more than 4 GiB" : nullptr;
   }
 
  private:
-  // What lies in no region or in several.
-  const char* add_pieces(std::uint64_t addr, std::uint32_t len, bool writable);
-  const char* count(std::uint16_t added, std::uint32_t len, bool writable) {
-    (writable ? chain_.writable : chain_.readable) += added;
-    (writable ? chain_.writable_bytes : chain_.readable_bytes) += len;
-    // 2.7.5: a chain describes at most 2^32 bytes.
-    return chain_.readable_bytes + chain_.writable_bytes > UINT32_MAX ? "a chain of more than 4 GiB" : nullptr;
+  static constexpr const char* kTooManyPieces = "more pieces than a request may have";
+  // What is empty, or lies in another region than the one before, in none or in several.
+  const char* add_pieces(std::uint64_t addr, std::uint32_t len);
+
+  iovec* end() const { return pieces_.items + pieces_.capacity; }
+  void end_readable() {
+    write_ = protocol::kDescWrite;
+    chain_.readable = static_cast<std::uint16_t>(next_ - pieces_.items);
+    chain_.readable_bytes = bytes_;
   }
 
   const GuestMemory& memory_;
+  const GuestMemory::Range*& hot_;
   Chain& chain_;
   IovecList& pieces_;
+  iovec* next_;
+  // At most 2^42: tables have no more than 1024 entries.
+  std::uint64_t bytes_ = 0;
+  // Of the descriptors now: 0, then kDescWrite.
+  std::uint16_t write_ = 0;
 };
 
 }  // namespace pollux::virtio

@@ -80,6 +80,15 @@ BOOST_AUTO_TEST_CASE(a_nested_indirect_table_breaks_the_queue) {
       },
       true);
 }
+BOOST_AUTO_TEST_CASE(the_rings_own_table_as_an_indirect_one_breaks_the_queue) {
+  break_ring(
+      *this,
+      [](FrontEnd&, RawRing& ring) {
+        ring.descs()[0] = {ring.guest(ring.descs()), 16 * kQueueSize, kDescIndirect, 0};
+        ring.show_one();
+      },
+      true);
+}
 BOOST_AUTO_TEST_CASE(indirect_tables_of_impossible_length_break_the_queue) {
   for (const std::uint32_t length : {0u, 8u, 17u, 16u * 1025, 0xfffffff0u}) {
     break_ring(

@@ -1,7 +1,7 @@
 #pragma once
-// FairQueue: requests that wait for something that the users of a channel share. Each stream, which is one user's
-// requests, has its own order, and the streams take turns: however many requests one of them has waiting, the next of
-// another waits for as many others as there are streams.
+// FairQueue: requests that wait for something that their users share. Each stream, which is one user's requests, has its
+// own order, and the streams take turns: however many requests one of them has waiting, the next of another waits for as
+// many others as there are streams.
 
 #include <array>
 #include <bit>
@@ -11,28 +11,30 @@
 
 namespace pollux::bdev {
 
-class FairQueue {
+// Next: where a request keeps the link to the one after it.
+template <typename Request, typename Next>
+class BasicFairQueue {
  public:
   // Streams whose numbers agree modulo this share their turns.
   static constexpr unsigned kStreams = 64;
 
   bool empty() const { return waiting_ == 0; }
-  void push(IoRequest& request) {
-    const unsigned stream = request.stream % kStreams;
+  void push(Request& request, std::uint64_t of_stream) {
+    const auto stream = static_cast<unsigned>(of_stream % kStreams);
     List& list = lists_[stream];
-    request.device_next = nullptr;
-    (list.tail != nullptr ? list.tail->device_next : list.head) = &request;
+    Next::of(request) = nullptr;
+    (list.tail != nullptr ? Next::of(*list.tail) : list.head) = &request;
     list.tail = &request;
     waiting_ |= 1ULL << stream;
   }
   // The next, which stays where it is. Precondition: !empty().
-  IoRequest& front() const { return *lists_[next_stream()].head; }
+  Request& front() const { return *lists_[next_stream()].head; }
   // Takes what front() gave.
-  IoRequest& pop() {
+  Request& pop() {
     const unsigned stream = next_stream();
     List& list = lists_[stream];
-    IoRequest& request = *list.head;
-    list.head = request.device_next;
+    Request& request = *list.head;
+    list.head = Next::of(request);
     if (list.head == nullptr) {
       list.tail = nullptr;
       waiting_ &= ~(1ULL << stream);
@@ -43,8 +45,8 @@ class FairQueue {
 
  private:
   struct List {
-    IoRequest* head = nullptr;
-    IoRequest* tail = nullptr;
+    Request* head = nullptr;
+    Request* tail = nullptr;
   };
   // The first after the last one that has something.
   unsigned next_stream() const {
@@ -55,6 +57,14 @@ class FairQueue {
   std::array<List, kStreams> lists_;
   std::uint64_t waiting_ = 0;  // a bit a stream
   unsigned last_ = 0;
+};
+
+struct DeviceNext {
+  static IoRequest*& of(IoRequest& request) { return request.device_next; }
+};
+class FairQueue : public BasicFairQueue<IoRequest, DeviceNext> {
+ public:
+  void push(IoRequest& request) { BasicFairQueue::push(request, request.stream); }
 };
 
 }  // namespace pollux::bdev

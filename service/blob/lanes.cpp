@@ -78,7 +78,9 @@ reactor::Task<void> Lanes::close() {
     lanes.swap(lanes_);
   }
   for (auto& lane : lanes) {
-    // By a message, not from within a completion of the channel that goes.
+    // By a message, not from within a completion of the channel that goes; and after what the lane's user has put off to
+    // the reactor's next turn.
+    co_await lane->reactor_.enter();
     co_await lane->reactor_.yield();
     lane.reset();
   }

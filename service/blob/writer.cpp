@@ -97,7 +97,16 @@ void Writer::resume_settle_waiters() {
 void Writer::drain() {
   if (draining_) return;
   draining_ = true;
-  while (HomeIo* io = ready_.pop()) dispatch(*io);
+  while (true) {
+    HomeIo* io = ready_.pop();
+    // One that waited among the slow ones may need no place of theirs by now: the next has it then.
+    const bool slow_turn = io == nullptr && slow_running_ < kSlowAtOnce && !slow_backlog_.empty();
+    if (slow_turn) io = &slow_backlog_.pop();
+    if (io == nullptr) break;
+    slow_turn_ = slow_turn;
+    dispatch(*io);
+  }
+  slow_turn_ = false;
   draining_ = false;
 }
 

@@ -21,6 +21,7 @@
 #include <optional>
 
 #include "bdev/bdev.h"
+#include "bdev/fair_queue.h"
 #include "blob/cluster_table.h"
 #include "blob/home_io.h"
 #include "blob/journal.h"
@@ -57,6 +58,12 @@ class Writer {
   void resume_settle_waiters();
 
  private:
+  // Those of several volumes, which take turns. The links are in the requests.
+  struct Next {
+    static HomeIo*& of(HomeIo& io) { return io.link_; }
+  };
+  using FairHomeIoList = bdev::BasicFairQueue<HomeIo, Next>;
+
   struct Masks {
     std::uint64_t touched;  // sub-blocks the range has a byte of
     std::uint64_t covered;  // sub-blocks it covers whole
@@ -110,6 +117,9 @@ class Writer {
   reactor::Task<bdev::IoStatus> zero_edges(HomeIo& io, const MapEntry& entry, std::uint64_t covered);
   reactor::Task<void> load_and_start(HomeIo& io);
 
+  // Bounds the memory of copies: each slow operation holds at most one cluster.
+  static constexpr std::uint32_t kSlowAtOnce = 16;
+
   State& state_;
   Journal& journal_;
   Loader& loader_;
@@ -125,7 +135,7 @@ class Writer {
   HomeIoList backlog_;
   HomeIoList space_waiters_;
   HomeIoList settle_waiters_;
-  HomeIoList slow_backlog_;
+  FairHomeIoList slow_backlog_;
   // Published, not yet on the device: those of the round under way, and those of the next.
   HomeIoList committing_;
   HomeIoList published_;
@@ -140,6 +150,8 @@ class Writer {
   reactor::Timer age_{[this] { journal_.kick(); }};
   bool draining_ = false;
   std::uint32_t slow_running_ = 0;
+  // What is dispatched has come from slow_backlog_.
+  bool slow_turn_ = false;
   std::uint32_t loading_ = 0;
   HomeIoList* held_ = nullptr;
 };

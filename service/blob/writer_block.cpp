@@ -48,7 +48,6 @@ reactor::Task<void> Writer::change_blocks(HomeIo& first, OpenCluster& cluster) {
   cluster.in_flight = 0;
   --slow_running_;
   release(cluster);
-  if (HomeIo* next = slow_backlog_.pop()) ready_.push(*next);
   drain();
 }
 

@@ -11,19 +11,13 @@
 
 namespace pollux::blob {
 
-namespace {
-
 using bdev::IoStatus;
 
-// Bounds the memory of copies: each holds at most one cluster.
-constexpr std::uint32_t kSlowAtOnce = 16;
-
-}  // namespace
-
 void Writer::start_slow(HomeIo& io) {
-  if (slow_running_ >= kSlowAtOnce) {
+  // The places are given in turns, not to who has the next request of the same cluster.
+  if (slow_running_ >= kSlowAtOnce || (!slow_backlog_.empty() && !slow_turn_)) {
     lane_.end(io.epoch_);
-    slow_backlog_.push(io);
+    slow_backlog_.push(io, io.volume->number);
     return;
   }
   ++slow_running_;
@@ -40,7 +34,6 @@ reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
   --slow_running_;
   lane_.end(io.epoch_);
   release(cluster);
-  if (HomeIo* next = slow_backlog_.pop()) ready_.push(*next);
   if (status == IoStatus::kNoSpace && space_.reclaim()) {
     space_waiters_.push(io);
   } else if (status == IoStatus::kOk) {

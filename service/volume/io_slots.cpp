@@ -12,6 +12,8 @@ namespace {
 constexpr std::size_t kSlots = 512;
 constexpr std::size_t kLargeSlices = 32;
 constexpr std::size_t kBlockParts = 64;
+// Of all volumes of the lane together.
+constexpr std::uint32_t kClearsPerTurn = 64;
 
 }  // namespace
 
@@ -24,6 +26,8 @@ IoSlots::IoSlots(blob::Lane& lane) : lane_(lane), slots_(kSlots), large_(kLargeS
     slot.next = free_;
     free_ = &slot;
   }
+  next_turn_.slots = this;
+  next_turn_.run = [](reactor::Message& message) { static_cast<NextTurn&>(message).slots->begin_turn(); };
   free_large_.reserve(kLargeSlices);
   for (auto& slice : large_) free_large_.push_back(&slice);
   const std::size_t block_bytes = lane.lanes().data_device().block_bytes();
@@ -52,6 +56,19 @@ void IoSlots::drive_waiting() {
     VolumeChannel::drive(waiting_.pop());
   }
   waking_ = false;
+}
+
+bool IoSlots::take_clear() {
+  if (clears_taken_ == kClearsPerTurn) return false;
+  if (clears_taken_++ == 0) lane_.reactor().next_turn(next_turn_);
+  return true;
+}
+
+void IoSlots::begin_turn() {
+  clears_taken_ = 0;
+  while (!waiting_for_clear_.empty() && clears_taken_ < kClearsPerTurn) {
+    VolumeChannel::drive(waiting_for_clear_.pop());
+  }
 }
 
 }  // namespace pollux::volume

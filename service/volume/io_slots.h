@@ -1,8 +1,8 @@
 #pragma once
 // IoSlots: the preallocated memory of the data path, one set a lane (a pool on a reactor), shared by all volumes of the
 // pool there. A guest request that is cut at cluster borders, or that goes to the home reactor, takes a slot for each
-// piece; when none is left the request waits here and goes on when one comes back, the volumes in turns. On the lane's
-// reactor.
+// piece; when none is left the request waits here and goes on when one comes back, the volumes in turns. So does one that
+// gives space back: a single request may do that in thousands of clusters, each done at once. On the lane's reactor.
 
 #include <array>
 #include <cstdint>
@@ -101,9 +101,14 @@ class IoSlots : public blob::LaneExtension {
     if (!waiting_.empty()) [[unlikely]]
       drive_waiting();
   }
+  // Whether one more cluster may be cleared in this turn of the reactor.
+  bool take_clear();
+  // After take_clear() said no: the request goes on in a later turn, by VolumeChannel::drive.
+  void wait_for_clear(bdev::IoRequest& request) { waiting_for_clear_.push(request); }
 
  private:
   void drive_waiting();
+  void begin_turn();
 
   blob::Lane& lane_;
   memory::Vector<IoSlot> slots_;
@@ -117,6 +122,12 @@ class IoSlots : public blob::LaneExtension {
   std::uint8_t last_stream_ = 0;
   bdev::FairQueue waiting_;
   bool waking_ = false;
+  // Posted while some of a turn's clears are taken.
+  struct NextTurn : reactor::Message {
+    IoSlots* slots = nullptr;
+  } next_turn_;
+  std::uint32_t clears_taken_ = 0;
+  bdev::FairQueue waiting_for_clear_;
 };
 
 }  // namespace pollux::volume

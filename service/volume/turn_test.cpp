@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "blob/parallel.h"
 #include "volume/test_support.h"
 #include "volume/volume_service.h"
 
@@ -69,7 +70,9 @@ class TurnMeter : public reactor::Poller {
 
 struct Bench {
   std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(1);
-  std::unique_ptr<VolumeService> service = std::make_unique<VolumeService>(*reactors);
+  // What changes a map is answered at once, as in a service that has memory for it.
+  std::unique_ptr<VolumeService> service =
+      std::make_unique<VolumeService>(*reactors, blob::Owner::Identity{}, nullptr, blob::JournalQueue::in_process());
   // In memory: a file system that discards what it frees takes minutes to remove such a file.
   const std::string path = "/dev/shm/pollux-" + Uuid::random().to_string();
   TurnMeter meter{reactors->main()};
@@ -93,6 +96,10 @@ struct Bench {
     BOOST_TEST(longest_us < kBoundUs, what << ": a turn of " << longest_us << " us");
   }
 };
+
+reactor::Task<Status> write_block(bdev::Channel& channel, std::uint64_t offset, const std::vector<std::byte>& block) {
+  co_return bdev::to_status(co_await bdev::write(channel, offset, block.data(), block.size()), "write");
+}
 
 }  // namespace
 
@@ -156,6 +163,31 @@ BOOST_FIXTURE_TEST_CASE(large_volumes_come_change_and_go, Bench) {
   run("export", service->export_pool("large"));
   const PoolCheck check = run("check", service->check_pool(file, Uuid{}, /*repair=*/false));
   BOOST_TEST(check.clean());
+}
+
+// 16 GiB with a block in each of its 65,536 clusters. What is given back is done at once, cluster by cluster.
+BOOST_FIXTURE_TEST_CASE(a_request_that_gives_thousands_of_clusters_back_goes_in_steps, Bench) {
+  const bdev::Spec file{.kind = bdev::Spec::Kind::kUring, .path = path, .size_bytes = 32 * kGiB};
+  run("create pool", service->create_pool({.id = Uuid::random(), .name = "pool", .bdev = file, .discard = false}));
+  const Uuid id = Uuid::random();
+  constexpr std::uint64_t kBytes = 16 * kGiB;
+  constexpr std::uint64_t kClusterBytes = 256 * kKiB;
+  run("create", service->create_volume("pool", {.id = id, .name = "volume", .size_bytes = kBytes}));
+  auto device = run("open", service->open(id));
+  RemoteChannel channel(*device, reactors->main());
+  const auto block = pattern(4096, 1);
+  const auto in_each_cluster = [&]() -> reactor::Task<Status> {
+    co_return co_await blob::parallel(reactors->main(), kBytes / kClusterBytes, 64, [&](std::size_t i) {
+      return write_block(channel.channel(), i * kClusterBytes, block);
+    });
+  };
+  for (int round = 0; round < 2; ++round) {
+    must(reactor::call(reactors->main(), in_each_cluster()));
+    meter.longest_us();
+    BOOST_REQUIRE(channel.unmap(0, kBytes) == bdev::IoStatus::kOk);
+    check_turns("give back");
+    BOOST_TEST(must(reactor::call(reactors->main(), service->describe_volume(id))).mapped_bytes == 0u);
+  }
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -184,6 +184,9 @@ void VolumeChannel::cut(IoRequest& request) {
       case Step::kWait:
         slots_.wait(request);
         return;
+      case Step::kNextTurn:
+        slots_.wait_for_clear(request);
+        return;
       case Step::kAway:
         return;
     }
@@ -364,6 +367,7 @@ VolumeChannel::Step VolumeChannel::zero_step(IoRequest& request, const Place& pl
     p.cursor += std::min(length, request.length_bytes - p.cursor);
     return Step::kNext;
   }
+  if (!slots_.take_clear()) return Step::kNextTurn;
   return to_home(request, place, blob::HomeIo::Op::kZero);
 }
 

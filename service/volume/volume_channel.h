@@ -78,7 +78,7 @@ class VolumeChannel : public bdev::Channel {
  private:
   static Progress& progress(bdev::IoRequest& request) { return request.top_frame<Progress>(); }
 
-  enum class Step : std::uint8_t { kNext, kWait, kAway };
+  enum class Step : std::uint8_t { kNext, kWait, kNextTurn, kAway };
   struct Place {
     std::uint32_t index;
     std::uint32_t offset;

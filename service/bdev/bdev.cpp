@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "reactor/reactor.h"
+
 namespace pollux::bdev {
 
 const char* to_string(IoStatus status) {
@@ -70,6 +72,14 @@ void Bdev::notify_resized() {
   const std::uint64_t size = size_bytes();
   std::lock_guard lock(listeners_->mutex);
   for (const auto& callback : listeners_->callbacks) (*callback)(size);
+}
+
+Opening open_channel(std::shared_ptr<Bdev> device, reactor::Reactor& reactor) {
+  co_await reactor.enter();
+  auto channel = co_await device->open_channel(reactor);
+  // This frame ends some time after its caller has the answer. It must not be what keeps the device in use then.
+  device.reset();
+  co_return channel;
 }
 
 Status check_stack(const Bdev& top) {

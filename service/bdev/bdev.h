@@ -145,6 +145,9 @@ class Channel {
   virtual void expedite() {}
 };
 
+// A channel that is being opened; errors of the device.
+using Opening = reactor::Task<Result<std::unique_ptr<Channel>>>;
+
 class Bdev {
  public:
   virtual ~Bdev() = default;
@@ -176,9 +179,10 @@ class Bdev {
   // Looks whether what is behind the device grew, and takes the new size over; who asked with on_resize() is told. Any
   // thread; does not wait for I/O.
   virtual void refresh_size() {}
-  // On the reactor that will use it; destroyed there with no request in flight, if need be from within the completion
-  // of the last one. Keeps the device alive.
-  virtual Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) = 0;
+  // On the reactor that will use it, which is not held up meanwhile: what waits for the kernel or for memory does so
+  // elsewhere. The channel is destroyed there with no request in flight, if need be from within the completion of the
+  // last one. It keeps the device alive; until it is open the caller does.
+  virtual Opening open_channel(reactor::Reactor& reactor) = 0;
 
   // Calls back, on any thread, after the size grew. The token unsubscribes when it is destroyed, and does not return
   // from that while a call is under way.
@@ -196,6 +200,10 @@ class Bdev {
   };
   std::shared_ptr<Listeners> listeners_ = std::make_shared<Listeners>();
 };
+
+// For callers that may give up waiting: goes to the reactor, and keeps the device until the channel does. A channel that
+// nobody has waited for is to be destroyed on the reactor too, as reactor::call() does.
+Opening open_channel(std::shared_ptr<Bdev> device, reactor::Reactor& reactor);
 
 // kUnsupported: `top` and the layers below it keep more with a request than there is room for. Each front end asks
 // before it opens a channel.

@@ -79,14 +79,14 @@ Task<Result<bool>> round_trip(ReactorGroup& reactors, Bdev& bdev, std::uint64_t 
   std::vector<unsigned char> in(length + shift, 0);
   co_await reactors.at(0).enter();
   {
-    auto channel = bdev.open_channel(reactors.at(0));
+    auto channel = co_await bdev.open_channel(reactors.at(0));
     if (!channel) co_return fail(channel.error());
     POLLUX_CO_TRY(to_status(co_await write(**channel, offset, out.data() + shift, length, IoRequest::kFua), "write"));
     POLLUX_CO_TRY(to_status(co_await flush(**channel), "flush"));
   }
   co_await reactors.at(1).enter();
   {
-    auto channel = bdev.open_channel(reactors.at(1));
+    auto channel = co_await bdev.open_channel(reactors.at(1));
     if (!channel) co_return fail(channel.error());
     POLLUX_CO_TRY(to_status(co_await read(**channel, offset, in.data() + shift, length), "read"));
   }
@@ -94,7 +94,7 @@ Task<Result<bool>> round_trip(ReactorGroup& reactors, Bdev& bdev, std::uint64_t 
 }
 
 Task<Result<bool>> zeroed(Reactor& reactor, Bdev& bdev, bool by_unmap) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   auto data = noise(64 * kKiB, 9);
   POLLUX_CO_TRY(to_status(co_await write(**channel, 0, data.data(), data.size()), "write"));
@@ -113,7 +113,7 @@ Task<Result<bool>> zeroed_at_length(Reactor& reactor, Bdev& bdev) {
   constexpr std::size_t kBytes = 2 * kMiB;
   constexpr std::size_t kFrom = 3 * 4096;
   constexpr std::size_t kLength = kMiB + 5 * 4096;
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   auto expected = noise(kBytes, 11);
   POLLUX_CO_TRY(to_status(co_await write(**channel, 0, expected.data(), kBytes), "write"));
@@ -139,7 +139,7 @@ struct Burst {
 
 // More at once than the ring or the channel has room for.
 Task<Result<int>> burst(Reactor& reactor, Bdev& bdev) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   Burst run;
   for (int i = 0; i < Burst::kRequests; ++i) {
@@ -163,7 +163,7 @@ Task<Result<int>> burst(Reactor& reactor, Bdev& bdev) {
 }
 
 Task<Result<IoStatus>> read_at(Reactor& reactor, Bdev& bdev, std::uint64_t offset, std::uint64_t length) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   std::vector<unsigned char> buffer(64 * kKiB);
   co_return co_await read(**channel, offset, buffer.data(), length);
@@ -192,7 +192,7 @@ struct Counted : IoRequest {
 
 // What arm() answered in the call that took the completion.
 Task<Result<bool>> armed_over_a_completion(Reactor& reactor, Bdev& bdev) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   auto* poller = dynamic_cast<reactor::Poller*>(channel->get());
   if (poller == nullptr) co_return fail(ErrorCode::kInternal, "not a poller");
@@ -217,9 +217,9 @@ struct PingPong {
 };
 
 Task<Result<bool>> ping_pong(Reactor& reactor, Bdev& bdev) {
-  auto first = bdev.open_channel(reactor);
+  auto first = co_await bdev.open_channel(reactor);
   if (!first) co_return fail(first.error());
-  auto second = bdev.open_channel(reactor);
+  auto second = co_await bdev.open_channel(reactor);
   if (!second) co_return fail(second.error());
   PingPong game;
   for (int i = 0; i < 2; ++i) {
@@ -244,7 +244,7 @@ struct Leaver : Counted {
 
 Task<Result<bool>> leave(Reactor& reactor, Bdev& bdev) {
   for (int round = 0; round < 20; ++round) {
-    auto channel = bdev.open_channel(reactor);
+    auto channel = co_await bdev.open_channel(reactor);
     if (!channel) co_return fail(channel.error());
     Leaver leaver;
     leaver.channel = std::move(*channel);
@@ -412,7 +412,7 @@ BOOST_FIXTURE_TEST_CASE(a_file_in_use_is_busy_and_free_again_after_closing, Fixt
   if (!own || !bdev) _exit(1);
   auto channel = call((*own)->at(0), [](Bdev& device, Reactor& reactor) -> Task<Result<std::unique_ptr<Channel>>> {
     co_await reactor.enter();
-    auto opened = device.open_channel(reactor);
+    auto opened = co_await device.open_channel(reactor);
     if (opened && co_await flush(**opened) != IoStatus::kOk) _exit(1);
     co_return opened;
   }(**bdev, (*own)->at(0)));
@@ -457,7 +457,7 @@ BOOST_AUTO_TEST_CASE(resize_listeners_hear_until_their_token_is_gone) {
     const std::string& name() const override { return label; }
     std::uint64_t size_bytes() const override { return bytes; }
     std::uint32_t block_bytes() const override { return 512; }
-    Result<std::unique_ptr<Channel>> open_channel(Reactor&) override { return fail(ErrorCode::kUnsupported, "no I/O"); }
+    Opening open_channel(Reactor&) override { co_return fail(ErrorCode::kUnsupported, "no I/O"); }
     void grow() {
       bytes *= 2;
       notify_resized();

@@ -10,7 +10,7 @@ namespace pollux::bdev::test {
 class Deep final : public Layer {
  public:
   using Layer::Layer;
-  Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override {
+  Opening open_channel(reactor::Reactor& reactor) override {
     return below().open_channel(reactor);
   }
 };

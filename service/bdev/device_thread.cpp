@@ -9,58 +9,67 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <thread>
 
 #include "base/cores.h"
 
 namespace pollux::bdev {
 
+DeviceThread::DeviceThread(int fd) {
+  std::thread([queue = queue_, fd] { run(*queue, fd); }).detach();
+}
+
 DeviceThread::~DeviceThread() {
-  {
-    const std::lock_guard lock(mutex_);
-    ending_ = true;
-  }
-  changed_.notify_one();
-  thread_.join();
+  // Under the lock, so that the thread does not miss it between its look and its wait.
+  const std::lock_guard lock(queue_->mutex);
+  queue_->ending = true;
+  queue_->changed.notify_one();
 }
 
 void DeviceThread::start(Job& job) {
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(queue_->mutex);
     job.next_job = nullptr;
-    (last_ != nullptr ? last_->next_job : first_) = &job;
-    last_ = &job;
+    (queue_->last != nullptr ? queue_->last->next_job : queue_->first) = &job;
+    queue_->last = &job;
   }
-  changed_.notify_one();
+  queue_->changed.notify_one();
 }
 
-int DeviceThread::make(const Job& job) const {
+int DeviceThread::make(Job& job, int fd) {
+  if (job.call == Call::kOwn) return job.own(job);
   int done = 0;
   do {
     if (job.call == Call::kDiscard) {
       std::uint64_t range[2] = {job.offset_bytes, job.length_bytes};
-      done = ioctl(fd_, BLKDISCARD, range);
+      done = ioctl(fd, BLKDISCARD, range);
     } else {
-      done = fallocate(fd_, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(job.offset_bytes),
+      done = fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(job.offset_bytes),
                        static_cast<off_t>(job.length_bytes));
     }
   } while (done != 0 && errno == EINTR);
   return done == 0 ? 0 : -errno;
 }
 
-void DeviceThread::run() {
+void DeviceThread::run(Queue& queue, int fd) {
   pthread_setname_np(pthread_self(), "device");
-  // The thread that made this one is a reactor's, whose core is not for others.
+  // The thread that made this one may be a reactor's, whose core is not for others.
   if (const auto cores = main_thread_cores()) sched_setaffinity(0, sizeof(*cores), &*cores);
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(queue.mutex);
   while (true) {
-    changed_.wait(lock, [this] { return ending_ || first_ != nullptr; });
-    if (first_ == nullptr) return;
-    Job& job = *first_;
-    first_ = job.next_job;
-    if (first_ == nullptr) last_ = nullptr;
+    queue.changed.wait(lock, [&queue] { return queue.ending || queue.first != nullptr; });
+    if (queue.first == nullptr) return;
+    Job& job = *queue.first;
+    queue.first = job.next_job;
+    if (queue.first == nullptr) queue.last = nullptr;
     lock.unlock();
-    job.result = make(job);
-    job.reactor->post(job);
+    // What has no reactor may be gone after this.
+    reactor::Reactor* const reactor = job.reactor;
+    const int result = make(job, fd);
+    if (reactor != nullptr) {
+      job.result = result;
+      reactor->post(job);
+    }
     lock.lock();
   }
 }

@@ -23,7 +23,7 @@ class RamBdev : public Bdev, public std::enable_shared_from_this<RamBdev> {
   std::uint32_t block_bytes() const override { return block_bytes_; }
   bool supports_unmap() const override { return true; }
   std::uint32_t unmap_granularity_bytes() const override { return kPageBytes; }
-  Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
+  Opening open_channel(reactor::Reactor& reactor) override;
 
   IoStatus execute(const IoRequest& request);
 
@@ -46,8 +46,8 @@ class RamChannel final : public Channel {
   std::shared_ptr<RamBdev> bdev_;
 };
 
-Result<std::unique_ptr<Channel>> RamBdev::open_channel(reactor::Reactor&) {
-  return std::make_unique<RamChannel>(shared_from_this());
+Opening RamBdev::open_channel(reactor::Reactor&) {
+  co_return std::make_unique<RamChannel>(shared_from_this());
 }
 
 inline IoStatus RamBdev::execute(const IoRequest& request) {

@@ -32,10 +32,10 @@ class Shift : public Layer {
   explicit Shift(std::shared_ptr<Bdev> below) : Layer(std::move(below), sizeof(Frame)) {}
 
   std::uint64_t size_bytes() const override { return Layer::size_bytes() - kShiftBytes; }
-  Result<std::unique_ptr<Channel>> open_channel(Reactor& reactor) override {
-    auto channel = below().open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
-    return std::make_unique<ShiftChannel>(*this, std::move(*channel));
+  Opening open_channel(Reactor& reactor) override {
+    auto channel = co_await below().open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
+    co_return std::make_unique<ShiftChannel>(*this, std::move(*channel));
   }
   unsigned completed = 0;
 
@@ -95,7 +95,7 @@ struct Returned {
 Task<Result<Returned>> submit(Reactor& reactor, Bdev& device, IoOp op, std::uint64_t offset_bytes, void* data,
                               std::size_t length_bytes) {
   co_await reactor.enter();
-  auto channel = device.open_channel(reactor);
+  auto channel = co_await device.open_channel(reactor);
   if (!channel) co_return fail(std::move(channel.error()));
   struct Waiting : IoRequest {
     reactor::Completion<bool> over;

@@ -108,23 +108,22 @@ void Switch::refresh_size() {
   below()->refresh_size();
 }
 
-Result<std::unique_ptr<Channel>> Switch::open_channel(reactor::Reactor& reactor) {
-  auto entry = std::make_shared<Entry>();
-  entry->reactor = &reactor;
-  std::shared_ptr<Bdev> device;
-  {
-    // In one step: an exchange either has taken place, or finds the entry.
-    const std::lock_guard lock(mutex_);
-    entries_.push_back(entry);
-    device = below_;
+Opening Switch::open_channel(reactor::Reactor& reactor) {
+  while (true) {
+    const auto device = below();
+    auto channel = co_await device->open_channel(reactor);
+    auto entry = std::make_shared<Entry>();
+    entry->reactor = &reactor;
+    {
+      // In one step: an exchange either has taken place, or finds the entry.
+      const std::lock_guard lock(mutex_);
+      // Not what is below any more: its channel, or its error, is of no use.
+      if (below_ != device) continue;
+      if (!channel) co_return fail(std::move(channel.error()));
+      entries_.push_back(entry);
+    }
+    co_return std::make_unique<SwitchChannel>(shared_from_this(), std::move(entry), std::move(*channel));
   }
-  auto channel = device->open_channel(reactor);
-  if (!channel) {
-    const std::lock_guard lock(mutex_);
-    std::erase(entries_, entry);
-    return fail(std::move(channel.error()));
-  }
-  return std::make_unique<SwitchChannel>(shared_from_this(), std::move(entry), std::move(*channel));
 }
 
 Status Switch::check(const Bdev& next) const {
@@ -193,12 +192,13 @@ reactor::Task<Status> Switch::prepare(Bdev& next, std::uint64_t deadline_ns) {
   co_return Status{};
 }
 
-// On the entry's reactor. A channel that was being opened is one by now, or that failed and it has left the list.
+// On the entry's reactor.
 reactor::Task<Status> Switch::advance(Entry& entry, Phase to, Bdev& next, std::uint64_t deadline_ns) {
   if (entry.channel != nullptr && !entry.next) {
-    auto opened = next.open_channel(*entry.reactor);
+    auto opened = co_await next.open_channel(*entry.reactor);
     if (!opened) co_return fail(std::move(opened.error()));
-    entry.next = std::move(*opened);
+    // Not for a channel that was closed meanwhile.
+    if (entry.channel != nullptr) entry.next = std::move(*opened);
   }
   if (entry.channel != nullptr && to >= Phase::kHeld) entry.channel->holding_ = true;
   if (to == Phase::kDrained && !co_await drain(entry, deadline_ns)) {

@@ -48,7 +48,7 @@ class Switch final : public Bdev, public std::enable_shared_from_this<Switch> {
                                 std::uint64_t length_bytes) override;
   void stop_writing() override;
   void refresh_size() override;
-  Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
+  Opening open_channel(reactor::Reactor& reactor) override;
 
   // Any reactor; goes on on `home`. Puts `next` in the place of the whole stack below. kInvalid: its block size or what
   // it supports differs, it is smaller, or one of the two is read only. kUnsupported: it needs more than kRoomBytes.
@@ -64,7 +64,7 @@ class Switch final : public Bdev, public std::enable_shared_from_this<Switch> {
   // A channel in the list of all. What is in it is used on its reactor, but for `phase`, which is the exchange's.
   struct Entry {
     reactor::Reactor* reactor = nullptr;
-    SwitchChannel* channel = nullptr;  // null: it is being opened, or it is gone
+    SwitchChannel* channel = nullptr;  // null: it is gone
     std::unique_ptr<Channel> next;
     Phase phase = Phase::kNone;
   };

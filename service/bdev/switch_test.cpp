@@ -8,10 +8,12 @@
 #include <future>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/units.h"
+#include "bdev/held_opening.h"
 #include "bdev/layer.h"
 #include "bdev/ram.h"
 #include "bdev/verified_load.h"
@@ -64,7 +66,7 @@ class Slow : public Layer {
     bool extents = false;
     std::uint32_t frame_bytes = sizeof(void*) * 2;
     // Within open_channel().
-    std::function<void(Reactor&)> on_open;
+    std::function<reactor::Task<void>(Reactor&)> on_open;
   };
   Slow(std::shared_ptr<Bdev> below, Options options, Traffic& traffic)
       : Layer(std::move(below), options.frame_bytes), options_(options), traffic_(traffic), answers(options.answers) {}
@@ -74,7 +76,7 @@ class Slow : public Layer {
   bool read_only() const override { return options_.read_only; }
   bool supports_unmap() const override { return options_.unmaps; }
   bool reports_extents() const override { return options_.extents; }
-  Result<std::unique_ptr<Channel>> open_channel(Reactor& reactor) override;
+  Opening open_channel(Reactor& reactor) override;
   void stop_writing() override { writing_stopped = true; }
 
  private:
@@ -136,13 +138,13 @@ class Slow::SlowChannel : public Channel {
   Turn turn_;
 };
 
-Result<std::unique_ptr<Channel>> Slow::open_channel(Reactor& reactor) {
-  if (options_.on_open) options_.on_open(reactor);
-  if (!options_.opens) return fail(ErrorCode::kIoError, "no channel");
-  auto channel = below().open_channel(reactor);
-  if (!channel) return fail(std::move(channel.error()));
+Opening Slow::open_channel(Reactor& reactor) {
+  if (options_.on_open) co_await options_.on_open(reactor);
+  if (!options_.opens) co_return fail(ErrorCode::kIoError, "no channel");
+  auto channel = co_await below().open_channel(reactor);
+  if (!channel) co_return fail(std::move(channel.error()));
   ++channels;
-  return std::make_unique<SlowChannel>(*this, reactor, std::move(*channel));
+  co_return std::make_unique<SlowChannel>(*this, reactor, std::move(*channel));
 }
 
 struct Fixture {
@@ -233,8 +235,8 @@ BOOST_AUTO_TEST_CASE(a_channel_that_is_opened_during_an_exchange_is_part_of_it) 
   auto early = call(away, test::open_on(away, *device));
   BOOST_REQUIRE(early.has_value());
   Result<std::unique_ptr<Channel>> late;
-  const auto next = stack({.on_open = [&](Reactor& reactor) {
-    if (late.has_value() && *late == nullptr) late = device->open_channel(reactor);
+  const auto next = stack({.on_open = [&](Reactor& reactor) -> reactor::Task<void> {
+    if (late.has_value() && *late == nullptr) late = co_await device->open_channel(reactor);
   }});
   BOOST_REQUIRE(exchange(next).has_value());
   BOOST_REQUIRE(late.has_value());
@@ -242,6 +244,28 @@ BOOST_AUTO_TEST_CASE(a_channel_that_is_opened_during_an_exchange_is_part_of_it) 
   BOOST_TEST(next->channels == 2);
   for (auto* channel : {&early, &late}) BOOST_TEST(call(away, test::close_on(away, std::move(**channel))).has_value());
   BOOST_TEST(next->channels == 0);
+}
+
+// Neither the exchange nor the new stack's requests wait for it; the old stack's channel, or its error, is of no use.
+BOOST_AUTO_TEST_CASE(a_channel_that_opens_for_longer_than_an_exchange_takes_is_one_of_the_new_stack) {
+  Reactor& away = reactors->at(1);
+  for (const bool opens : {true, false}) {
+    const auto old = stack({.opens = opens});
+    const auto held = std::make_shared<test::HeldOpening>(old);
+    auto top = Switch::make(held, reactors->main());
+    BOOST_REQUIRE(top.has_value());
+    reactor::Call<std::unique_ptr<Channel>> opening(away, open_channel(*top, away));
+    while (held->begun == 0) std::this_thread::yield();
+    const auto next = stack();
+    const auto exchanged = call(reactors->main(), (*top)->exchange(next, kPatienceUs));
+    BOOST_TEST(exchanged.has_value(), (exchanged ? "" : exchanged.error().message));
+    held->held = false;
+    auto channel = opening.wait();
+    BOOST_REQUIRE_MESSAGE(channel.has_value(), (channel ? "" : channel.error().message));
+    BOOST_TEST(old->channels == 0);
+    BOOST_TEST(next->channels == 1);
+    BOOST_TEST(call(away, test::close_on(away, std::move(*channel))).has_value());
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_stack_that_does_not_open_leaves_the_old_one_in_place) {

@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -18,7 +19,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <mutex>
 #include <vector>
 
 #include "base/cores.h"
@@ -61,9 +61,9 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
         size_bytes_(size_bytes),
         direct_(direct),
         is_block_device_(is_block_device),
-        honours_dsync_(honours_dsync) {}
+        honours_dsync_(honours_dsync),
+        device_thread_(fd) {}
   ~UringBdev() override {
-    device_thread_.reset();
     // Explicitly: the kernel may drop the last requests' references to the file a little later.
     flock(fd_, LOCK_UN);
     close(fd_);
@@ -78,7 +78,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   // Until the first attempt has shown that it cannot.
   bool supports_unmap() const override { return supports_unmap_.load(std::memory_order_relaxed); }
   std::uint32_t unmap_granularity_bytes() const override { return 4096; }
-  Result<std::unique_ptr<Channel>> open_channel(reactor::Reactor& reactor) override;
+  Opening open_channel(reactor::Reactor& reactor) override;
   void refresh_size() override;
   reactor::Task<Status> reserve(reactor::Reactor& reactor, std::uint64_t offset_bytes,
                                 std::uint64_t length_bytes) override;
@@ -94,12 +94,7 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   const DirectIo& direct() const { return direct_; }
   bool is_block_device() const { return is_block_device_; }
   bool honours_dsync() const { return honours_dsync_; }
-  // Made when it is first needed.
-  DeviceThread& device_thread() {
-    const std::lock_guard lock(device_thread_mutex_);
-    if (!device_thread_) device_thread_ = std::make_unique<DeviceThread>(fd_);
-    return *device_thread_;
-  }
+  DeviceThread& device_thread() { return device_thread_; }
   void unmaps_no_more() {
     if (supports_unmap_.exchange(false, std::memory_order_relaxed)) {
       log::info("{} cannot take freed space back", path_);
@@ -117,12 +112,13 @@ class UringBdev : public Bdev, public std::enable_shared_from_this<UringBdev> {
   bool is_block_device_;
   const bool honours_dsync_;
   std::atomic<bool> supports_unmap_{true};
-  std::mutex device_thread_mutex_;
-  std::unique_ptr<DeviceThread> device_thread_;
+  DeviceThread device_thread_;
 };
 
 class UringChannel : public Channel, public reactor::Poller {
  public:
+  // On any thread. The ring is nobody's yet.
+  static Result<std::unique_ptr<UringChannel>> make(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor);
   UringChannel(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor)
       : bdev_(std::move(bdev)), reactor_(reactor), ops_(kMaxInFlight) {
     for (auto& op : ops_) {
@@ -131,6 +127,7 @@ class UringChannel : public Channel, public reactor::Poller {
     }
   }
   ~UringChannel() override;
+  // On the reactor, before the first request.
   Status start();
 
   void submit(IoRequest& request) override;
@@ -154,6 +151,7 @@ class UringChannel : public Channel, public reactor::Poller {
   };
 
   Status make_ring();
+  Status enable_ring();
   Status watch_completions();
   void want_events(bool wanted);
   void move_workers();
@@ -170,6 +168,7 @@ class UringChannel : public Channel, public reactor::Poller {
   reactor::Reactor& reactor_;
   io_uring ring_{};
   bool ring_open_ = false;
+  bool polled_ = false;
   // The ring's completions wait in the kernel until this thread asks for them; see make_ring().
   bool deferred_ = false;
   // Only with deferred_: readable after a completion that came while events are wanted.
@@ -187,18 +186,42 @@ class UringChannel : public Channel, public reactor::Poller {
   void copied(std::uint64_t bytes);
 };
 
-Result<std::unique_ptr<Channel>> UringBdev::open_channel(reactor::Reactor& reactor) {
-  auto channel = std::make_unique<UringChannel>(shared_from_this(), reactor);
-  POLLUX_TRY(channel->start());
+// The memory of a channel and of its ring, and the kernel's work on them, take up to some milliseconds.
+Opening UringBdev::open_channel(reactor::Reactor& reactor) {
+  struct Making : DeviceThread::Job {
+    std::shared_ptr<UringBdev> bdev;
+    Result<std::unique_ptr<UringChannel>> channel;
+    reactor::Completion<bool> done;
+  } job;
+  job.call = DeviceThread::Call::kOwn;
+  job.bdev = shared_from_this();
+  job.reactor = &reactor;
+  job.own = [](DeviceThread::Job& own) {
+    auto& making = static_cast<Making&>(own);
+    making.channel = UringChannel::make(making.bdev, *making.reactor);
+    return 0;
+  };
+  job.run = [](reactor::Message& message) { static_cast<Making&>(message).done.set(true); };
+  device_thread_.start(job);
+  co_await job.done;
+  if (!job.channel) co_return fail(std::move(job.channel.error()));
+  POLLUX_CO_TRY((*job.channel)->start());
+  co_return std::move(*job.channel);
+}
+
+Result<std::unique_ptr<UringChannel>> UringChannel::make(std::shared_ptr<UringBdev> bdev, reactor::Reactor& reactor) {
+  auto channel = std::make_unique<UringChannel>(std::move(bdev), reactor);
+  POLLUX_TRY(channel->make_ring());
+  channel->ring_open_ = true;
   return channel;
 }
 
 Status UringChannel::start() {
-  POLLUX_TRY(make_ring());
-  ring_open_ = true;
+  POLLUX_TRY(enable_ring());
   move_workers();
   POLLUX_TRY(watch_completions());
   reactor_.add_poller(*this);
+  polled_ = true;
   return {};
 }
 
@@ -210,7 +233,7 @@ Status UringChannel::make_ring() {
   int rc = 0;
   for (const unsigned flags : {kDeferred, 0U}) {
     io_uring_params params{};
-    params.flags = IORING_SETUP_CQSIZE | flags;
+    params.flags = IORING_SETUP_CQSIZE | IORING_SETUP_R_DISABLED | flags;
     params.cq_entries = 2 * kMaxInFlight;
     rc = io_uring_queue_init_params(kRingEntries, &ring_, &params);
     deferred_ = rc >= 0 && flags != 0;
@@ -220,6 +243,19 @@ Status UringChannel::make_ring() {
   if (rc >= 0) return {};
   return fail(ErrorCode::kInternal, "cannot make an io_uring for " + bdev_->name() + ": " + std::strerror(-rc) +
                                         " (is io_uring disabled by kernel.io_uring_disabled?)");
+}
+
+// The thread that enables the ring is the one whose requests it takes, not the one that made it.
+Status UringChannel::enable_ring() {
+  // liburing 2.3 does not export io_uring_enable_rings().
+  if (syscall(SYS_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) != 0) {
+    return fail(ErrorCode::kInternal, describe_errno("cannot enable an io_uring"));
+  }
+  // Asks for a request that is not there: from here on the kernel knows this thread, whose workers are moved next.
+  if (syscall(SYS_io_uring_enter, ring_.ring_fd, 1, 0, 0, nullptr, 0) < 0) {
+    return fail(ErrorCode::kInternal, describe_errno("cannot use an io_uring"));
+  }
+  return {};
 }
 
 // A ring with deferred task work does not become readable by a completion that is still in the kernel. An eventfd does,
@@ -242,7 +278,7 @@ void UringChannel::want_events(bool wanted) {
 }
 
 // The kernel's own threads, which run what may block (fsync, fallocate, RWF_DSYNC writes), inherit the core of the
-// thread that made the ring. There they would wait until the reactor sleeps.
+// thread whose requests they are. There they would wait until the reactor sleeps.
 void UringChannel::move_workers() {
   const auto cores = main_thread_cores();
   if (!cores) return;
@@ -255,10 +291,24 @@ void UringChannel::move_workers() {
 UringChannel::~UringChannel() {
   if (turn_ != nullptr) *turn_ = Turn::kChannelEnded;
   if (!ring_open_) return;
-  reactor_.remove_poller(*this);
-  reactor_.unwatch(deferred_ ? event_fd_ : ring_.ring_fd);
-  io_uring_queue_exit(&ring_);
+  if (polled_) {
+    reactor_.remove_poller(*this);
+    reactor_.unwatch(deferred_ ? event_fd_ : ring_.ring_fd);
+  }
   if (event_fd_ >= 0) close(event_fd_);
+  // Unmapping and closing it wait for the kernel, as making it does.
+  struct Ending : DeviceThread::Job {
+    io_uring ring;
+  };
+  auto* const job = new Ending;
+  job->call = DeviceThread::Call::kOwn;
+  job->ring = ring_;
+  job->own = [](DeviceThread::Job& own) {
+    const std::unique_ptr<Ending> ending(&static_cast<Ending&>(own));
+    io_uring_queue_exit(&ending->ring);
+    return 0;
+  };
+  bdev_->device_thread().start(*job);
 }
 
 bool UringChannel::valid(const IoRequest& request) const {

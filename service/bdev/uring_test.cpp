@@ -53,7 +53,7 @@ struct Fixture {
 };
 
 Task<Result<IoStatus>> change(Reactor& reactor, Bdev& bdev, IoOp op, std::uint8_t flags) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   const std::vector<std::byte> data(8192, std::byte{0x5a});
   switch (op) {
@@ -146,7 +146,7 @@ Task<Result<bool>> scattered_round_trip(Reactor& reactor, Bdev& bdev, const Piec
   std::mt19937_64 random(7);
   Scattered from(out), to(in);
   from.fill(random);
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   POLLUX_CO_TRY(to_status(co_await move(**channel, IoOp::kWrite, from, 8192), "write"));
   POLLUX_CO_TRY(to_status(co_await move(**channel, IoOp::kRead, to, 8192), "read"));
@@ -187,7 +187,7 @@ std::vector<cpu_set_t> workers() {
 }
 
 Task<Result<std::size_t>> crowd(Reactor& reactor, Bdev& bdev, test::Crowd& crowd) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   auto before = co_await crowd.run(**channel, **channel);
   // This runs in a completion of the channel.
@@ -202,7 +202,7 @@ Task<Result<std::size_t>> most_at_once(Reactor& reactor, Bdev& bdev, std::size_t
     std::size_t* answered;
     bool* failed;
   };
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   std::vector<std::byte> memory(length_bytes + 2);
   const auto base = reinterpret_cast<std::uintptr_t>(memory.data());
@@ -236,13 +236,38 @@ Task<Result<std::size_t>> most_at_once(Reactor& reactor, Bdev& bdev, std::size_t
   co_return most;
 }
 
+// Whether what a message asks for happens while a channel is being opened.
+Task<Result<bool>> turns_while_it_opens(Reactor& reactor, Bdev& bdev) {
+  struct Other : reactor::Message {
+    bool ran = false;
+  } other;
+  other.run = [](reactor::Message& message) { static_cast<Other&>(message).ran = true; };
+  // Before the answer of any other thread.
+  reactor.post(other);
+  auto channel = co_await bdev.open_channel(reactor);
+  if (!channel) co_return fail(channel.error());
+  const bool ran = other.ran;
+  POLLUX_CO_TRY(to_status(co_await flush(**channel), "flush"));
+  // This runs in a completion of the channel.
+  co_await reactor.yield();
+  co_return ran;
+}
+
 Task<Result<IoStatus>> flush_one(Reactor& reactor, Bdev& bdev) {
-  auto channel = bdev.open_channel(reactor);
+  auto channel = co_await bdev.open_channel(reactor);
   if (!channel) co_return fail(channel.error());
   co_return co_await flush(**channel);
 }
 
 }  // namespace
+
+BOOST_FIXTURE_TEST_CASE(a_reactor_has_its_turns_while_a_channel_is_opened, Fixture) {
+  LoopDevice loop(kSize, 512);
+  auto bdev = open(loop.path());
+  const auto ran = call(home(), turns_while_it_opens(home(), *bdev));
+  BOOST_REQUIRE_MESSAGE(ran.has_value(), (ran ? "" : ran.error().message));
+  BOOST_TEST(*ran);
+}
 
 // 512 are under way at a time; the one is among the next.
 BOOST_FIXTURE_TEST_CASE(a_request_does_not_wait_for_all_that_another_user_has_waiting, Fixture) {

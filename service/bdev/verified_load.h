@@ -59,9 +59,9 @@ inline reactor::Task<Status> verify(reactor::Reactor& reactor, Channel& channel,
   co_return Status{};
 }
 
-inline reactor::Task<Result<std::unique_ptr<Channel>>> open_on(reactor::Reactor& reactor, Bdev& device) {
+inline Opening open_on(reactor::Reactor& reactor, Bdev& device) {
   co_await reactor.enter();
-  co_return device.open_channel(reactor);
+  co_return co_await device.open_channel(reactor);
 }
 
 inline reactor::Task<Status> close_on(reactor::Reactor& reactor, std::unique_ptr<Channel> channel) {

@@ -272,7 +272,7 @@ reactor::Task<Result<CheckReport>> check_pool(std::shared_ptr<bdev::Bdev> device
                                               std::shared_ptr<CheckProgress> progress) {
   if (progress == nullptr) progress = std::make_shared<CheckProgress>();
   co_await on.enter();
-  auto channel = device->open_channel(on);
+  auto channel = co_await device->open_channel(on);
   if (!channel) co_return fail(std::move(channel.error()));
   auto report = co_await check_steps(*device, **channel, on, repair, *progress);
   // This runs in a completion of the channel, which ends with this scope.

@@ -15,25 +15,35 @@ void Lane::answer() {
   lanes_.answered();
 }
 
-Result<Lane*> Lanes::open(reactor::Reactor& reactor) {
-  {
-    std::lock_guard lock(mutex_);
-    for (auto& lane : lanes_) {
-      if (&lane->reactor_ == &reactor) return lane.get();
-    }
-  }
-  auto channel = device_->open_channel(reactor);
-  if (!channel) return fail(std::move(channel.error()));
+reactor::Task<Result<Lane*>> Lanes::open(reactor::Reactor& reactor) {
+  // Of those who ask for it at one time the first opens it.
+  const auto opening = co_await turn_of(reactor).lock();
+  if (Lane* const lane = find(reactor)) co_return lane;
+  auto channel = co_await device_->open_channel(reactor);
+  if (!channel) co_return fail(std::move(channel.error()));
   std::unique_ptr<bdev::Channel> layered;
   if (data_device_ != device_) {
-    auto opened = data_device_->open_channel(reactor);
-    if (!opened) return fail(std::move(opened.error()));
+    auto opened = co_await data_device_->open_channel(reactor);
+    if (!opened) co_return fail(std::move(opened.error()));
     layered = std::move(*opened);
   }
   std::lock_guard lock(mutex_);
   lanes_.push_back(
       std::make_unique<Lane>(*this, reactor, std::move(*channel), std::move(layered), cluster_shift_));
-  return lanes_.back().get();
+  co_return lanes_.back().get();
+}
+
+Lane* Lanes::find(const reactor::Reactor& reactor) {
+  std::lock_guard lock(mutex_);
+  for (auto& lane : lanes_) {
+    if (&lane->reactor_ == &reactor) return lane.get();
+  }
+  return nullptr;
+}
+
+reactor::AsyncMutex& Lanes::turn_of(const reactor::Reactor& reactor) {
+  std::lock_guard lock(mutex_);
+  return turns_[&reactor];
 }
 
 std::vector<Lane*> Lanes::all() {

@@ -8,6 +8,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -90,10 +91,10 @@ class Lanes {
     cluster_shift_ = static_cast<std::uint32_t>(std::countr_zero(cluster_bytes));
   }
   // The lane of this reactor, on it; made at first use. Errors are the device's.
-  Result<Lane*> open(reactor::Reactor& reactor);
+  reactor::Task<Result<Lane*>> open(reactor::Reactor& reactor);
   // Home reactor. Rounds run one after the other, and all who wait for one to begin share it.
   reactor::Task<void> grace();
-  // Home reactor, with no I/O in flight: ends all lanes, each on its own reactor.
+  // Home reactor, with no I/O in flight and no lane being opened: ends all lanes, each on its own reactor.
   reactor::Task<void> close();
 
   bdev::Bdev& device() { return *device_; }
@@ -105,13 +106,18 @@ class Lanes {
   friend class Lane;
   void answered();
   std::vector<Lane*> all();
+  // nullptr: there is none.
+  Lane* find(const reactor::Reactor& reactor);
+  reactor::AsyncMutex& turn_of(const reactor::Reactor& reactor);
 
   const std::shared_ptr<bdev::Bdev> device_;
   const std::shared_ptr<bdev::Bdev> data_device_;
   reactor::Reactor& home_;
   std::uint32_t cluster_shift_ = 0;
-  std::mutex mutex_;  // the list alone; lanes come with channels, never with I/O
+  std::mutex mutex_;  // the list and the map alone; lanes come with channels, never with I/O
   std::vector<std::unique_ptr<Lane>> lanes_;
+  // Each used on its reactor.
+  std::map<const reactor::Reactor*, reactor::AsyncMutex> turns_;
 
   reactor::AsyncMutex round_;
   std::uint64_t rounds_ = 0;  // begun so far

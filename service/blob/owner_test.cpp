@@ -38,7 +38,7 @@ struct View {
                 .silent_beats = kSilentBeats};
     const auto open = [](View& self) -> Task<Status> {
       co_await self.home.enter();
-      auto channel = self.device->open_channel(self.home);
+      auto channel = co_await self.device->open_channel(self.home);
       if (!channel) co_return fail(channel.error());
       self.channel = std::move(*channel);
       co_return Status{};

@@ -266,8 +266,8 @@ class SimBdev : public bdev::Bdev {
   std::uint64_t size_bytes() const override { return disk_->size_bytes(); }
   std::uint32_t block_bytes() const override { return disk_->block_bytes(); }
   bool supports_unmap() const override { return true; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    return std::make_unique<SimChannel>(disk_, reactor, seed_ + channels_++);
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    co_return std::make_unique<SimChannel>(disk_, reactor, seed_ + channels_++);
   }
 
  private:

@@ -40,7 +40,7 @@ std::string too_many_clusters(std::uint64_t device_bytes, std::uint32_t cluster_
 
 reactor::Task<Status> Store::format(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on, FormatOptions options) {
   co_await on.enter();
-  auto channel = device->open_channel(on);
+  auto channel = co_await device->open_channel(on);
   if (!channel) co_return fail(std::move(channel.error()));
   Status done = co_await format_steps(*device, **channel, on, std::move(options));
   // This may run in a completion of the channel, which ends with this scope.
@@ -132,7 +132,7 @@ reactor::Task<Status> Store::format_steps(bdev::Bdev& device, bdev::Channel& cha
 
 reactor::Task<Result<Superblock>> Store::probe(std::shared_ptr<bdev::Bdev> device, reactor::Reactor& on) {
   co_await on.enter();
-  auto channel = device->open_channel(on);
+  auto channel = co_await device->open_channel(on);
   if (!channel) co_return fail(std::move(channel.error()));
   auto super = co_await read_super(**channel, device->size_bytes());
   co_await on.yield();
@@ -147,7 +147,7 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
   if (!recovered) co_return fail(std::move(recovered.error()));
   store->cluster_bytes_ = recovered->super.cluster_bytes;
   store->lanes_.set_cluster_bytes(store->cluster_bytes_);
-  auto lane = store->lanes_.open(home);
+  auto lane = co_await store->lanes_.open(home);
   if (!lane) {
     co_await store->dispose(std::move(recovered->state));
     co_return fail(std::move(lane.error()));
@@ -160,7 +160,7 @@ reactor::Task<Result<std::unique_ptr<Store>>> Store::open(std::shared_ptr<bdev::
 
 reactor::Task<Result<Recovered>> Store::load(Uuid expected) {
   co_await loads_on_.enter();
-  auto channel = lanes_.device().open_channel(loads_on_);
+  auto channel = co_await lanes_.device().open_channel(loads_on_);
   if (!channel) {
     co_await home().enter();
     co_return fail(std::move(channel.error()));

@@ -119,7 +119,7 @@ class VastBdev : public bdev::Bdev, public std::enable_shared_from_this<VastBdev
   const std::string& name() const override { return name_; }
   std::uint64_t size_bytes() const override { return size_bytes_; }
   std::uint32_t block_bytes() const override { return 512; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor&) override {
+  bdev::Opening open_channel(reactor::Reactor&) override {
     struct Nothing : bdev::Channel {
       explicit Nothing(std::uint64_t& requests) : requests_(requests) {}
       void submit(bdev::IoRequest& request) override {
@@ -129,7 +129,7 @@ class VastBdev : public bdev::Bdev, public std::enable_shared_from_this<VastBdev
       }
       std::uint64_t& requests_;
     };
-    return std::make_unique<Nothing>(requests);
+    co_return std::make_unique<Nothing>(requests);
   }
   std::uint64_t requests = 0;
 
@@ -145,7 +145,7 @@ class GrownBdev : public bdev::Bdev {
   const std::string& name() const override { return below_->name(); }
   std::uint64_t size_bytes() const override { return grown_bytes != 0 ? grown_bytes.load() : below_->size_bytes(); }
   std::uint32_t block_bytes() const override { return below_->block_bytes(); }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
     return below_->open_channel(reactor);
   }
   std::atomic<std::uint64_t> grown_bytes{0};

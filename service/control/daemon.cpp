@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,12 @@
 #include "volume/volume_service.h"
 
 namespace pollux::control {
+
+namespace {
+
+constexpr std::chrono::milliseconds kOpeningPause{20};
+
+}  // namespace
 
 // In the order of construction; stop() takes them down by name, in reverse.
 struct Daemon::Parts {
@@ -283,6 +290,12 @@ Status Daemon::stop() {
   Status closed;
   if (parts.volumes) {
     closed = reactor::call(parts.reactors->main(), parts.volumes->close());
+    // Its users are gone: a volume that is in use is still being opened for a call that has given it up.
+    while (!closed && closed.error().code == ErrorCode::kBusy) {
+      limit.waiting_for("volumes that are being opened");
+      std::this_thread::sleep_for(kOpeningPause);
+      closed = reactor::call(parts.reactors->main(), parts.volumes->close());
+    }
     if (closed) log::info("stop: pools closed");
   }
   parts.volumes.reset();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -60,12 +61,6 @@ void set_timeout(int socket, int option, int seconds) {
 
 bool moves_data(std::uint16_t type) {
   return type == kCmdRead || type == kCmdWrite;
-}
-
-reactor::Task<Result<std::unique_ptr<bdev::Channel>>> make_channel(reactor::Reactor& reactor,
-                                                                   std::shared_ptr<bdev::Bdev> device) {
-  co_await reactor.enter();
-  co_return device->open_channel(reactor);
 }
 
 reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> channel) {
@@ -128,6 +123,7 @@ Connection::Connection(UniqueFd socket, std::shared_ptr<bdev::Bdev> device, reac
 Connection::~Connection() = default;
 
 void Connection::interrupt() {
+  interrupted_.store(true);
   shutdown(socket_.get(), SHUT_RDWR);
 }
 
@@ -142,12 +138,24 @@ Status Connection::run() {
   // From here on a client may be silent, or busy, for as long as it likes.
   set_timeout(socket_.get(), SO_RCVTIMEO, 0);
   set_timeout(socket_.get(), SO_SNDTIMEO, 0);
-  auto channel = reactor::call(reactor_, make_channel(reactor_, device_));
+  auto channel = open_channel();
   if (!channel) return fail(std::move(channel.error()));
   channel_ = std::move(*channel);
   const auto status = transmit();
   const auto dropped = reactor::call(reactor_, drop_channel(reactor_, std::move(channel_)));
   return status ? dropped : status;
+}
+
+Result<std::unique_ptr<bdev::Channel>> Connection::open_channel() {
+  using Call = reactor::Call<std::unique_ptr<bdev::Channel>>;
+  Call call(reactor_, bdev::open_channel(device_, reactor_));
+  while (!interrupted_.load()) {
+    if (auto opened = call.wait_until(Call::Clock::now() + std::chrono::milliseconds(kHurryEveryMs))) {
+      return std::move(*opened);
+    }
+  }
+  if (auto opened = call.give_up()) return std::move(*opened);
+  return fail(ErrorCode::kRetry, "it ended while " + device_->name() + " was being opened");
 }
 
 Status Connection::transmit() {

@@ -34,7 +34,7 @@ class Connection {
   // or a device without channel. Once, on a thread that may block.
   Status run();
   // Any thread: ends the connection. Requests that have arrived are carried out, and do not wait for the volume's
-  // limits any more.
+  // limits any more. A channel that is still being opened is not waited for.
   void interrupt();
   // Any thread: whether the client has yet to ask for the export.
   bool negotiating() const { return negotiating_.load(); }
@@ -54,6 +54,7 @@ class Connection {
     std::uint32_t length_bytes = 0;
   };
 
+  Result<std::unique_ptr<bdev::Channel>> open_channel();
   Status transmit();
   Status read_requests();
   // What the protocol answers to the request instead of carrying it out; kOk when it is to be carried out.
@@ -86,6 +87,7 @@ class Connection {
   std::atomic<bool> reading_done_{false};
   Hurry hurry_;
   std::atomic<bool> negotiating_{true};
+  std::atomic<bool> interrupted_{false};
 };
 
 }  // namespace pollux::control::nbd

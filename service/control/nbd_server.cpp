@@ -30,7 +30,7 @@ constexpr std::chrono::seconds kPlacePatience{1};
 
 reactor::Task<Status> flush_device(reactor::Reactor& reactor, std::shared_ptr<bdev::Bdev> device, std::uint8_t flags) {
   co_await reactor.enter();
-  auto channel = device->open_channel(reactor);
+  auto channel = co_await device->open_channel(reactor);
   if (!channel) co_return fail(std::move(channel.error()));
   const auto status = co_await bdev::flush(**channel, flags);
   channel->reset();

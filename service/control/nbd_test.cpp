@@ -14,6 +14,7 @@
 
 #include "base/units.h"
 #include "bdev/deep_stack.h"
+#include "bdev/held_opening.h"
 #include "bdev/layer.h"
 #include "bdev/ram.h"
 #include "control/nbd_protocol.h"
@@ -161,10 +162,10 @@ class HeldDevice final : public bdev::Layer {
  public:
   explicit HeldDevice(std::shared_ptr<bdev::Bdev> below) : Layer(std::move(below), 0) {}
   bool reports_extents() const override { return true; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = below().open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
-    return std::make_unique<HeldChannel>(held, std::move(*channel));
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    auto channel = co_await below().open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
+    co_return std::make_unique<HeldChannel>(held, std::move(*channel));
   }
   std::atomic<unsigned> held{0};
 
@@ -295,6 +296,21 @@ BOOST_FIXTURE_TEST_CASE(a_device_whose_layers_need_more_than_a_request_has_is_re
   const auto refused = NbdServer::start(*reactors, bdev::test::make_too_deep(device), {.path = path() + "-deep"});
   BOOST_REQUIRE(!refused);
   BOOST_CHECK(refused.error().code == ErrorCode::kUnsupported);
+}
+
+BOOST_FIXTURE_TEST_CASE(a_socket_closes_while_a_connection_waits_for_the_device_to_open, Fixture) {
+  const auto held = std::make_shared<bdev::test::HeldOpening>(device);
+  auto started = NbdServer::start(*reactors, held, {.path = path() + "-held", .read_only = true});
+  BOOST_REQUIRE(started);
+  NbdClient client(path() + "-held");
+  client.go_to("");
+  BOOST_REQUIRE(wait_for([&] { return held->begun == 1; }));
+  BOOST_TEST((*started)->stop(Deadline::after_s(20)).has_value());
+  started->reset();
+  // The channel that opens later goes at once, and the device with it.
+  BOOST_TEST(held.use_count() > 1);
+  held->held = false;
+  BOOST_TEST(wait_for([&] { return held.use_count() == 1; }));
 }
 
 BOOST_FIXTURE_TEST_CASE(what_was_written_is_read_on_every_connection, Fixture) {

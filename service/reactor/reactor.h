@@ -10,11 +10,13 @@
 // never sleeps.
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <coroutine>
 #include <cstdint>
 #include <functional>
-#include <future>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -182,23 +184,68 @@ class Reactor {
   std::thread thread_;
 };
 
-// Runs a task on the reactor from a thread that may block (control, tests), and waits for its result; without a
-// deadline for ever. After the deadline: kRetry, and the task goes on to its end, and its result is dropped. Deadline 0
-// has passed already: kRetry, and the task does not begin.
+// A task that was started on a reactor by a thread that may block (control, tests), which waits for its result or gives
+// it up. A task that was given up goes on to its end, and its result is destroyed on the reactor.
+template <typename T>
+class Call {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  Call(Reactor& reactor, Task<Result<T>> task) {
+    auto started = std::make_shared<Task<Result<T>>>(std::move(task));
+    reactor.post([answer = answer_, started] {
+      spawn(std::move(*started), [answer](Result<T> result) {
+        const std::lock_guard lock(answer->mutex);
+        if (answer->given_up) return;
+        answer->result.emplace(std::move(result));
+        answer->come.notify_all();
+      });
+    });
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // Each takes the result, which is to be taken or given up before the Call goes.
+  Result<T> wait() {
+    std::unique_lock lock(answer_->mutex);
+    answer_->come.wait(lock, [this] { return answer_->result.has_value(); });
+    return std::move(*answer_->result);
+  }
+  // Nothing: it has not come by then, and may be waited for again.
+  std::optional<Result<T>> wait_until(Clock::time_point deadline) {
+    std::unique_lock lock(answer_->mutex);
+    if (!answer_->come.wait_until(lock, deadline, [this] { return answer_->result.has_value(); })) return std::nullopt;
+    return std::move(answer_->result);
+  }
+  // Nothing: whatever comes is not waited for any more.
+  std::optional<Result<T>> give_up() {
+    const std::lock_guard lock(answer_->mutex);
+    answer_->given_up = true;
+    return std::move(answer_->result);
+  }
+
+ private:
+  struct Answer {
+    std::mutex mutex;
+    std::condition_variable come;
+    std::optional<Result<T>> result;
+    bool given_up = false;
+  };
+  const std::shared_ptr<Answer> answer_ = std::make_shared<Answer>();
+};
+
+// Runs a task on the reactor and waits for its result; without a deadline for ever. After the deadline: kRetry, and the
+// task is given up. Deadline 0 has passed already: kRetry, and the task does not begin.
 template <typename T>
 Result<T> call(Reactor& reactor, Task<Result<T>> task, std::optional<std::uint64_t> deadline_ms = std::nullopt) {
   if (deadline_ms == 0) return fail(ErrorCode::kRetry, "not begun, there is no time left for it: repeat the request");
-  auto promise = std::make_shared<std::promise<Result<T>>>();
-  auto future = promise->get_future();
-  auto started = std::make_shared<Task<Result<T>>>(std::move(task));
-  reactor.post([promise, started] {
-    spawn(std::move(*started), [promise](Result<T> result) { promise->set_value(std::move(result)); });
-  });
-  if (deadline_ms && future.wait_for(std::chrono::milliseconds(*deadline_ms)) != std::future_status::ready) {
-    return fail(ErrorCode::kRetry,
-                "not finished within " + std::to_string(*deadline_ms) + " ms; it may still happen: repeat the request");
-  }
-  return future.get();
+  Call<T> begun(reactor, std::move(task));
+  if (!deadline_ms) return begun.wait();
+  auto result = begun.wait_until(Call<T>::Clock::now() + std::chrono::milliseconds(*deadline_ms));
+  if (!result) result = begun.give_up();
+  if (result) return std::move(*result);
+  return fail(ErrorCode::kRetry,
+              "not finished within " + std::to_string(*deadline_ms) + " ms; it may still happen: repeat the request");
 }
 
 // The reactors of the process, in order of id. Reactor 0 is the one that owns what is not spread (pool tables). Besides

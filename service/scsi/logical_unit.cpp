@@ -135,11 +135,9 @@ Nexus::~Nexus() {
   unit_->leave(*this);
 }
 
-Result<std::unique_ptr<LunChannel>> Nexus::open_channel(reactor::Reactor& reactor) {
-  auto device = unit_->bdev().open_channel(reactor);
-  if (!device) return fail(std::move(device.error()));
+std::unique_ptr<LunChannel> Nexus::make_channel(reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device) {
   std::unique_ptr<LunChannel> channel(
-      new LunChannel(shared_from_this(), reactor, std::move(*device), Tenant::of(reactor, options_.initiator)));
+      new LunChannel(shared_from_this(), reactor, std::move(device), Tenant::of(reactor, options_.initiator)));
   std::lock_guard lock(unit_->mutex());
   channel->exclusive_ = unit_->exclusive_ranges().current();
   channels_.push_back(channel->anchor());

@@ -183,8 +183,8 @@ class Nexus : public std::enable_shared_from_this<Nexus> {
   Nexus(const Nexus&) = delete;
   Nexus& operator=(const Nexus&) = delete;
 
-  // On the reactor that will use it. Errors of bdev::Bdev::open_channel.
-  Result<std::unique_ptr<LunChannel>> open_channel(reactor::Reactor& reactor);
+  // On the reactor that will use it. `device`: a channel of the unit's device that was opened there.
+  std::unique_ptr<LunChannel> make_channel(reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> device);
 
   // On any reactor; answers there. Reaches the tasks of all channels: those that have not begun end at once, those that
   // the device has already are awaited.

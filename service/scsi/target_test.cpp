@@ -22,7 +22,8 @@ struct TargetBench : Bench {
   explicit TargetBench(const std::vector<std::uint16_t>& luns) {
     for (std::uint16_t lun : luns) {
       auto unit_nexus = unit->join({.initiator = "lun-" + std::to_string(lun), .announce_power_on = false}).value();
-      on_reactor(0, [&] { target.add(lun, unit_nexus->open_channel(reactors->at(0)).value()); });
+      auto channel = make_channel(*unit_nexus, 0);
+      on_reactor(0, [&] { target.add(lun, std::move(channel)); });
     }
   }
   ~TargetBench() {

@@ -84,8 +84,8 @@ class TestBdev : public bdev::Bdev, public std::enable_shared_from_this<TestBdev
   bool supports_unmap() const override { return options_.supports_unmap; }
   bool reports_extents() const override { return options_.reports_extents; }
   std::uint32_t unmap_granularity_bytes() const override { return options_.supports_unmap ? 4096 : 0; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    return std::unique_ptr<bdev::Channel>(new Channel(shared_from_this(), reactor));
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    co_return std::unique_ptr<bdev::Channel>(new Channel(shared_from_this(), reactor));
   }
 
   // The next request of this kind fails; it changes nothing.
@@ -465,9 +465,16 @@ class Bench {
   void add_guest(const NexusOptions& options) {
     Guest guest{unit->join(options).value(), {}};
     for (std::size_t i = 0; i < reactors->size(); ++i) {
-      on_reactor(i, [&] { guest.channels.push_back(guest.nexus->open_channel(reactors->at(i)).value()); });
+      guest.channels.push_back(make_channel(*guest.nexus, i));
     }
     guests.push_back(std::move(guest));
+  }
+  std::unique_ptr<LunChannel> make_channel(Nexus& nexus, std::size_t index) {
+    reactor::Reactor& reactor = reactors->at(index);
+    auto device = reactor::call(reactor, bdev::open_channel(bdev, reactor)).value();
+    std::unique_ptr<LunChannel> channel;
+    on_reactor(index, [&] { channel = nexus.make_channel(reactor, std::move(device)); });
+    return channel;
   }
 
   template <typename Fn>

@@ -24,12 +24,12 @@ constexpr char kChoiceHeader[] = "pollux-blk-1";
 
 }  // namespace
 
-Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t queues, Placement& placement,
+Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t queues,
+                                                   std::unique_ptr<DiskChannels> channels,
                                                    std::shared_ptr<SettingStore> settings) {
   const std::uint32_t block = disk.bdev->block_bytes();
   if (block < kSectorBytes || !std::has_single_bit(block))
     return fail(ErrorCode::kInvalid, disk.bdev->name() + " has an impossible block size");
-  POLLUX_TRY(bdev::check_stack(*disk.bdev));
   std::unique_ptr<BlkDevice> device(new BlkDevice(std::move(disk), queues, std::move(settings)));
   POLLUX_TRY(device->load_choice());
   BlkShared& shared = device->shared_;
@@ -38,9 +38,7 @@ Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t 
   shared.discard = shared.bdev->supports_unmap() && !shared.read_only;
   const std::string uuid = device->disk_.uuid.to_string();
   std::memcpy(shared.id, uuid.data(), std::min(uuid.size(), sizeof(shared.id)));
-  auto channels = DiskChannels::open(*shared.bdev, placement);
-  if (!channels) return fail(std::move(channels.error()));
-  device->channels_ = std::move(*channels);
+  device->channels_ = std::move(channels);
   return device;
 }
 

@@ -31,9 +31,10 @@ struct BlkShared {
 
 class BlkDevice final : public Device {
  public:
-  // On a control thread. kInvalid for a device that cannot be served; what check_stack() and open_channel() say; errors
-  // of SettingStore::load, and kCorrupt. Without settings a guest's choice ends with the device.
-  static Result<std::unique_ptr<BlkDevice>> make(DiskSpec disk, std::uint16_t queues, Placement& placement,
+  // On a control thread. `channels`: of the disk's device. kInvalid for a device that cannot be served; errors of
+  // SettingStore::load, and kCorrupt. Without settings a guest's choice ends with the device.
+  static Result<std::unique_ptr<BlkDevice>> make(DiskSpec disk, std::uint16_t queues,
+                                                 std::unique_ptr<DiskChannels> channels,
                                                  std::shared_ptr<SettingStore> settings = nullptr);
 
   std::uint64_t features() const override;

@@ -1,7 +1,11 @@
 #pragma once
 // DiskChannels: a block device opened on every reactor, so that whichever of them gets a queue finds its channel there.
 
+#include <algorithm>
+#include <chrono>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "bdev/bdev.h"
@@ -14,14 +18,33 @@ namespace pollux::vhost {
 // Made and destroyed on a control thread; nothing may be in flight on destruction.
 class DiskChannels {
  public:
-  static Result<std::unique_ptr<DiskChannels>> open(bdev::Bdev& bdev, Placement& placement) {
-    std::unique_ptr<DiskChannels> channels(new DiskChannels);
+  // What check_stack() and open_channel() say. kRetry: not all are open after `patience`; those that open later are
+  // closed then.
+  static Result<std::unique_ptr<DiskChannels>> open(const std::shared_ptr<bdev::Bdev>& bdev, Placement& placement,
+                                                    std::chrono::milliseconds patience) {
+    using Call = reactor::Call<std::unique_ptr<bdev::Channel>>;
+    POLLUX_TRY(bdev::check_stack(*bdev));
+    std::vector<std::unique_ptr<Call>> calls;
     for (std::size_t i = 0; i < placement.size(); ++i) {
       reactor::Reactor& reactor = placement.at(i).reactor();
-      auto opened = run_on(reactor, [&] { return bdev.open_channel(reactor); });
-      if (!opened) return fail(std::move(opened.error()));
-      channels->entries_.push_back({&reactor, std::move(*opened)});
+      calls.push_back(std::make_unique<Call>(reactor, bdev::open_channel(bdev, reactor)));
     }
+    const auto deadline = Call::Clock::now() + patience;
+    std::unique_ptr<DiskChannels> channels(new DiskChannels);
+    Status all;
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      auto opened = calls[i]->wait_until(deadline);
+      if (!opened) opened = calls[i]->give_up();
+      if (!opened) {
+        all = fail(ErrorCode::kRetry, bdev->name() + " did not open within " + std::to_string(patience.count()) +
+                                          " ms: its device does not answer; repeat the request");
+      } else if (!*opened) {
+        all = fail(std::move(opened->error()));
+      } else {
+        channels->entries_.push_back({&placement.at(i).reactor(), std::move(**opened)});
+      }
+    }
+    if (!all) return fail(std::move(all.error()));
     return channels;
   }
   ~DiskChannels() {
@@ -39,12 +62,9 @@ class DiskChannels {
     return reactor::call(*entries_.front().reactor, flush_on(*entries_.front().channel));
   }
 
-  bdev::Channel& on(const reactor::Reactor& reactor) const {
-    for (const Entry& entry : entries_) {
-      if (entry.reactor == &reactor) return *entry.channel;
-    }
-    std::abort();  // every reactor of the placement has one
-  }
+  bdev::Channel& on(const reactor::Reactor& reactor) { return *entry(reactor).channel; }
+  // From here on it is the caller's.
+  std::unique_ptr<bdev::Channel> take(const reactor::Reactor& reactor) { return std::move(entry(reactor).channel); }
 
  private:
   struct Entry {
@@ -52,6 +72,10 @@ class DiskChannels {
     std::unique_ptr<bdev::Channel> channel;
   };
   DiskChannels() = default;
+  // Every reactor of the placement has one.
+  Entry& entry(const reactor::Reactor& reactor) {
+    return *std::ranges::find(entries_, &reactor, [](const Entry& each) { return each.reactor; });
+  }
   std::vector<Entry> entries_;
 };
 

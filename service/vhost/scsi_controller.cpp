@@ -58,20 +58,25 @@ ReactorTargets& ScsiController::targets_on(const reactor::Reactor& reactor) {
   std::abort();  // every reactor of the placement has one
 }
 
-Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::ResizeToken resize) {
+Result<bool> ScsiController::has(ScsiTarget where, const DiskSpec& disk) const {
   const std::string place =
       "target " + std::to_string(where.target) + " lun " + std::to_string(where.lun) + " of scsi controller " + name_;
+  std::lock_guard lock(mutex_);
+  const auto found = units_.find({where.target, where.lun});
+  if (found == units_.end()) return false;
+  if (found->second.leaving) return fail(ErrorCode::kBusy, place + " is being removed");
+  if (found->second.disk.uuid == disk.uuid && found->second.disk.read_only == disk.read_only &&
+      found->second.disk.scsi_names == disk.scsi_names) {
+    return true;
+  }
+  return fail(ErrorCode::kExists, place + " holds another volume");
+}
+
+Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, DiskChannels& channels,
+                           bdev::Bdev::ResizeToken resize) {
   std::vector<std::shared_ptr<scsi::Nexus>> siblings;
   {
     std::lock_guard lock(mutex_);
-    if (auto found = units_.find({where.target, where.lun}); found != units_.end()) {
-      if (found->second.leaving) return fail(ErrorCode::kBusy, place + " is being removed");
-      if (found->second.disk.uuid == disk.uuid && found->second.disk.read_only == disk.read_only &&
-          found->second.disk.scsi_names == disk.scsi_names) {
-        return {};
-      }
-      return fail(ErrorCode::kExists, place + " holds another volume");
-    }
     for (const auto& [key, unit] : units_) {
       if (key.first == where.target) siblings.push_back(unit.nexus);
     }
@@ -89,19 +94,11 @@ Status ScsiController::add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::R
                               .names = disk.scsi_names == ScsiNames::kQemu ? scsi::Names::kQemu : scsi::Names::kOwn});
   if (!nexus) return fail(std::move(nexus.error()));
   for (auto& here : per_reactor_) {
-    Status opened = run_on(*here->reactor, [&]() -> Status {
-      auto channel = (*nexus)->open_channel(*here->reactor);
-      if (!channel) return fail(std::move(channel.error()));
+    run_on(*here->reactor, [&] {
       auto& target = here->targets[where.target];
       if (!target) target = std::make_unique<scsi::TargetChannel>();
-      target->add(where.lun, std::move(*channel));
-      return {};
+      target->add(where.lun, (*nexus)->make_channel(*here->reactor, channels.take(*here->reactor)));
     });
-    if (!opened) {
-      // No request can have reached it for long.
-      static_cast<void>(remove_from_reactors(where, **nexus, kNoHurry));
-      return opened;
-    }
   }
   {
     std::lock_guard lock(mutex_);

@@ -19,6 +19,7 @@
 #include "scsi/lun_channel.h"
 #include "scsi/target.h"
 #include "vhost/device.h"
+#include "vhost/disk_channels.h"
 #include "vhost/queue_poller.h"
 #include "vhost/scsi_events.h"
 #include "vhost/vhost_service.h"
@@ -45,9 +46,11 @@ class ScsiController final : public Device {
   ~ScsiController() override;
 
   // On control threads; additions one at a time.
-  // Nothing to do when the very disk is there; kExists when something else is; kBusy while that is being removed.
-  // Errors of LogicalUnit and its channels. `resize` is kept as long as the disk is.
-  Status add(ScsiTarget where, const DiskSpec& disk, bdev::Bdev::ResizeToken resize);
+  // Whether the very disk is there; kExists when something else is; kBusy while that is being removed.
+  Result<bool> has(ScsiTarget where, const DiskSpec& disk) const;
+  // Where has() says that nothing is. `channels`: of the disk's device. `resize` is kept as long as the disk is. Errors
+  // of LogicalUnit.
+  Status add(ScsiTarget where, const DiskSpec& disk, DiskChannels& channels, bdev::Bdev::ResizeToken resize);
   // Returns when no request of it is left. Nothing to do when it is not there. The guest's commands to it wait until it
   // is decided. kBusy: requests do not end in that time, and the target goes on as if nothing had been; or another call
   // removes it. Waits for nothing but this disk, and other disks come and go meanwhile.

@@ -14,6 +14,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -123,6 +124,10 @@ Status check_name(const std::string& name) {
   return {};
 }
 
+std::string being_added(const std::string& controller, ScsiTarget where) {
+  return "target " + std::to_string(where.target) + " of scsi controller " + controller + " is being added";
+}
+
 bool same_disk(const DiskSpec& a, const DiskSpec& b) {
   return a.uuid == b.uuid && a.read_only == b.read_only;
 }
@@ -153,6 +158,8 @@ struct VhostService::Impl {
     std::uint16_t queues;
     std::shared_ptr<Endpoint> endpoint;
     bool leaving = false;
+    // Targets whose disks are being opened.
+    std::set<std::pair<std::uint16_t, std::uint16_t>> coming = {};
 
     ScsiController& controller() const { return static_cast<ScsiController&>(endpoint->device()); }
   };
@@ -179,14 +186,16 @@ struct VhostService::Impl {
   std::optional<Errands> errands{std::in_place};
   std::unique_ptr<Transport> transport;
 
-  // Serialises the calls that change things. Never held while a removal waits for a device: what is being removed says
-  // so itself, and calls about anything else go on.
+  // Serialises the calls that change things. Never held while one waits for a device: what is being added or removed
+  // says so itself, and calls about anything else go on.
   std::mutex changes;
   bool listening;
   // Guards the maps, for the others.
   mutable std::mutex maps;
   std::map<std::string, Blk> blks;
   std::map<std::string, Scsi> scsis;
+  // Blk devices whose disks are being opened; under `changes`.
+  std::set<std::string> coming_blks;
 };
 
 VhostService::Impl::~Impl() {
@@ -315,14 +324,20 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
   if (!disk.bdev) return fail(ErrorCode::kInvalid, "blk " + name + ": no volume");
   auto count = impl_->check_queues(queues);
   if (!count) return fail(std::move(count.error()));
-  std::lock_guard changing(impl_->changes);
+  std::unique_lock changing(impl_->changes);
   const std::string path = impl_->path("blk", name);
   if (auto found = impl_->blks.find(name); found != impl_->blks.end()) {
     if (found->second.closed.valid()) return fail(ErrorCode::kBusy, "blk " + name + " is being removed");
     if (same_disk(found->second.disk, disk) && found->second.queues == *count) return path;
     return fail(ErrorCode::kExists, "blk " + name + " is there with another volume, queues or access");
   }
-  auto device = BlkDevice::make(disk, *count, *impl_->placement, impl_->options.settings);
+  if (!impl_->coming_blks.insert(name).second) return fail(ErrorCode::kBusy, "blk " + name + " is being added");
+  changing.unlock();
+  auto channels = DiskChannels::open(disk.bdev, *impl_->placement, impl_->options.drain_patience);
+  changing.lock();
+  impl_->coming_blks.erase(name);
+  if (!channels) return fail(std::move(channels.error()));
+  auto device = BlkDevice::make(disk, *count, std::move(*channels), impl_->options.settings);
   if (!device) return fail(std::move(device.error()));
   auto endpoint = impl_->open(path, std::move(*device));
   if (!endpoint) return fail(std::move(endpoint.error()));
@@ -342,6 +357,7 @@ Status VhostService::remove_blk(const std::string& name) {
   std::shared_future<void> closed;
   {
     std::lock_guard changing(impl_->changes);
+    if (impl_->coming_blks.contains(name)) return fail(ErrorCode::kBusy, "blk " + name + " is being added");
     const auto found = impl_->blks.find(name);
     if (found == impl_->blks.end()) return {};
     Impl::Blk& blk = found->second;
@@ -394,7 +410,7 @@ Status VhostService::remove_scsi_controller(const std::string& name) {
     std::lock_guard changing(impl_->changes);
     const auto found = impl_->scsis.find(name);
     if (found == impl_->scsis.end()) return {};
-    if (!found->second.controller().empty())
+    if (!found->second.controller().empty() || !found->second.coming.empty())
       return fail(ErrorCode::kBusy, "scsi controller " + name + " still has targets: remove them first");
     if (std::exchange(found->second.leaving, true))
       return fail(ErrorCode::kBusy, "scsi controller " + name + " is being removed");
@@ -413,18 +429,29 @@ Status VhostService::add_scsi_target(const std::string& name, ScsiTarget where, 
     return fail(ErrorCode::kInvalid, "scsi controller " + name + ": targets go to " + std::to_string(kMaxTarget) +
                                          ", LUNs to " + std::to_string(scsi::kMaxLun));
   }
-  std::lock_guard changing(impl_->changes);
+  std::unique_lock changing(impl_->changes);
   auto found = impl_->scsis.find(name);
   if (found == impl_->scsis.end()) return fail(ErrorCode::kNotFound, "scsi controller " + name + " does not exist");
   Impl::Scsi& scsi = found->second;
   if (scsi.leaving) return fail(ErrorCode::kBusy, "scsi controller " + name + " is being removed");
+  const auto there = scsi.controller().has(where, disk);
+  if (!there) return fail(there.error());
+  if (*there) return {};
+  const std::pair place(where.target, where.lun);
+  if (!scsi.coming.insert(place).second) return fail(ErrorCode::kBusy, being_added(name, where));
+  // The controller stays: it is not removed while something is coming.
+  changing.unlock();
+  auto channels = DiskChannels::open(disk.bdev, *impl_->placement, impl_->options.drain_patience);
+  changing.lock();
+  scsi.coming.erase(place);
+  if (!channels) return fail(std::move(channels.error()));
   std::weak_ptr<Endpoint> weak = scsi.endpoint;
   auto resize = disk.bdev->on_resize([errands = &*impl_->errands, weak, where](std::uint64_t) {
     errands->post([weak, where] {
       if (auto endpoint = weak.lock()) static_cast<ScsiController&>(endpoint->device()).capacity_changed(where);
     });
   });
-  POLLUX_TRY(scsi.controller().add(where, disk, std::move(resize)));
+  POLLUX_TRY(scsi.controller().add(where, disk, **channels, std::move(resize)));
   if (!impl_->listening) scsi.controller().capacity_changed(where);
   return {};
 }
@@ -435,6 +462,7 @@ Status VhostService::remove_scsi_target(const std::string& name, ScsiTarget wher
     std::lock_guard changing(impl_->changes);
     const auto found = impl_->scsis.find(name);
     if (found == impl_->scsis.end()) return {};
+    if (found->second.coming.contains({where.target, where.lun})) return fail(ErrorCode::kBusy, being_added(name, where));
     endpoint = found->second.endpoint;
   }
   return static_cast<ScsiController&>(endpoint->device()).remove(where, impl_->options.drain_patience);

@@ -1,8 +1,9 @@
 #pragma once
 // The vhost-user front ends' side of Pollux: sockets, controllers, targets.
 //
-// Calls come from control threads (never from a reactor), at once if need be. Removals may block until reactors have
-// release what is removed, and keep no other call waiting meanwhile; about what is being removed those are kBusy.
+// Calls come from control threads (never from a reactor), at once if need be. Additions may block until a device is
+// open, removals until reactors have released what is removed. Neither keeps another call waiting meanwhile; one about
+// what is being added or removed is kBusy.
 // Idempotent: asking for what is there already succeeds when it is the same, and is kExists when it differs.
 
 #include <chrono>
@@ -33,7 +34,7 @@ struct Options {
   std::shared_ptr<ReservationStore> reservations;
   // Null: what guests set on disks ends with the service.
   std::shared_ptr<SettingStore> settings;
-  // How long a removal waits for requests that the block device has.
+  // How long a removal waits for requests that the block device has, and an addition for the device to be opened.
   std::chrono::milliseconds drain_patience{20'000};
   // How much memory the front ends of one device may share with us together; 0: four times the host's.
   std::uint64_t guest_memory_bytes = 0;
@@ -83,12 +84,14 @@ class VhostService {
   // kBusy while it has targets.
   Status remove_scsi_controller(const std::string& name);
   // Puts the disk on the given target, and tells a connected guest (virtio-scsi hotplug event, VIRTIO 1.2 5.6.6.3).
+  // kRetry: the device is not open after drain_patience; nothing has changed. Until this returns other calls about the
+  // target, and the controller's removal, are kBusy.
   Status add_scsi_target(const std::string& name, ScsiTarget where, DiskSpec disk);
   // Waits for requests in flight, closes the disk, tells the guest. Removing what is not there succeeds. kBusy:
   // requests do not end within drain_patience; the target stays, and the guest's commands that came meanwhile begin.
   Status remove_scsi_target(const std::string& name, ScsiTarget where);
 
-  // A virtio-blk device with a socket of its own, <socket_dir>/blk-<name>.sock.
+  // A virtio-blk device with a socket of its own, <socket_dir>/blk-<name>.sock. kRetry and kBusy as for a target.
   Result<std::string> create_blk(const std::string& name, std::uint32_t queues, DiskSpec disk);
   // kBusy: requests do not end within drain_patience. The socket is gone, the disk is still in use; repeat the call.
   Status remove_blk(const std::string& name);

@@ -204,7 +204,7 @@ reactor::Task<Result<bool>> CrashHarness::open_task(Uuid id) {
   if (!volume) co_return fail(std::move(volume.error()));
   if (losses_ && losses_->owed(id)) store_->owe(**volume);
   auto device = std::make_shared<VolumeBdev>(*store_, **volume);
-  auto channel = device->open_channel(home_);
+  auto channel = co_await device->open_channel(home_);
   if (!channel) co_return fail(std::move(channel.error()));
   opened_[id] = {std::move(device), std::move(*channel)};
   co_return true;

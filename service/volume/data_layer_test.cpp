@@ -120,10 +120,10 @@ class XorLayer final : public bdev::Layer {
  public:
   XorLayer(std::shared_ptr<bdev::Bdev> below, Passed& passed)
       : bdev::Layer(std::move(below), XorChannel::kFrameBytes), passed_(passed) {}
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = below().open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
-    return std::make_unique<XorChannel>(std::move(*channel), passed_);
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    auto channel = co_await below().open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
+    co_return std::make_unique<XorChannel>(std::move(*channel), passed_);
   }
 
  private:

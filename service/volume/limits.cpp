@@ -15,10 +15,10 @@ constexpr std::uint64_t kLongestNapNs = 20'000'000;
 
 Limits::Limits(std::shared_ptr<bdev::Bdev> below) : Layer(std::move(below), LimitsChannel::kFrameBytes) {}
 
-Result<std::unique_ptr<bdev::Channel>> Limits::open_channel(reactor::Reactor& reactor) {
-  auto channel = below().open_channel(reactor);
-  if (!channel) return fail(std::move(channel.error()));
-  return std::make_unique<LimitsChannel>(shared_from_this(), reactor, std::move(*channel));
+bdev::Opening Limits::open_channel(reactor::Reactor& reactor) {
+  auto channel = co_await below().open_channel(reactor);
+  if (!channel) co_return fail(std::move(channel.error()));
+  co_return std::make_unique<LimitsChannel>(shared_from_this(), reactor, std::move(*channel));
 }
 
 LimitsChannel::~LimitsChannel() {

@@ -19,7 +19,7 @@ class Limits final : public bdev::Layer, public std::enable_shared_from_this<Lim
  public:
   explicit Limits(std::shared_ptr<bdev::Bdev> below);
 
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override;
+  bdev::Opening open_channel(reactor::Reactor& reactor) override;
 
   QosLimiter& limiter() { return limiter_; }
 

@@ -27,10 +27,10 @@ namespace {
 class Witness : public bdev::Layer {
  public:
   explicit Witness(std::shared_ptr<bdev::Bdev> below) : Layer(std::move(below), 0) {}
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = below().open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
-    return std::make_unique<WitnessChannel>(*this, std::move(*channel));
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    auto channel = co_await below().open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
+    co_return std::make_unique<WitnessChannel>(*this, std::move(*channel));
   }
   std::atomic<std::uint64_t> longest_held_ns{0};
   std::atomic<unsigned> requests{0};

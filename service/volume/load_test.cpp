@@ -69,10 +69,10 @@ class SlowBdev : public bdev::Bdev {
   const std::string& name() const override { return memory_->name(); }
   std::uint64_t size_bytes() const override { return memory_->size_bytes(); }
   std::uint32_t block_bytes() const override { return memory_->block_bytes(); }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = memory_->open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
-    return std::make_unique<SlowChannel>(std::move(*channel), reactor, now_ns_);
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    auto channel = co_await memory_->open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
+    co_return std::make_unique<SlowChannel>(std::move(*channel), reactor, now_ns_);
   }
   // The device's own clock. Between uses.
   std::uint64_t now_ns() const { return now_ns_; }

@@ -23,7 +23,7 @@ reactor::Task<Result<std::unique_ptr<blob::Owner>>> VolumeService::Impl::claim(c
                                                                                const blob::Superblock& super,
                                                                                blob::Owner::Force force) {
   if (spec.kind == bdev::Spec::Kind::kRam) co_return std::unique_ptr<blob::Owner>();
-  auto channel = device.open_channel(home);
+  auto channel = co_await device.open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
   auto owner = co_await blob::Owner::claim(device, **channel, home, super, identity, force);
   // This may run in a completion of the channel, which ends with this scope.
@@ -42,7 +42,7 @@ reactor::Task<Status> VolumeService::Impl::check_not_changed(const bdev::Spec& s
                                                              blob::Owner::Force force) {
   // A service without a name is another at each start, and has no guests who outlive it.
   if (spec.kind == bdev::Spec::Kind::kRam || attached.empty() || identity.service.is_nil()) co_return Status{};
-  auto channel = device->open_channel(home);
+  auto channel = co_await device->open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
   auto last = co_await blob::Owner::last_user(**channel, home, super);
   // While another has it open it cannot be read.
@@ -74,7 +74,7 @@ reactor::Task<Result<std::vector<Uuid>>> VolumeService::Impl::held(std::shared_p
   std::vector<Uuid> found;
   Status read;
   {
-    auto channel = device->open_channel(background);
+    auto channel = co_await device->open_channel(background);
     if (channel) {
       const auto there = co_await blob::recover(**channel, background, super, blob::Purpose::kCheck);
       if (there) {
@@ -96,7 +96,7 @@ reactor::Task<Result<std::vector<Uuid>>> VolumeService::Impl::held(std::shared_p
 
 reactor::Task<Status> VolumeService::Impl::release(bdev::Bdev& device, std::unique_ptr<blob::Owner> owner) {
   if (!owner || owner->lost()) co_return Status{};
-  auto channel = device.open_channel(home);
+  auto channel = co_await device.open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
   Status released = co_await owner->release(**channel);
   co_await home.yield();
@@ -136,7 +136,7 @@ reactor::Task<Status> VolumeService::Impl::leave_lost(Pool& pool, blob::Owner::F
 reactor::Task<Result<blob::CheckReport>> VolumeService::Impl::check(std::shared_ptr<bdev::Bdev> device,
                                                                     const blob::Superblock& super, blob::Repair repair,
                                                                     std::shared_ptr<blob::CheckProgress> progress) {
-  auto channel = device->open_channel(home);
+  auto channel = co_await device->open_channel(home);
   if (!channel) co_return fail(std::move(channel.error()));
   if (repair == blob::Repair::kNo) {
     Status vacant = co_await blob::Owner::look(*device, **channel, home, super, identity);

@@ -34,7 +34,7 @@ reactor::Task<Status> use(reactor::Reactor& home, blob::Store& store) {
     if (!volume) continue;
     {
       auto device = std::make_shared<volume::VolumeBdev>(store, **volume);
-      auto channel = device->open_channel(home);
+      auto channel = co_await device->open_channel(home);
       std::vector<std::byte> bytes(256 * kKiB);
       const std::uint64_t length = std::min<std::uint64_t>(bytes.size(), device->size_bytes() / 4096 * 4096);
       // Any status will do; what counts is that there is one.

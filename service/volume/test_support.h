@@ -62,7 +62,7 @@ class RemoteChannel {
  private:
   reactor::Task<Result<std::unique_ptr<bdev::Channel>>> open(bdev::Bdev& device) {
     co_await reactor_.enter();
-    co_return device.open_channel(reactor_);
+    co_return co_await device.open_channel(reactor_);
   }
   reactor::Task<Status> drop() {
     co_await reactor_.enter();

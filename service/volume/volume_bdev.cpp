@@ -45,10 +45,10 @@ std::uint32_t VolumeBdev::frame_bytes() const {
   return store_.lanes().data_device().frame_bytes() + VolumeChannel::kFrameBytes;
 }
 
-Result<std::unique_ptr<bdev::Channel>> VolumeBdev::open_channel(reactor::Reactor& reactor) {
-  auto lane = store_.lanes().open(reactor);
-  if (!lane) return fail(std::move(lane.error()));
-  return std::make_unique<VolumeChannel>(shared_from_this(), store_, record_, IoSlots::of(**lane));
+bdev::Opening VolumeBdev::open_channel(reactor::Reactor& reactor) {
+  auto lane = co_await store_.lanes().open(reactor);
+  if (!lane) co_return fail(std::move(lane.error()));
+  co_return std::make_unique<VolumeChannel>(shared_from_this(), store_, record_, IoSlots::of(**lane));
 }
 
 void VolumeBdev::add_channel(VolumeChannel& channel) {

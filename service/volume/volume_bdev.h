@@ -31,7 +31,7 @@ class VolumeBdev : public bdev::Bdev, public std::enable_shared_from_this<Volume
   // Sub-blocks add up: a cluster goes back when its last one is unmapped.
   std::uint32_t unmap_granularity_bytes() const override { return sub_block_bytes_; }
   std::uint32_t frame_bytes() const override;
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override;
+  bdev::Opening open_channel(reactor::Reactor& reactor) override;
 
   // After the store has resized the volume.
   void resized() { notify_resized(); }

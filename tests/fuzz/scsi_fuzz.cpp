@@ -87,7 +87,11 @@ struct World {
     reactors = reactor::ReactorGroup::start({{.id = 0}}).value();
     keeper = unit("keeper");
     keeper_nexus = keeper->join({.initiator = "keeper"}).value();
-    on_reactor([this] { keeper_channel = keeper_nexus->open_channel(reactors->main()).value(); });
+    auto device = open(*keeper);
+    on_reactor([&] { keeper_channel = keeper_nexus->make_channel(reactors->main(), std::move(device)); });
+  }
+  std::unique_ptr<bdev::Channel> open(const scsi::LogicalUnit& unit) {
+    return reactor::call(reactors->main(), bdev::open_channel(unit.options().bdev, reactors->main())).value();
   }
   static std::shared_ptr<scsi::LogicalUnit> unit(const char* name) {
     return scsi::LogicalUnit::make({.bdev = bdev::make_ram_bdev(name, kDiskBytes).value(), .uuid = {}}).value();
@@ -119,10 +123,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (std::size_t i = 0; i < guests.size(); ++i) {
     guests[i] = unit->join({.initiator = i == 0 ? "guest-a" : "guest-b", .announce_power_on = false}).value();
   }
+  std::array<std::unique_ptr<bdev::Channel>, 2> devices;
+  for (auto& device : devices) device = world.open(*unit);
   world.on_reactor([&] {
     for (std::size_t i = 0; i < guests.size(); ++i) {
       targets[i] = std::make_unique<scsi::TargetChannel>();
-      targets[i]->add(0, guests[i]->open_channel(world.reactors->main()).value());
+      targets[i]->add(0, guests[i]->make_channel(world.reactors->main(), std::move(devices[i])));
     }
     Input input(data, size);
     while (!input.empty() && tasks.size() < kMaxCommands) {

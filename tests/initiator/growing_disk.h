@@ -18,7 +18,7 @@ class GrowingDisk final : public bdev::Bdev {
   const std::string& name() const override { return whole_->name(); }
   std::uint64_t size_bytes() const override { return size_bytes_; }
   std::uint32_t block_bytes() const override { return whole_->block_bytes(); }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
     return whole_->open_channel(reactor);
   }
   void grow(std::uint64_t size_bytes) {

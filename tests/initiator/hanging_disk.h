@@ -19,8 +19,8 @@ class HangingDisk final : public bdev::Bdev {
   const std::string& name() const override { return name_; }
   std::uint64_t size_bytes() const override { return 16 << 20; }
   std::uint32_t block_bytes() const override { return 512; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    return std::make_unique<HangingChannel>(*this, reactor);
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    co_return std::make_unique<HangingChannel>(*this, reactor);
   }
 
   // Any thread. From here on requests are answered at once, and those that it has kept are: all of a reactor in one

@@ -38,8 +38,8 @@ class ZeroDisk final : public bdev::Bdev {
   const std::string& name() const override { return name_; }
   std::uint64_t size_bytes() const override { return 16ULL << 30; }
   std::uint32_t block_bytes() const override { return 512; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor&) override {
-    return std::make_unique<ZeroChannel>();
+  bdev::Opening open_channel(reactor::Reactor&) override {
+    co_return std::make_unique<ZeroChannel>();
   }
 
  private:

@@ -19,8 +19,8 @@ class NullDisk final : public bdev::Bdev {
   const std::string& name() const override { return name_; }
   std::uint64_t size_bytes() const override { return size_bytes_; }
   std::uint32_t block_bytes() const override { return 512; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor&) override {
-    return std::make_unique<NullChannel>();
+  bdev::Opening open_channel(reactor::Reactor&) override {
+    co_return std::make_unique<NullChannel>();
   }
 
  private:

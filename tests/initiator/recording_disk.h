@@ -18,10 +18,10 @@ class RecordingDisk final : public bdev::Layer {
   };
 
   explicit RecordingDisk(std::shared_ptr<bdev::Bdev> under) : Layer(std::move(under), 0) {}
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = below().open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
-    return std::make_unique<RecordingChannel>(*this, std::move(*channel));
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    auto channel = co_await below().open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
+    co_return std::make_unique<RecordingChannel>(*this, std::move(*channel));
   }
 
   // All since the last call.

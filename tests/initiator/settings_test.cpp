@@ -22,8 +22,8 @@ class RecordingDisk final : public bdev::Bdev {
   const std::string& name() const override { return name_; }
   std::uint64_t size_bytes() const override { return 16 << 20; }
   std::uint32_t block_bytes() const override { return 512; }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& /*reactor*/) override {
-    return std::make_unique<RecordingChannel>(*this);
+  bdev::Opening open_channel(reactor::Reactor& /*reactor*/) override {
+    co_return std::make_unique<RecordingChannel>(*this);
   }
   // Those since the last look.
   std::vector<std::pair<bdev::IoOp, std::uint8_t>> take_seen() {

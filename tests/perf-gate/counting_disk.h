@@ -30,14 +30,14 @@ class CountingDisk final : public bdev::Bdev {
   const std::string& name() const override { return memory_->name(); }
   std::uint64_t size_bytes() const override { return memory_->size_bytes(); }
   std::uint32_t block_bytes() const override { return memory_->block_bytes(); }
-  Result<std::unique_ptr<bdev::Channel>> open_channel(reactor::Reactor& reactor) override {
-    auto channel = memory_->open_channel(reactor);
-    if (!channel) return fail(std::move(channel.error()));
+  bdev::Opening open_channel(reactor::Reactor& reactor) override {
+    auto channel = co_await memory_->open_channel(reactor);
+    if (!channel) co_return fail(std::move(channel.error()));
     const int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (wake < 0) return fail(ErrorCode::kInternal, "no eventfd");
+    if (wake < 0) co_return fail(ErrorCode::kInternal, "no eventfd");
     auto counting = std::make_unique<CountingChannel>(*this, std::move(*channel), reactor, wake);
-    POLLUX_TRY(reactor.watch(wake));
-    return counting;
+    POLLUX_CO_TRY(reactor.watch(wake));
+    co_return counting;
   }
   // On the channel's reactor.
   const DiskCounts& counts() const { return counts_; }

@@ -197,7 +197,7 @@ class DeviceGate {
     auto seen = co_await store_->view(id);
     if (!seen) co_return fail(std::move(seen.error()));
     Open opened{.device = std::make_shared<volume::VolumeBdev>(*store_, **seen)};
-    auto channel = opened.device->open_channel(home_);
+    auto channel = co_await opened.device->open_channel(home_);
     if (!channel) co_return fail(std::move(channel.error()));
     opened.channel = std::move(*channel);
     co_return opened;

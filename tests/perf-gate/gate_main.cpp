@@ -7,6 +7,7 @@
 
 #include <valgrind/callgrind.h>
 
+#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <stdexcept>
@@ -30,6 +31,7 @@ constexpr std::uint32_t kFillBytes = 128 << 10;
 constexpr unsigned kDepth = 32;
 constexpr unsigned kBatches = 64;
 constexpr std::uint16_t kRingSize = 128;
+constexpr std::chrono::milliseconds kOpenPatience{20'000};
 
 template <typename T>
 T must(Result<T> result) {
@@ -143,7 +145,7 @@ Uuid uuid(std::uint8_t number) {
 // Writes kFillBytes at every `stride`, so that what is counted later are writes to places that were written before.
 reactor::Task<Status> fill(bdev::Bdev& disk, reactor::Reactor& reactor, std::uint64_t stride) {
   co_await reactor.enter();
-  auto channel = disk.open_channel(reactor);
+  auto channel = co_await disk.open_channel(reactor);
   if (!channel) co_return fail(std::move(channel.error()));
   const std::vector<std::byte> data(kFillBytes);
   for (std::uint64_t offset = 0; offset < kDiskBytes; offset += stride) {
@@ -174,7 +176,8 @@ std::vector<Case> make_volumes(volume::VolumeService& volumes, reactor::Reactor&
 }
 
 void count_blk(const Case& of, vhost::Placement& placement, reactor::Reactor& reactor) {
-  auto device = must(vhost::BlkDevice::make({of.disk, uuid(5)}, 1, placement));
+  auto channels = must(vhost::DiskChannels::open(of.disk, placement, kOpenPatience));
+  auto device = must(vhost::BlkDevice::make({of.disk, uuid(5)}, 1, std::move(channels)));
   vhost::run_on(reactor, [&] {
     const auto make = [&](auto ring) {
       return device->make_queue(0, std::move(ring), {}, 1ULL << protocol::kBlkFeatureFlush, reactor);
@@ -187,11 +190,12 @@ void count_blk(const Case& of, vhost::Placement& placement, reactor::Reactor& re
 void count_scsi(const Case& of, scsi::LogicalUnits& units, reactor::Reactor& reactor) {
   auto unit = must(units.get({.bdev = of.disk, .uuid = uuid(6)}));
   auto nexus = must(unit->join({.initiator = "gate", .relative_target_port = 1}));
+  auto channel = must(reactor::call(reactor, bdev::open_channel(of.disk, reactor)));
   vhost::run_on(reactor, [&] {
     vhost::ReactorTargets own;
     own.reactor = &reactor;
     own.targets[0] = std::make_unique<scsi::TargetChannel>();
-    own.targets[0]->add(0, must(nexus->open_channel(reactor)));
+    own.targets[0]->add(0, nexus->make_channel(reactor, std::move(channel)));
     const auto make = [&](auto ring) {
       return std::make_unique<vhost::ScsiRequestQueue>(std::move(ring), vhost::QueueFds{}, own);
     };

@@ -24,6 +24,8 @@ namespace {
 constexpr std::size_t kSlots = 32;
 // Of all requests of a connection together; one alone may have kMaxPayloadBytes.
 constexpr std::uint64_t kBytesInFlight = kMaxPayloadBytes;
+// How long a request waits for the path to its device to come back. NBD has no error for it.
+constexpr std::chrono::milliseconds kPathPatience{30'000};
 // Kept in a slot between requests; larger ones are given back.
 constexpr std::size_t kKeptBufferBytes = 1 << 20;
 constexpr std::size_t kBufferAlignment = 4096;  // of O_DIRECT, so that devices need not bounce
@@ -63,8 +65,10 @@ bool moves_data(std::uint16_t type) {
   return type == kCmdRead || type == kCmdWrite;
 }
 
-reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> channel) {
+reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bdev::Channel> channel,
+                                   std::unique_ptr<bdev::PathWait> path_wait) {
   co_await reactor.enter();
+  path_wait.reset();
   channel.reset();
   co_return Status{};
 }
@@ -72,7 +76,7 @@ reactor::Task<Status> drop_channel(reactor::Reactor& reactor, std::unique_ptr<bd
 }  // namespace
 
 // A request on its way: to the reactor as a message, on it as an IoRequest, back as a message.
-struct Connection::Slot : reactor::Message, bdev::IoRequest {
+struct Connection::Slot : reactor::Message, bdev::PathWait::Request {
   Connection* connection = nullptr;
   std::uint64_t cookie = 0;
   std::uint16_t type = 0;        // of the request
@@ -141,8 +145,9 @@ Status Connection::run() {
   auto channel = open_channel();
   if (!channel) return fail(std::move(channel.error()));
   channel_ = std::move(*channel);
+  path_wait_ = std::make_unique<bdev::PathWait>(reactor_, *channel_, kPathPatience);
   const auto status = transmit();
-  const auto dropped = reactor::call(reactor_, drop_channel(reactor_, std::move(channel_)));
+  const auto dropped = reactor::call(reactor_, drop_channel(reactor_, std::move(channel_), std::move(path_wait_)));
   return status ? dropped : status;
 }
 
@@ -325,6 +330,7 @@ void Connection::release(Slot& slot) {
 void Connection::submit(Slot& slot) {
   slot.complete = [](bdev::IoRequest& request) {
     auto& done = static_cast<Slot&>(request);
+    if (done.status == bdev::IoStatus::kPathLost) return done.connection->path_wait_->hold(done);
     if (done.status == bdev::IoStatus::kOk && done.op == bdev::IoOp::kExtent && done.add_extent()) {
       done.connection->channel_->submit(done);
       return;
@@ -392,6 +398,7 @@ void Connection::hurry() {
   hurry_.connection = this;
   hurry_.run = [](reactor::Message& message) {
     auto& self = static_cast<Hurry&>(message);
+    self.connection->path_wait_->give_up();
     self.connection->channel_->expedite();
     self.under_way.store(false);
   };

@@ -17,6 +17,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "bdev/bdev.h"
+#include "bdev/path_wait.h"
 #include "control/nbd_negotiation.h"
 #include "reactor/mailbox.h"
 #include "reactor/reactor.h"
@@ -75,7 +76,9 @@ class Connection {
   reactor::Reactor& reactor_;
   const Export export_;
   Agreement agreed_;
-  std::unique_ptr<bdev::Channel> channel_;  // made, used and destroyed on the reactor
+  // Made, used and destroyed on the reactor.
+  std::unique_ptr<bdev::Channel> channel_;
+  std::unique_ptr<bdev::PathWait> path_wait_;
 
   std::vector<std::unique_ptr<Slot>> slots_;
   std::mutex free_mutex_;

@@ -15,6 +15,7 @@
 #include "base/units.h"
 #include "bdev/deep_stack.h"
 #include "bdev/held_opening.h"
+#include "bdev/losing_path.h"
 #include "bdev/layer.h"
 #include "bdev/ram.h"
 #include "control/nbd_protocol.h"
@@ -311,6 +312,29 @@ BOOST_FIXTURE_TEST_CASE(a_socket_closes_while_a_connection_waits_for_the_device_
   BOOST_TEST(held.use_count() > 1);
   held->held = false;
   BOOST_TEST(wait_for([&] { return held.use_count() == 1; }));
+}
+
+BOOST_FIXTURE_TEST_CASE(a_request_waits_for_a_path_that_comes_back_but_not_for_a_client_that_does_not, Fixture) {
+  const auto losing = std::make_shared<bdev::test::LosingPath>(device);
+  auto started = NbdServer::start(*reactors, losing, {.path = path() + "-path"});
+  BOOST_REQUIRE(started);
+  const auto data = pattern(8192, 5);
+  {
+    NbdClient client(path() + "-path");
+    client.go_to("");
+    BOOST_REQUIRE(client.request(nbd::kCmdWrite, 4096, 8192));
+    BOOST_REQUIRE(client.send(data));
+    BOOST_REQUIRE(wait_for([&] { return losing->lost >= 2; }));
+    losing->answer = bdev::IoStatus::kOk;
+    BOOST_TEST(client.reply() == nbd::kOk);
+    BOOST_TEST((client.read(4096, 8192) == data));
+    losing->answer = bdev::IoStatus::kPathLost;
+    const unsigned before = losing->lost;
+    BOOST_REQUIRE(client.request(nbd::kCmdRead, 4096, 8192));
+    BOOST_REQUIRE(wait_for([&] { return losing->lost > before; }));
+  }
+  // In less time than the path would be waited for.
+  BOOST_TEST((*started)->stop(Deadline::after_s(15)).has_value());
 }
 
 BOOST_FIXTURE_TEST_CASE(what_was_written_is_read_on_every_connection, Fixture) {

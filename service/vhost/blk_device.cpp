@@ -26,7 +26,8 @@ constexpr char kChoiceHeader[] = "pollux-blk-1";
 
 Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t queues,
                                                    std::unique_ptr<DiskChannels> channels,
-                                                   std::shared_ptr<SettingStore> settings) {
+                                                   std::shared_ptr<SettingStore> settings,
+                                                   std::chrono::milliseconds path_patience) {
   const std::uint32_t block = disk.bdev->block_bytes();
   if (block < kSectorBytes || !std::has_single_bit(block))
     return fail(ErrorCode::kInvalid, disk.bdev->name() + " has an impossible block size");
@@ -34,6 +35,7 @@ Result<std::unique_ptr<BlkDevice>> BlkDevice::make(DiskSpec disk, std::uint16_t 
   POLLUX_TRY(device->load_choice());
   BlkShared& shared = device->shared_;
   shared.bdev = device->disk_.bdev;
+  shared.path_patience = path_patience;
   shared.read_only = device->disk_.read_only || shared.bdev->read_only();
   shared.discard = shared.bdev->supports_unmap() && !shared.read_only;
   const std::string uuid = device->disk_.uuid.to_string();
@@ -143,7 +145,8 @@ std::unique_ptr<VhostQueue> BlkDevice::make_queue(std::uint16_t /*index*/, std::
                                                   QueueFds fds, std::uint64_t features, reactor::Reactor& reactor) {
   // 5.2.6.2: a driver that took neither feature cannot flush, so that its writes must be durable by themselves.
   const bool may_cache = (features & (bit(kBlkFeatureFlush) | bit(kBlkFeatureConfigWce))) != 0;
-  return std::make_unique<BlkQueue>(std::move(ring), std::move(fds), shared_, channels_->on(reactor), may_cache);
+  return std::make_unique<BlkQueue>(std::move(ring), std::move(fds), shared_, channels_->on(reactor), reactor,
+                                    may_cache);
 }
 
 }  // namespace pollux::vhost

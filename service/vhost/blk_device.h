@@ -2,6 +2,7 @@
 // BlkDevice: one volume as a virtio-blk device (VIRTIO 1.2 5.2): its features, its configuration space and its queues.
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,6 +23,7 @@ inline constexpr std::uint32_t kBlkMaxWriteZeroesSectors = 256U << 10;  // 128 M
 // What the queues of a device share with it.
 struct BlkShared {
   std::shared_ptr<bdev::Bdev> bdev;
+  std::chrono::milliseconds path_patience = kPathPatience;
   bool read_only = false;
   bool discard = false;
   char id[20] = {};
@@ -35,7 +37,8 @@ class BlkDevice final : public Device {
   // SettingStore::load, and kCorrupt. Without settings a guest's choice ends with the device.
   static Result<std::unique_ptr<BlkDevice>> make(DiskSpec disk, std::uint16_t queues,
                                                  std::unique_ptr<DiskChannels> channels,
-                                                 std::shared_ptr<SettingStore> settings = nullptr);
+                                                 std::shared_ptr<SettingStore> settings = nullptr,
+                                                 std::chrono::milliseconds path_patience = kPathPatience);
 
   std::uint64_t features() const override;
   std::uint16_t virtqueues() const override { return queues_; }

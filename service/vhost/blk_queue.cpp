@@ -18,10 +18,11 @@ namespace {
 }  // namespace
 
 BlkQueue::BlkQueue(std::unique_ptr<virtio::Virtqueue> ring_to_own, QueueFds fds, const BlkShared& shared,
-                   bdev::Channel& channel, bool may_cache)
+                   bdev::Channel& channel, reactor::Reactor& reactor, bool may_cache)
     : VhostQueue(std::move(ring_to_own), std::move(fds)),
       shared_(shared),
       channel_(channel),
+      path_wait_(reactor, channel, shared.path_patience),
       may_cache_(may_cache),
       block_bytes_(shared.bdev->block_bytes()),
       requests_(ring().size()) {
@@ -132,6 +133,8 @@ void BlkQueue::submit_step(Request& request) {
 void BlkQueue::on_step(bdev::IoRequest& io) {
   auto& request = static_cast<Request&>(io);
   BlkQueue& queue = *request.queue;
+  if (request.status == bdev::IoStatus::kPathLost) [[unlikely]]
+    return queue.path_wait_.hold(request);
   if (request.op == bdev::IoOp::kRead && queue.ring().logging())
     queue.ring().log_writes(request.iov, request.iov_count);
   request.left_bytes -= request.length_bytes;
@@ -221,6 +224,8 @@ std::uint8_t BlkQueue::durability() const {
 void BlkQueue::on_complete(bdev::IoRequest& io) {
   auto& request = static_cast<Request&>(io);
   BlkQueue& queue = *request.queue;
+  if (request.status == bdev::IoStatus::kPathLost) [[unlikely]]
+    return queue.path_wait_.hold(request);
   if (request.op == bdev::IoOp::kRead && queue.ring().logging())
     queue.ring().log_writes(request.data.items, request.data.count);
   queue.answer(request, request.status == bdev::IoStatus::kOk ? kBlkOk : kBlkIoError);

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bdev/bdev.h"
+#include "bdev/path_wait.h"
 #include "vhost/blk_device.h"
 #include "vhost/limits.h"
 #include "vhost/pieces.h"
@@ -14,11 +15,11 @@ namespace pollux::vhost {
 class BlkQueue final : public VhostQueue {
  public:
   BlkQueue(std::unique_ptr<virtio::Virtqueue> ring, QueueFds fds, const BlkShared& shared, bdev::Channel& channel,
-           bool may_cache);
+           reactor::Reactor& reactor, bool may_cache);
 
  private:
   // One for each entry of the ring, made when the queue is.
-  struct Request : QueueRequest<BlkQueue, bdev::IoRequest> {
+  struct Request : QueueRequest<BlkQueue, bdev::PathWait::Request> {
     std::byte* status_byte = nullptr;
     // Bytes written to the guest, the status byte aside.
     std::uint32_t written = 0;
@@ -51,6 +52,8 @@ class BlkQueue final : public VhostQueue {
 
   const BlkShared& shared_;
   bdev::Channel& channel_;
+  // 5.2.6 has no status for it.
+  bdev::PathWait path_wait_;
   const bool may_cache_;
   const std::uint32_t block_bytes_;
   // The disk had at least that when it was looked at last; disks never shrink.

@@ -337,7 +337,8 @@ Result<std::string> VhostService::create_blk(const std::string& name, std::uint3
   changing.lock();
   impl_->coming_blks.erase(name);
   if (!channels) return fail(std::move(channels.error()));
-  auto device = BlkDevice::make(disk, *count, std::move(*channels), impl_->options.settings);
+  auto device = BlkDevice::make(disk, *count, std::move(*channels), impl_->options.settings,
+                                impl_->options.path_patience);
   if (!device) return fail(std::move(device.error()));
   auto endpoint = impl_->open(path, std::move(*device));
   if (!endpoint) return fail(std::move(endpoint.error()));

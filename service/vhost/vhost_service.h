@@ -23,6 +23,10 @@
 
 namespace pollux::vhost {
 
+// How long a request of virtio-blk waits for the path to its device to come back, before it fails. SCSI guests are told,
+// and repeat their commands themselves.
+inline constexpr std::chrono::milliseconds kPathPatience{30'000};
+
 struct Options {
   // Directory of the sockets; made with mode 0750 when it is missing.
   std::string socket_dir;
@@ -36,6 +40,7 @@ struct Options {
   std::shared_ptr<SettingStore> settings;
   // How long a removal waits for requests that the block device has, and an addition for the device to be opened.
   std::chrono::milliseconds drain_patience{20'000};
+  std::chrono::milliseconds path_patience = kPathPatience;
   // How much memory the front ends of one device may share with us together; 0: four times the host's.
   std::uint64_t guest_memory_bytes = 0;
   // Sockets open at listen(), not as their devices are made.

@@ -12,7 +12,7 @@
 //  - The Nth operation can be made to fail, and some after it, with nothing done. A flush that fails loses what it was to
 //    make durable: the next one succeeds without it, and reads show what was there before.
 //  - A request takes no time, or as long as a test says.
-// Everything is replayed by the seed when one reactor uses the disk.
+// Everything is replayed by the seed when one reactor uses the disk, or those of a reactor::Stepper.
 
 #include <cstdint>
 #include <functional>

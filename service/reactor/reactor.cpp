@@ -278,6 +278,18 @@ void Reactor::sleep_until_woken(std::uint64_t now_ns) {
   sleeping_.store(false, std::memory_order_relaxed);
 }
 
+unsigned Reactor::turn() {
+  assert(!thread_.joinable() && t_current == nullptr);
+  t_current = this;
+  unsigned work = run_messages();
+  if (first_next_ != nullptr) work += run_next_turn();
+  work += run_pollers();
+  const std::uint64_t now_ns = monotonic_ns();
+  if (now_ns >= next_due_ns_) work += run_timers(now_ns);
+  t_current = nullptr;
+  return work;
+}
+
 void Reactor::loop() {
   t_current = this;
   std::uint64_t quiet_since_ns = monotonic_ns();

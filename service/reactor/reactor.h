@@ -90,6 +90,10 @@ class Reactor {
   // Lets the loop end after messages already posted, and joins. Call from outside.
   void stop();
 
+  // In place of start(), for tests: one turn on the caller's thread, timers that are due included; how many units of work
+  // that were. See reactor/stepper.h.
+  unsigned turn();
+
   unsigned id() const { return options_.id; }
   // The reactor whose thread this is, or nullptr.
   static Reactor* current();

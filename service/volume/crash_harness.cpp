@@ -23,13 +23,13 @@ std::vector<std::byte> stamped(std::uint64_t blocks, std::uint64_t stamp) {
 
 }  // namespace
 
-std::vector<std::byte> CrashHarness::formatted(reactor::Reactor& home, std::uint64_t bytes,
+std::vector<std::byte> CrashHarness::formatted(const Reactors& reactors, std::uint64_t bytes,
                                                std::uint32_t cluster_bytes) {
   auto disk = std::make_shared<blob::SimDisk>(bytes);
   Uuid id;
   id.bytes.fill(0x50);
   blob::FormatOptions options{.id = id, .name = "sim", .cluster_bytes = cluster_bytes, .created_ms = 1};
-  must(reactor::call(home, blob::Store::format(make_sim_bdev(disk, 1), home, std::move(options))));
+  must(reactors.call(blob::Store::format(make_sim_bdev(disk, 1), reactors.home(), std::move(options))));
   return disk->image();
 }
 
@@ -37,18 +37,20 @@ void CrashHarness::open(std::vector<std::byte> image, std::uint64_t seed) {
   drop();
   const auto kept = process_dies_ ? std::exchange(kept_, {}) : std::vector<std::byte>();
   after_kill_ = std::exchange(process_dies_, false);
+  random_.seed(seed);
   disk_ = std::make_shared<blob::SimDisk>(std::move(image), device_block_bytes_);
   // Freed space is discarded at once, and nothing is written because time passed: the seed alone decides what happens
   // when.
   blob::OpenOptions options{
-      .discard_pace = {.delay_us = 0, .rest = 0}, .losses = losses_, .longest_queued_us = kNever};
+      .discard_pace = {.delay_us = 0, .rest = 0}, .loads_on = &any_reactor(), .losses = losses_,
+      .longest_queued_us = kNever};
   if (has_queue_) options.queue = [&](const Uuid&, std::size_t bytes) -> Result<blob::JournalQueue::Memory> {
     memory_ = std::make_shared<blob::AlignedBuffer>(bytes);
     if (!kept.empty()) std::memcpy(memory_->data(), kept.data(), bytes);
     return blob::JournalQueue::Memory{
         .bytes = std::shared_ptr<std::byte>(memory_, memory_->data()), .name = "memory", .discard = nullptr};
   };
-  store_ = must(reactor::call(home_, blob::Store::open(make_sim_bdev(disk_, seed), home_, options)));
+  store_ = must(call(blob::Store::open(make_sim_bdev(disk_, seed), home_, options)));
 }
 
 void CrashHarness::keep_memory() {
@@ -69,12 +71,12 @@ reactor::Task<Result<std::vector<std::byte>>> CrashHarness::kill_task(std::uint6
 }
 
 std::vector<std::byte> CrashHarness::image_after_kill(std::uint64_t seed) {
-  return must(reactor::call(home_, kill_task(seed)));
+  return must(call(kill_task(seed)));
 }
 
 reactor::Task<Status> CrashHarness::drop_task() {
+  for (auto& [id, volume] : opened_) co_await close_channel(volume);
   co_await home_.enter();
-  for (auto& [id, volume] : opened_) volume.channel.reset();
   opened_.clear();
   // The devices gave their volumes back by messages.
   co_await home_.yield();
@@ -84,14 +86,14 @@ reactor::Task<Status> CrashHarness::drop_task() {
 void CrashHarness::drop() {
   if (!store_) return;
   // With the power off this cannot write; with the power on it is a clean stop.
-  const auto closed = reactor::call(home_, drop_task());
+  const auto closed = call(drop_task());
   if (!closed && !disk_failed()) must(closed);
   store_.reset();
 }
 
 template <typename T>
 std::optional<T> CrashHarness::run(reactor::Task<Result<T>> task, const char* what) {
-  auto result = reactor::call(home_, std::move(task));
+  auto result = call(std::move(task));
   if (result && dead()) return std::nullopt;
   if (result) return std::move(*result);
   if (disk_failed()) return std::nullopt;
@@ -99,7 +101,7 @@ std::optional<T> CrashHarness::run(reactor::Task<Result<T>> task, const char* wh
 }
 
 bool CrashHarness::run(reactor::Task<Status> task, const char* what) {
-  const auto result = reactor::call(home_, std::move(task));
+  const auto result = call(std::move(task));
   if (result && dead()) return false;
   if (result) return true;
   if (disk_failed()) return false;
@@ -203,11 +205,28 @@ reactor::Task<Result<bool>> CrashHarness::open_task(Uuid id) {
   auto volume = co_await store_->view(id);
   if (!volume) co_return fail(std::move(volume.error()));
   if (losses_ && losses_->owed(id)) store_->owe(**volume);
-  auto device = std::make_shared<VolumeBdev>(*store_, **volume);
-  auto channel = co_await device->open_channel(home_);
+  Opened opened{.lane = &any_reactor(), .device = std::make_shared<VolumeBdev>(*store_, **volume), .channel = nullptr};
+  co_await opened.lane->enter();
+  auto channel = co_await opened.device->open_channel(*opened.lane);
+  co_await home_.enter();
   if (!channel) co_return fail(std::move(channel.error()));
-  opened_[id] = {std::move(device), std::move(*channel)};
+  opened.channel = std::move(*channel);
+  opened_[id] = std::move(opened);
   co_return true;
+}
+
+reactor::Task<void> CrashHarness::close_channel(Opened& opened) {
+  co_await opened.lane->enter();
+  opened.channel.reset();
+}
+
+template <typename Operation>
+reactor::Task<bdev::IoStatus> CrashHarness::on_lane(Uuid id, Operation operation) {
+  const Opened& opened = opened_.at(id);
+  co_await opened.lane->enter();
+  const bdev::IoStatus status = co_await operation(*opened.channel);
+  co_await home_.enter();
+  co_return status;
 }
 
 bool CrashHarness::opened(const Uuid& id) {
@@ -215,15 +234,15 @@ bool CrashHarness::opened(const Uuid& id) {
 }
 
 reactor::Task<Status> CrashHarness::close_task(Uuid id) {
+  co_await close_channel(opened_.at(id));
   co_await home_.enter();
-  opened_.at(id).channel.reset();
   opened_.erase(id);
   co_await home_.yield();
   co_return Status{};
 }
 
 void CrashHarness::close_volume(const Uuid& id) {
-  if (opened_.contains(id)) must(reactor::call(home_, close_task(id)));
+  if (opened_.contains(id)) must(call(close_task(id)));
 }
 
 std::vector<CrashHarness::Stamped> CrashHarness::stamp(const std::vector<Write>& writes) {
@@ -255,6 +274,7 @@ void CrashHarness::settle(const Uuid& id, Extent extent, bool fua) {
 }
 
 reactor::Task<Status> CrashHarness::write_one(Stamped* write, std::uint8_t flags) {
+  co_await home_.enter();
   const std::uint64_t begin_at = disk_->operations() + write->write->after_operations;
   std::uint64_t before = 0;
   for (unsigned turns = 0; disk_->operations() < begin_at && turns < kTurnsOfRest; ++turns) {
@@ -263,9 +283,9 @@ reactor::Task<Status> CrashHarness::write_one(Stamped* write, std::uint8_t flags
     co_await home_.yield();
   }
   for (unsigned turn = 0; turn < write->write->after_turns; ++turn) co_await home_.yield();
-  bdev::Channel& channel = *opened_.at(write->write->id).channel;
-  const auto status =
-      co_await bdev::write(channel, write->write->extent.offset, write->bytes.data(), write->bytes.size(), flags);
+  const auto status = co_await on_lane(write->write->id, [&](bdev::Channel& channel) {
+    return bdev::write(channel, write->write->extent.offset, write->bytes.data(), write->bytes.size(), flags);
+  });
   write->answered = status == bdev::IoStatus::kOk && !dead();
   co_return bdev::to_status(status, "write");
 }
@@ -316,10 +336,10 @@ bool CrashHarness::remove_beside(const Uuid& id, const Write& write) {
 }
 
 reactor::Task<Status> CrashHarness::clear_task(Uuid id, Extent extent, bdev::IoOp op, std::uint8_t flags) {
-  bdev::Channel& channel = *opened_.at(id).channel;
-  const auto status = op == bdev::IoOp::kUnmap
-                          ? co_await bdev::unmap(channel, extent.offset, extent.length, flags)
-                          : co_await bdev::write_zeroes(channel, extent.offset, extent.length, flags);
+  const auto status = co_await on_lane(id, [&](bdev::Channel& channel) {
+    return op == bdev::IoOp::kUnmap ? bdev::unmap(channel, extent.offset, extent.length, flags)
+                                    : bdev::write_zeroes(channel, extent.offset, extent.length, flags);
+  });
   co_return bdev::to_status(status, "clear");
 }
 
@@ -335,7 +355,8 @@ bool CrashHarness::clear(const Uuid& id, Extent extent, bdev::IoOp op, std::uint
 }
 
 reactor::Task<Status> CrashHarness::flush_task(Uuid id, std::uint8_t flags) {
-  co_return bdev::to_status(co_await bdev::flush(*opened_.at(id).channel, flags), "flush");
+  const auto status = co_await on_lane(id, [&](bdev::Channel& channel) { return bdev::flush(channel, flags); });
+  co_return bdev::to_status(status, "flush");
 }
 
 bool CrashHarness::flush(const Uuid& id, std::uint8_t flags) {
@@ -369,7 +390,9 @@ bool CrashHarness::wait_until_idle() {
 // ---- Verification
 
 reactor::Task<Status> CrashHarness::read_task(Uuid id, std::vector<std::byte>* bytes) {
-  co_return bdev::to_status(co_await bdev::read(*opened_.at(id).channel, 0, bytes->data(), bytes->size()), "read");
+  const auto status =
+      co_await on_lane(id, [&](bdev::Channel& channel) { return bdev::read(channel, 0, bytes->data(), bytes->size()); });
+  co_return bdev::to_status(status, "read");
 }
 
 std::vector<std::uint64_t> CrashHarness::read_stamps(const Uuid& id, std::uint64_t bytes) {
@@ -437,9 +460,9 @@ void CrashHarness::verify() {
   }
 }
 
-void CrashHarness::check(reactor::Reactor& home, std::vector<std::byte> image, const std::string& when) {
+void CrashHarness::check(const Reactors& reactors, std::vector<std::byte> image, const std::string& when) {
   auto disk = std::make_shared<blob::SimDisk>(std::move(image));
-  const auto report = must(reactor::call(home, blob::check_pool(make_sim_bdev(disk, 1), home)));
+  const auto report = must(reactors.call(blob::check_pool(make_sim_bdev(disk, 1), reactors.home())));
   if (report.clean()) return;
   std::string all = "the checker, " + when + ":";
   for (const auto& finding : report.findings) all += "\n  " + finding;

@@ -2,6 +2,10 @@
 // For tests: a pool on a simulated disk, operations on it, and a model that knows what may be there after the power
 // went off in the middle of one of them.
 //
+// The pool's home is the first of the reactors. Each time a volume is opened, its channel is on any of them, so that what
+// is written comes from the home itself and from elsewhere. The seed decides which; with a stepper it decides as well in
+// which order the reactors have their turns, and the whole run is replayed by it.
+//
 // Contents are told apart in blocks of 512 bytes by a stamp: a number that a write repeats through the block. The model
 // keeps for each block the stamp that must be durable and those written since, any of which a power cut may leave; and
 // the stamp that was answered last and those under way, any of which a kill of the process may leave.
@@ -19,6 +23,7 @@
 #include "blob/loss_log.h"
 #include "blob/sim_bdev.h"
 #include "blob/store.h"
+#include "reactor/stepper.h"
 #include "volume/test_support.h"
 #include "volume/volume_bdev.h"
 
@@ -92,16 +97,41 @@ class KeptLosses final : public blob::LossLog {
   std::set<Uuid> owed_;
 };
 
+// Reactors of which the first is the pools' home: a stepper, or a group for what takes time or has threads of its own.
+class Reactors {
+ public:
+  Reactors(reactor::Stepper& stepper) : stepper_(&stepper) { add(stepper); }
+  Reactors(reactor::ReactorGroup& group) { add(group); }
+
+  reactor::Reactor& home() const { return *all_.front(); }
+  std::size_t size() const { return all_.size(); }
+  reactor::Reactor& at(std::size_t index) const { return *all_.at(index); }
+  // Runs a task, which begins at home, to its end.
+  template <typename T>
+  Result<T> call(reactor::Task<Result<T>> task) const {
+    return stepper_ != nullptr ? stepper_->call(home(), std::move(task)) : reactor::call(home(), std::move(task));
+  }
+
+ private:
+  template <typename From>
+  void add(From& from) {
+    for (std::size_t i = 0; i < from.size(); ++i) all_.push_back(&from.at(i));
+  }
+
+  reactor::Stepper* stepper_ = nullptr;
+  std::vector<reactor::Reactor*> all_;
+};
+
 class CrashHarness {
  public:
   // Volumes have blocks of 512 bytes, whatever the disk has.
-  explicit CrashHarness(reactor::Reactor& home, std::uint32_t device_block_bytes = kSectorBytes)
-      : home_(home), device_block_bytes_(device_block_bytes) {}
+  explicit CrashHarness(Reactors reactors, std::uint32_t device_block_bytes = kSectorBytes)
+      : reactors_(std::move(reactors)), home_(reactors_.home()), device_block_bytes_(device_block_bytes) {}
   // Pools that are opened from here on have no memory that outlives the process.
   void without_queue() { has_queue_ = false; }
   ~CrashHarness() { drop(); }
 
-  static std::vector<std::byte> formatted(reactor::Reactor& home, std::uint64_t bytes, std::uint32_t cluster_bytes);
+  static std::vector<std::byte> formatted(const Reactors& reactors, std::uint64_t bytes, std::uint32_t cluster_bytes);
 
   // Opens the pool in this image; the model stays. After process_dies() what was in memory that outlives a process is
   // there as well, as image_after_kill() found it.
@@ -112,6 +142,10 @@ class CrashHarness {
   void drop();
   blob::SimDisk& disk() { return *disk_; }
   reactor::Reactor& home() { return home_; }
+  template <typename T>
+  Result<T> call(reactor::Task<Result<T>> task) {
+    return reactors_.call(std::move(task));
+  }
   blob::Store& store() { return *store_; }
   // Stores that are opened from here on tell what those before them have left to tell.
   KeptLosses& keep_losses() {
@@ -162,10 +196,12 @@ class CrashHarness {
   // Throws when anything in the pool is not as the model allows. Afterwards the model says what is there.
   void verify();
   // Throws unless the checker finds nothing wrong in what the disk holds.
-  static void check(reactor::Reactor& home, std::vector<std::byte> image, const std::string& when);
+  static void check(const Reactors& reactors, std::vector<std::byte> image, const std::string& when);
 
  private:
   struct Opened {
+    // The channel's.
+    reactor::Reactor* lane = nullptr;
     std::shared_ptr<VolumeBdev> device;
     std::unique_ptr<bdev::Channel> channel;
   };
@@ -181,7 +217,11 @@ class CrashHarness {
   std::vector<std::uint64_t> read_stamps(const Uuid& id, std::uint64_t bytes);
   reactor::Task<Status> flatten_task(Uuid id);
   reactor::Task<Result<bool>> open_task(Uuid id);
+  reactor::Task<void> close_channel(Opened& opened);
   reactor::Task<Status> close_task(Uuid id);
+  // One operation of the volume's channel, on its reactor; then back home.
+  template <typename Operation>
+  reactor::Task<bdev::IoStatus> on_lane(Uuid id, Operation operation);
   // What is written, and what became of it.
   struct Stamped {
     const Write* write;
@@ -203,6 +243,11 @@ class CrashHarness {
   reactor::Task<Result<std::vector<std::byte>>> kill_task(std::uint64_t seed);
   void keep_memory();
 
+  // Drawn from the seed of open().
+  reactor::Reactor& any_reactor() { return reactors_.at(random_() % reactors_.size()); }
+
+  const Reactors reactors_;
+  std::mt19937_64 random_;
   reactor::Reactor& home_;
   const std::uint32_t device_block_bytes_;
   std::shared_ptr<blob::SimDisk> disk_;

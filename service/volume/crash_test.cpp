@@ -23,8 +23,8 @@ constexpr std::uint64_t kGrowthBytes = 8 * kMiB;
 constexpr std::uint32_t kClusterBytes = 64 * kKiB;
 
 // An empty pool on a device that has grown since.
-std::vector<std::byte> blank_pool(reactor::Reactor& home) {
-  auto image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+std::vector<std::byte> blank_pool(const Reactors& reactors) {
+  auto image = CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes);
   // What was there before is nobody's metadata.
   image.resize(kDiskBytes + kGrowthBytes, std::byte{0xa5});
   return image;
@@ -63,14 +63,13 @@ bool scenario(CrashHarness& pool) {
 BOOST_AUTO_TEST_SUITE(crash)
 
 BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_promised) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
   const std::uint64_t stride = number_from("POLLUX_TEST_STRIDE", 1);
-  const auto blank = blank_pool(home);
+  const auto blank = blank_pool(reactors);
   std::uint64_t cuts = 0;
   for (std::uint64_t at = seed % stride;; at += stride) {
-    CrashHarness pool(home);
+    CrashHarness pool(reactors);
     pool.open(blank, seed + at);
     pool.disk().cut_power_at_write(at);
     const bool finished = scenario(pool);
@@ -79,7 +78,7 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
     const auto image = pool.disk().image_after_power_cut(seed * 31 + at);
     const std::string when = "power cut at write " + std::to_string(at);
     BOOST_TEST_CONTEXT(when) {
-      CrashHarness::check(home, image, when);
+      CrashHarness::check(reactors, image, when);
       pool.open(image, seed + at);
       pool.verify();
       // It goes on as if nothing had been.
@@ -93,7 +92,7 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
       BOOST_REQUIRE(pool.wait_until_idle());
       BOOST_TEST(pool.store().usage().allocated_bytes == 0U);
       pool.drop();
-      CrashHarness::check(home, pool.disk().image(), when + ", then emptied and closed");
+      CrashHarness::check(reactors, pool.disk().image(), when + ", then emptied and closed");
     }
     if (finished) break;
     ++cuts;
@@ -103,9 +102,9 @@ BOOST_AUTO_TEST_CASE(a_power_cut_at_any_write_of_any_operation_leaves_what_was_p
 }
 
 BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_one) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
+  reactor::Reactor& home = reactors.main();
   // On what somebody else left behind.
   const std::vector<std::byte> used(kDiskBytes, std::byte{0xa5});
   const auto options = [] {
@@ -113,7 +112,7 @@ BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_on
   };
   const auto format = [&](const std::shared_ptr<blob::SimDisk>& disk, std::uint64_t order) {
     auto wanted = options();
-    return reactor::call(home, blob::Store::format(make_sim_bdev(disk, order), home, std::move(wanted)));
+    return reactors.call(home, blob::Store::format(make_sim_bdev(disk, order), home, std::move(wanted)));
   };
   std::uint64_t none = 0, whole = 0;
   // Several draws for each write: which sectors of the last one are torn is up to them.
@@ -127,7 +126,7 @@ BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_on
       BOOST_REQUIRE(finished != disk->power_is_off());
       auto after = std::make_shared<blob::SimDisk>(disk->image_after_power_cut(order));
       BOOST_TEST_CONTEXT("power cut at write " << at << ", draw " << draw) {
-        const auto found = reactor::call(home, blob::Store::probe(make_sim_bdev(after, order), home));
+        const auto found = reactors.call(home, blob::Store::probe(make_sim_bdev(after, order), home));
         if (!found) {
           // Nobody is in the way of making it again.
           BOOST_REQUIRE_MESSAGE(found.error().code == ErrorCode::kNotFound, found.error().message);
@@ -137,8 +136,8 @@ BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_on
         } else {
           ++whole;
         }
-        CrashHarness::check(home, after->image(), "made");
-        CrashHarness pool(home);
+        CrashHarness::check(reactors, after->image(), "made");
+        CrashHarness pool(reactors);
         pool.open(after->image(), order);
         BOOST_REQUIRE(pool.store().usage().allocated_bytes == 0U);
         BOOST_REQUIRE(pool.create(id_of(2), kMiB) && pool.write(id_of(2), {{0, 4096}}) && pool.flush(id_of(2)));
@@ -154,10 +153,11 @@ BOOST_AUTO_TEST_CASE(a_power_cut_while_a_pool_is_made_leaves_none_or_an_empty_on
 
 BOOST_DATA_TEST_CASE(what_was_answered_outlives_the_process_without_a_flush,
                      boost::unit_test::data::make({true, false}), memory_outlives_process) {
-  const auto reactors = start_reactors(1);
-  CrashHarness pool(reactors->main());
+  const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
+  CrashHarness pool(reactors);
   if (!memory_outlives_process) pool.without_queue();
-  pool.open(CrashHarness::formatted(reactors->main(), kDiskBytes, kClusterBytes), test_seed());
+  pool.open(CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes), seed);
   const Uuid one = id_of(1), snap = id_of(2);
   pool.process_dies();
   const auto killed = [&] {
@@ -178,16 +178,15 @@ BOOST_DATA_TEST_CASE(what_was_answered_outlives_the_process_without_a_flush,
 
 // The map in memory is ahead of the journal: what the data path reads there is not durable yet.
 BOOST_AUTO_TEST_CASE(a_write_that_was_answered_outlives_the_process_where_another_has_just_changed_the_map) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
   const Uuid one = id_of(1), snap = id_of(2);
-  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  const auto blank = CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes);
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return static_cast<unsigned>(random() % n); };
   const std::uint64_t orders = std::min<std::uint64_t>(5 * number_from("POLLUX_TEST_ROUNDS", 100), 20'000);
   for (std::uint64_t order = 0; order < orders; ++order) {
-    CrashHarness pool(home);
+    CrashHarness pool(reactors);
     pool.open(blank, seed + order);
     BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 64 * kKiB}}) && pool.fork(one, snap, true));
     pool.process_dies();
@@ -197,7 +196,7 @@ BOOST_AUTO_TEST_CASE(a_write_that_was_answered_outlives_the_process_where_anothe
     pool.write({{one, {at, 512}}, {one, {at + 512, 512}, below(6)}});
     const auto image = pool.image_after_kill(seed + order);
     BOOST_TEST_CONTEXT("order " << order) {
-      CrashHarness::check(home, image, "killed");
+      CrashHarness::check(reactors, image, "killed");
       pool.open(image, 1);
       pool.verify();
     }
@@ -205,16 +204,15 @@ BOOST_AUTO_TEST_CASE(a_write_that_was_answered_outlives_the_process_where_anothe
 }
 
 BOOST_AUTO_TEST_CASE(what_another_volume_holds_until_the_journal_says_otherwise_is_not_written_over) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
   const Uuid one = id_of(1), snap = id_of(2), clone = id_of(3);
-  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  const auto blank = CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes);
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return static_cast<unsigned>(random() % n); };
   const std::uint64_t orders = std::min<std::uint64_t>(5 * number_from("POLLUX_TEST_ROUNDS", 100), 20'000);
   for (std::uint64_t order = 0; order < orders; ++order) {
-    CrashHarness pool(home);
+    CrashHarness pool(reactors);
     pool.open(blank, seed + order);
     BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 128 * kKiB}}) && pool.fork(one, snap, true));
     if (order % 2 == 0) {
@@ -233,22 +231,40 @@ BOOST_AUTO_TEST_CASE(what_another_volume_holds_until_the_journal_says_otherwise_
     const auto image =
         killed ? pool.image_after_kill(seed + order) : pool.disk().image_after_power_cut(seed + order);
     BOOST_TEST_CONTEXT("order " << order) {
-      CrashHarness::check(home, image, "killed");
+      CrashHarness::check(reactors, image, "killed");
       pool.open(image, 1);
       pool.verify();
     }
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_write_beside_one_that_replaces_what_is_shared_does_not_hide_it) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
+BOOST_AUTO_TEST_CASE(more_small_first_writes_than_are_worked_on_at_a_time_are_all_answered) {
   const std::uint64_t seed = test_seed();
+  const Uuid one = id_of(1);
+  for (std::uint64_t order = 0; order < 20; ++order) {
+    reactor::Stepper reactors(2, seed + order);
+    CrashHarness pool(reactors);
+    pool.open(CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes), seed + order);
+    BOOST_REQUIRE(pool.create(one, 8 * kMiB));
+    // Pairs within a sub-block of a cluster each: when the second of a pair has its turn, the first has mapped it.
+    std::vector<CrashHarness::Extent> extents;
+    for (std::uint64_t cluster = 0; cluster < 8 * kMiB / kClusterBytes; ++cluster) {
+      extents.push_back({cluster * kClusterBytes, 512});
+      extents.push_back({cluster * kClusterBytes + 512, 512});
+    }
+    BOOST_REQUIRE(pool.write(one, extents));
+    pool.verify();
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_write_beside_one_that_replaces_what_is_shared_does_not_hide_it) {
+  const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
   const Uuid one = id_of(1), snap = id_of(2);
-  const auto blank = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
+  const auto blank = CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes);
   const std::uint64_t orders = std::min<std::uint64_t>(10 * number_from("POLLUX_TEST_ROUNDS", 30), 20'000);
   for (std::uint64_t order = 0; order < orders; ++order) {
-    CrashHarness pool(home);
+    CrashHarness pool(reactors);
     pool.open(blank, seed + order);
     BOOST_REQUIRE(pool.create(one, kMiB) && pool.write(one, {{0, 16 * kKiB}}) && pool.fork(one, snap, true));
     // One write replaces all that was written of the cluster, others go beside it; the first that is answered is the
@@ -264,13 +280,12 @@ BOOST_AUTO_TEST_CASE(a_write_beside_one_that_replaces_what_is_shared_does_not_hi
 }
 
 BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_was_promised) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
-  const auto blank = blank_pool(home);
+  reactor::Stepper reactors(2, seed);
+  const auto blank = blank_pool(reactors);
   std::uint64_t errors = 0;
   for (std::uint64_t at = 0;; ++at) {
-    CrashHarness pool(home);
+    CrashHarness pool(reactors);
     pool.open(blank, seed + at);
     pool.disk().fail_operation(at);
     // An operation that fails ends the scenario here; one that the store rode out does not.
@@ -284,7 +299,7 @@ BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_
     BOOST_TEST_CONTEXT(when) {
       pool.drop();
       const auto image = pool.disk().image();
-      CrashHarness::check(home, image, when);
+      CrashHarness::check(reactors, image, when);
       pool.open(image, seed);
       pool.verify();
       const Uuid more = id_of(9);
@@ -299,14 +314,13 @@ BOOST_AUTO_TEST_CASE(an_error_at_any_operation_of_the_device_loses_nothing_that_
 BOOST_DATA_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promises,
                      boost::unit_test::data::make({512U, 4096U}) * boost::unit_test::data::make({true, false}),
                      device_block_bytes, memory_outlives_process) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
+  reactor::Stepper reactors(2, seed);
   const std::uint64_t rounds = number_from("POLLUX_TEST_ROUNDS", 30);
   std::mt19937_64 random(seed);
   const auto below = [&](std::uint64_t n) { return random() % n; };
-  std::vector<std::byte> image = CrashHarness::formatted(home, kDiskBytes, kClusterBytes);
-  CrashHarness pool(home, device_block_bytes);
+  std::vector<std::byte> image = CrashHarness::formatted(reactors, kDiskBytes, kClusterBytes);
+  CrashHarness pool(reactors, device_block_bytes);
   if (!memory_outlives_process) pool.without_queue();
   const auto fresh_id = [&] {
     Uuid id;
@@ -375,7 +389,7 @@ BOOST_DATA_TEST_CASE(random_workloads_with_power_cuts_and_kills_keep_their_promi
       }
       image = killed ? pool.image_after_kill(random()) : pool.disk().image_after_power_cut(random());
       pool.drop();
-      CrashHarness::check(home, image, "round " + std::to_string(round));
+      CrashHarness::check(reactors, image, "round " + std::to_string(round));
     }
   }
   pool.open(image, 1);

@@ -24,7 +24,7 @@ Uuid id_of(std::uint8_t number) {
 }
 
 struct Fixture {
-  Fixture() { pool.open(CrashHarness::formatted(reactors->main(), kDiskBytes, kClusterBytes), test_seed()); }
+  Fixture() { pool.open(CrashHarness::formatted(*reactors, kDiskBytes, kClusterBytes), test_seed()); }
   void make(const Uuid& id, std::uint64_t bytes) {
     BOOST_REQUIRE(pool.create(id, bytes));
     BOOST_REQUIRE(pool.write(id, {{0, bytes}}));
@@ -52,8 +52,8 @@ struct Fixture {
     return must(reactor::call(pool.home(), task(pool.store())));
   }
 
-  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(1);
-  CrashHarness pool{reactors->main()};
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(2);
+  CrashHarness pool{*reactors};
 };
 
 }  // namespace
@@ -92,7 +92,7 @@ BOOST_AUTO_TEST_CASE(nothing_is_discarded_before_the_record_that_frees_it_is_dur
   const Uuid one = id_of(1), other = id_of(2);
   for (std::uint64_t seed = 1; seed <= 8; ++seed) {
     pool.model().clear();
-    pool.open(CrashHarness::formatted(reactors->main(), kDiskBytes, kClusterBytes), seed);
+    pool.open(CrashHarness::formatted(*reactors, kDiskBytes, kClusterBytes), seed);
     make(one, kMiB);
     BOOST_REQUIRE(pool.create(other, kMiB) && pool.flush(one) && pool.wait_until_idle());
     const auto cut = std::make_shared<std::atomic<bool>>(false);

@@ -31,11 +31,13 @@ Uuid id_of(std::uint8_t number) {
 }
 
 struct Fixture {
-  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(1);
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(2);
   reactor::Reactor& home = reactors->main();
-  CrashHarness pool{home};
+  CrashHarness pool{*reactors};
 
-  void open_new(std::uint64_t seed = 1) { pool.open(CrashHarness::formatted(home, kDiskBytes, kClusterBytes), seed); }
+  void open_new(std::uint64_t seed = 1) {
+    pool.open(CrashHarness::formatted(*reactors, kDiskBytes, kClusterBytes), seed);
+  }
   void open_again() {
     pool.drop();
     pool.open(pool.disk().image(), 1);
@@ -66,7 +68,7 @@ struct Fixture {
   // What the disk would hold if the power went now is what the model says.
   void cut_power_and_verify(std::uint64_t seed) {
     const auto image = pool.disk().image_after_power_cut(seed);
-    CrashHarness::check(home, image, "power cut");
+    CrashHarness::check(*reactors, image, "power cut");
     pool.open(image, seed);
     pool.verify();
   }
@@ -384,7 +386,7 @@ BOOST_AUTO_TEST_CASE(a_delete_reads_again_what_it_could_not_read_and_leaks_nothi
   BOOST_REQUIRE(pool.wait_until_idle());
   BOOST_TEST(pool.store().usage().allocated_bytes == 0U);
   pool.drop();
-  CrashHarness::check(home, pool.disk().image(), "deleted");
+  CrashHarness::check(*reactors, pool.disk().image(), "deleted");
 }
 
 BOOST_AUTO_TEST_SUITE_END()

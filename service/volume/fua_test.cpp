@@ -102,15 +102,14 @@ BOOST_AUTO_TEST_SUITE(fua)
 BOOST_DATA_TEST_CASE(what_was_answered_with_fua_is_there_after_a_power_cut,
                      boost::unit_test::data::make(kOperations) * boost::unit_test::data::make({512U, 4096U}), operation,
                      device_block_bytes) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
   const std::uint64_t seed = test_seed();
-  const auto blank = CrashHarness::formatted(home, blob::kMinPoolBytes, kClusterBytes);
+  reactor::Stepper reactors(2, seed);
+  const auto blank = CrashHarness::formatted(reactors, blob::kMinPoolBytes, kClusterBytes);
   std::uint64_t draw = seed;
   for (const MapState& state : kStates) {
     for (const Range& range : kRanges) {
       BOOST_TEST_CONTEXT(operation.name << " of " << range.name << ", " << state.name) {
-        CrashHarness pool(home, device_block_bytes);
+        CrashHarness pool(reactors, device_block_bytes);
         pool.open(blank, ++draw);
         BOOST_REQUIRE(pool.create(kVolume, kVolumeBytes) && state.make(pool));
         BOOST_REQUIRE(operation.op == IoOp::kWrite

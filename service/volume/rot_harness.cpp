@@ -24,7 +24,8 @@ bool running(const blob::Store& store) {
   return std::any_of(jobs.begin(), jobs.end(), [](const auto& job) { return job.state == blob::JobState::kRunning; });
 }
 
-reactor::Task<Status> use(reactor::Reactor& home, blob::Store& store) {
+// With the guests' I/O on `lane`.
+reactor::Task<Status> use(reactor::Reactor& home, reactor::Reactor& lane, blob::Store& store) {
   std::vector<Uuid> ids;
   for (const auto& [number, volume] : store.state().volumes()) {
     if (!volume->deleting()) ids.push_back(volume->id);
@@ -34,7 +35,8 @@ reactor::Task<Status> use(reactor::Reactor& home, blob::Store& store) {
     if (!volume) continue;
     {
       auto device = std::make_shared<volume::VolumeBdev>(store, **volume);
-      auto channel = co_await device->open_channel(home);
+      co_await lane.enter();
+      auto channel = co_await device->open_channel(lane);
       std::vector<std::byte> bytes(256 * kKiB);
       const std::uint64_t length = std::min<std::uint64_t>(bytes.size(), device->size_bytes() / 4096 * 4096);
       // Any status will do; what counts is that there is one.
@@ -43,7 +45,10 @@ reactor::Task<Status> use(reactor::Reactor& home, blob::Store& store) {
       (void)co_await bdev::write(**channel, 0, bytes.data(), length >= 512 ? 512 : 0);
       (void)co_await bdev::unmap(**channel, 0, length);
       (void)co_await bdev::flush(**channel);
-      co_await home.yield();
+      // This may run in a completion of the channel.
+      co_await lane.yield();
+      channel->reset();
+      co_await home.enter();
     }
     co_await home.yield();
     blob::CreateOptions options{.id = Uuid::random(), .name = id.to_string() + "-fork", .snapshot = true};
@@ -59,11 +64,11 @@ reactor::Task<Status> use(reactor::Reactor& home, blob::Store& store) {
   co_return Status{};
 }
 
-void check_and_repair(reactor::Reactor& home, const std::vector<std::byte>& image) {
+void check_and_repair(const Reactors& reactors, const std::vector<std::byte>& image) {
   auto disk = std::make_shared<blob::SimDisk>(image);
-  const auto first = reactor::call(home, blob::check_pool(make_sim_bdev(disk, 1), home, blob::Repair::kYes));
+  const auto first = reactors.call(blob::check_pool(make_sim_bdev(disk, 1), reactors.home(), blob::Repair::kYes));
   if (!first) return;
-  const auto second_try = reactor::call(home, blob::check_pool(make_sim_bdev(disk, 1), home));
+  const auto second_try = reactors.call(blob::check_pool(make_sim_bdev(disk, 1), reactors.home()));
   if (!second_try) {
     std::string all = "a repair wrote what cannot be loaded: " + second_try.error().message;
     for (const auto& finding : first->findings) all += "\n  " + finding;
@@ -81,9 +86,9 @@ void check_and_repair(reactor::Reactor& home, const std::vector<std::byte>& imag
 
 }  // namespace
 
-std::vector<std::byte> busy_pool(reactor::Reactor& home) {
-  CrashHarness pool(home);
-  pool.open(CrashHarness::formatted(home, kPoolBytes, 64 * kKiB), 1);
+std::vector<std::byte> busy_pool(reactor::Stepper& reactors) {
+  CrashHarness pool(reactors);
+  pool.open(CrashHarness::formatted(reactors, kPoolBytes, 64 * kKiB), 1);
   const Uuid one = id_of(1), large = id_of(2), snap = id_of(3), clone = id_of(4);
   const bool done =
       pool.create(one, 2 * kMiB) && pool.write(one, {{0, 4096}, {64 * kKiB, 128 * kKiB}}) &&
@@ -115,16 +120,19 @@ std::vector<std::size_t> metadata_pages(const std::vector<std::byte>& image) {
   return found;
 }
 
-bool survives(reactor::Reactor& home, const std::vector<std::byte>& image) {
-  check_and_repair(home, image);
+bool survives(const std::vector<std::byte>& image, std::uint64_t seed) {
+  reactor::Stepper stepper(2, seed);
+  const Reactors reactors(stepper);
+  reactor::Reactor& home = reactors.home();
+  check_and_repair(reactors, image);
   auto disk = std::make_shared<blob::SimDisk>(image);
-  auto store = reactor::call(home, blob::Store::open(make_sim_bdev(disk, 1), home));
+  auto store = reactors.call(blob::Store::open(make_sim_bdev(disk, 1), home));
   if (!store) {
     if (store.error().message.empty()) throw std::runtime_error("a refusal without a reason");
     return false;
   }
-  must(reactor::call(home, use(home, **store)));
-  (void)reactor::call(home, (*store)->close());
+  must(reactors.call(use(home, stepper.any(), **store)));
+  (void)reactors.call((*store)->close());
   return true;
 }
 

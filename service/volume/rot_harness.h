@@ -11,7 +11,7 @@
 namespace pollux::volume::test {
 
 // Volumes, snapshots, half-written clusters, an indexed volume and something in the journal. The same bytes each time.
-std::vector<std::byte> busy_pool(reactor::Reactor& home);
+std::vector<std::byte> busy_pool(reactor::Stepper& reactors);
 
 // Changes the payload of the metadata page at this byte of the image and gives it a right checksum.
 void forge_page(std::vector<std::byte>& image, std::size_t at, const std::function<void(std::byte* payload)>& change);
@@ -21,6 +21,6 @@ std::vector<std::size_t> metadata_pages(const std::vector<std::byte>& image);
 
 // Checks, repairs, opens and uses the pool in this image; true when it opened. Throws when a repair left what it should
 // have put right. That nothing crashes is the process's to show.
-bool survives(reactor::Reactor& home, const std::vector<std::byte>& image);
+bool survives(const std::vector<std::byte>& image, std::uint64_t seed = 1);
 
 }  // namespace pollux::volume::test

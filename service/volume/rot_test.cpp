@@ -44,9 +44,10 @@ void forge_directories(std::vector<std::byte>& image, Change change) {
 
 // A pool in whose last checkpoint the leaf that a volume shares with its snapshot counts one reference too few, and in
 // whose journal the snapshot is deleted, which frees the leaf, and a new volume is written to, unless it has no bytes.
-std::vector<std::byte> pool_that_frees_a_leaf_in_use(CrashHarness& pool, std::uint64_t new_volume_bytes) {
+std::vector<std::byte> pool_that_frees_a_leaf_in_use(const Reactors& reactors, CrashHarness& pool,
+                                                     std::uint64_t new_volume_bytes) {
   const Uuid one = id_of(1), snap = id_of(2);
-  pool.open(CrashHarness::formatted(pool.home(), 16 * kMiB, 64 * kKiB), 1);
+  pool.open(CrashHarness::formatted(reactors, 16 * kMiB, 64 * kKiB), 1);
   bool done = pool.create(one, kMiB) && pool.write(one, {{0, 8192}}) && pool.fork(one, snap, true) &&
               pool.checkpoint() && pool.remove(snap) && pool.wait_until_idle();
   const Uuid fresh = id_of(3);
@@ -60,12 +61,12 @@ std::vector<std::byte> pool_that_frees_a_leaf_in_use(CrashHarness& pool, std::ui
   return image;
 }
 
-Result<blob::CheckReport> check(reactor::Reactor& home, std::shared_ptr<blob::SimDisk> disk, blob::Repair repair) {
-  return reactor::call(home, blob::check_pool(make_sim_bdev(std::move(disk), 1), home, repair));
+Result<blob::CheckReport> check(const Reactors& reactors, std::shared_ptr<blob::SimDisk> disk, blob::Repair repair) {
+  return reactors.call(blob::check_pool(make_sim_bdev(std::move(disk), 1), reactors.home(), repair));
 }
 
-void require_refused(reactor::Reactor& home, std::shared_ptr<blob::SimDisk> disk) {
-  const auto store = reactor::call(home, blob::Store::open(make_sim_bdev(std::move(disk), 1), home));
+void require_refused(const Reactors& reactors, std::shared_ptr<blob::SimDisk> disk) {
+  const auto store = reactors.call(blob::Store::open(make_sim_bdev(std::move(disk), 1), reactors.home()));
   BOOST_REQUIRE(!store.has_value());
   BOOST_TEST((store.error().code == ErrorCode::kCorrupt), store.error().message);
 }
@@ -77,7 +78,7 @@ struct Outcome {
 
 // Each round damages a copy of the image in its own way, whatever the other rounds did, and sees what becomes of it.
 template <typename Damage>
-Outcome damage_in_many_ways(reactor::Reactor& home, const std::vector<std::byte>& image, Damage damage) {
+Outcome damage_in_many_ways(const std::vector<std::byte>& image, Damage damage) {
   const std::uint64_t seed = test_seed();
   const char* wanted = std::getenv("POLLUX_TEST_ROUNDS");
   const char* only = std::getenv("POLLUX_TEST_ROUND");
@@ -91,7 +92,7 @@ Outcome damage_in_many_ways(reactor::Reactor& home, const std::vector<std::byte>
     damage(damaged, random);
     ++outcome.rounds;
     try {
-      outcome.opened += survives(home, damaged);
+      outcome.opened += survives(damaged, seed + round);
     } catch (const std::exception& error) {
       BOOST_FAIL("POLLUX_TEST_SEED=" << seed << " POLLUX_TEST_ROUND=" << round << ": " << error.what());
     }
@@ -105,8 +106,8 @@ Outcome damage_in_many_ways(reactor::Reactor& home, const std::vector<std::byte>
 BOOST_AUTO_TEST_SUITE(rot)
 
 BOOST_AUTO_TEST_CASE(flipped_bits_in_metadata_do_no_harm) {
-  const auto reactors = start_reactors(1);
-  const auto image = busy_pool(reactors->main());
+  reactor::Stepper reactors(2, 1);
+  const auto image = busy_pool(reactors);
   auto pages = metadata_pages(image);
   for (std::size_t at = 0; at < 2 * kMiB; at += blob::kPageBytes) pages.push_back(at);
   const auto flip = [&](std::vector<std::byte>& damaged, std::mt19937_64& random) {
@@ -115,13 +116,13 @@ BOOST_AUTO_TEST_CASE(flipped_bits_in_metadata_do_no_harm) {
       damaged[at] ^= static_cast<std::byte>(1U << (random() % 8));
     }
   };
-  const Outcome outcome = damage_in_many_ways(reactors->main(), image, flip);
+  const Outcome outcome = damage_in_many_ways(image, flip);
   if (outcome.rounds >= kRounds) BOOST_TEST(outcome.opened < outcome.rounds);
 }
 
 BOOST_AUTO_TEST_CASE(forged_metadata_with_right_checksums_does_no_harm) {
-  const auto reactors = start_reactors(1);
-  const auto image = busy_pool(reactors->main());
+  reactor::Stepper reactors(2, 1);
+  const auto image = busy_pool(reactors);
   const auto pages = metadata_pages(image);
   const auto forge = [&](std::vector<std::byte>& forged, std::mt19937_64& random) {
     for (std::uint64_t i = 0; i <= random() % 4; ++i) {
@@ -135,56 +136,53 @@ BOOST_AUTO_TEST_CASE(forged_metadata_with_right_checksums_does_no_harm) {
       });
     }
   };
-  const Outcome outcome = damage_in_many_ways(reactors->main(), image, forge);
+  const Outcome outcome = damage_in_many_ways(image, forge);
   if (outcome.rounds >= kRounds) BOOST_TEST(outcome.opened > 0U);
 }
 
 BOOST_AUTO_TEST_CASE(a_leaf_that_the_journal_freed_while_in_use_gets_its_page_back) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
-  CrashHarness pool(home);
-  const auto image = pool_that_frees_a_leaf_in_use(pool, 0);
+  reactor::Stepper reactors(2, 1);
+  CrashHarness pool(reactors);
+  const auto image = pool_that_frees_a_leaf_in_use(reactors, pool, 0);
   auto disk = std::make_shared<blob::SimDisk>(image);
-  require_refused(home, disk);
-  const auto found = must(check(home, disk, blob::Repair::kNo));
+  require_refused(reactors, disk);
+  const auto found = must(check(reactors, disk, blob::Repair::kNo));
   // The page, and the two clusters of the leaf, one of which was half-written before.
   BOOST_TEST(found.lost > 0U);
   BOOST_TEST(found.doubly_used + found.damaged == 0U);
   BOOST_TEST(found.irreparable == "");
-  const auto repaired = must(check(home, disk, blob::Repair::kYes));
+  const auto repaired = must(check(reactors, disk, blob::Repair::kYes));
   BOOST_TEST(repaired.repaired == repaired.found());
-  BOOST_TEST(must(check(home, disk, blob::Repair::kNo)).clean());
+  BOOST_TEST(must(check(reactors, disk, blob::Repair::kNo)).clean());
   pool.open(disk->image(), 1);
   pool.verify();
 }
 
 BOOST_AUTO_TEST_CASE(a_directory_that_calls_itself_something_else_is_refused) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
-  auto image = busy_pool(home);
+  reactor::Stepper reactors(2, 1);
+  auto image = busy_pool(reactors);
   forge_directories(image, [](std::uint32_t word) {
     const bool directory = (word >> blob::kDirTypeShift) == static_cast<std::uint32_t>(blob::PageType::kDirectory);
     return directory ? (static_cast<std::uint32_t>(blob::PageType::kLeaf) << blob::kDirTypeShift) | 3 : word;
   });
   auto disk = std::make_shared<blob::SimDisk>(image);
-  require_refused(home, disk);
-  const auto report = check(home, disk, blob::Repair::kYes);
+  require_refused(reactors, disk);
+  const auto report = check(reactors, disk, blob::Repair::kYes);
   BOOST_REQUIRE(!report.has_value());
   BOOST_TEST((report.error().code == ErrorCode::kCorrupt));
   BOOST_TEST((disk->image() == image));
 }
 
 BOOST_AUTO_TEST_CASE(a_repair_that_would_leave_what_cannot_be_opened_writes_nothing) {
-  const auto reactors = start_reactors(1);
-  reactor::Reactor& home = reactors->main();
+  reactor::Stepper reactors(2, 1);
   // The page becomes a leaf again, or the index of a volume large enough to need one.
   for (const std::uint64_t bytes : {kMiB, 3 * kGiB}) {
     BOOST_TEST_CONTEXT("a new volume of " << bytes << " bytes") {
-      CrashHarness pool(home);
-      const auto image = pool_that_frees_a_leaf_in_use(pool, bytes);
+      CrashHarness pool(reactors);
+      const auto image = pool_that_frees_a_leaf_in_use(reactors, pool, bytes);
       auto disk = std::make_shared<blob::SimDisk>(image);
-      require_refused(home, disk);
-      const auto report = must(check(home, disk, blob::Repair::kYes));
+      require_refused(reactors, disk);
+      const auto report = must(check(reactors, disk, blob::Repair::kYes));
       BOOST_TEST(report.doubly_used > 0U);
       BOOST_TEST(report.repaired == 0U);
       BOOST_REQUIRE(!report.findings.empty());
@@ -196,8 +194,8 @@ BOOST_AUTO_TEST_CASE(a_repair_that_would_leave_what_cannot_be_opened_writes_noth
 
 // The error of opening a pool whose superblock was changed.
 Error refusal(void (*change)(blob::Superblock&)) {
-  const auto reactors = start_reactors(1);
-  auto image = CrashHarness::formatted(reactors->main(), 24 * kMiB, 64 * kKiB);
+  reactor::Stepper reactors(2, 1);
+  auto image = CrashHarness::formatted(reactors, 24 * kMiB, 64 * kKiB);
   for (std::size_t at : {std::size_t{0}, static_cast<std::size_t>(blob::kSuperSlotStride)}) {
     blob::Superblock super;
     std::memcpy(&super, image.data() + at, sizeof(super));
@@ -207,7 +205,7 @@ Error refusal(void (*change)(blob::Superblock&)) {
     std::memcpy(image.data() + at, &super, sizeof(super));
   }
   auto disk = std::make_shared<blob::SimDisk>(std::move(image));
-  auto store = reactor::call(reactors->main(), blob::Store::open(make_sim_bdev(disk, 1), reactors->main()));
+  auto store = reactors.call(reactors.main(), blob::Store::open(make_sim_bdev(disk, 1), reactors.main()));
   BOOST_REQUIRE(!store.has_value());
   BOOST_TEST((store.error().code == ErrorCode::kUnsupported));
   return store.error();

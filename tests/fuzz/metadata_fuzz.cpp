@@ -14,7 +14,7 @@
 #include "blob/format.h"
 #include "blob/page_codec.h"
 #include "fuzz/input.h"
-#include "reactor/reactor.h"
+#include "reactor/stepper.h"
 #include "volume/rot_harness.h"
 
 namespace {
@@ -28,8 +28,10 @@ constexpr std::size_t kJournalPages = 32;
 constexpr std::size_t kMaxChanges = 64;
 
 struct World {
-  std::unique_ptr<reactor::ReactorGroup> reactors = volume::test::start_reactors(1);
-  std::vector<std::byte> image = volume::test::busy_pool(reactors->main());
+  std::vector<std::byte> image = [] {
+    reactor::Stepper reactors(2, 1);
+    return volume::test::busy_pool(reactors);
+  }();
   std::vector<std::size_t> places;
   Superblock super{};
 
@@ -91,6 +93,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     input.bytes(image.data() + place + offset, length);
     if (sealed) seal(image.data() + place, image.size() - place, world.super);
   }
-  volume::test::survives(world.reactors->main(), image);
+  volume::test::survives(image);
   return 0;
 }

@@ -9,6 +9,7 @@
 #include "initiator/growing_disk.h"
 #include "initiator/scsi_events.h"
 #include "initiator/service_fixture.h"
+#include "initiator/wait_until.h"
 
 namespace pollux::initiator {
 namespace {
@@ -113,6 +114,8 @@ BOOST_AUTO_TEST_CASE(a_scsi_guest_whose_front_end_was_away_is_told) {
   front_end.start();
   ScsiEvents events(front_end);
   front_end.disconnect();
+  // Until the session has ended its event queue goes on, and tells of a change by an event in the guest's ring.
+  BOOST_REQUIRE(wait_until([&] { return service().sessions().front().active_queues == 0; }));
   BOOST_REQUIRE(service().remove_scsi_target("g", {1, 0}).has_value());
   add("g", 2, ram());
   front_end.reconnect();

@@ -1,5 +1,5 @@
 #pragma once
-// ClusterTable: what the Writer knows about some clusters of volumes. Fixed memory, made at start. Home reactor only.
+// ClusterTable: what is known about some clusters of volumes. Fixed memory, made at start. Home reactor only.
 
 #include <cstdint>
 #include <vector>
@@ -18,18 +18,12 @@ struct OpenCluster {
   bool fresh = false;
   // One operation has the cluster for itself.
   bool exclusive = false;
+  // From the data path as well: Publication::hold().
+  bool held = false;
   std::uint32_t in_flight = 0;
   std::uint64_t busy = 0;  // sub-blocks being written
   HomeIoList waiting;
   OpenCluster* next = nullptr;
-};
-
-// One whose map entry has changed by records that are not durable yet.
-struct UncommittedCluster {
-  VolumeNo volume = 0;
-  std::uint32_t index = 0;
-  std::uint32_t changes = 0;
-  UncommittedCluster* next = nullptr;
 };
 
 // Node: has volume, index and next.

@@ -14,7 +14,8 @@ struct Geometry {
   std::uint32_t cluster_count = 0;
   std::uint32_t journal_clusters = 0;
   std::uint32_t zone_head_clusters = 0;
-  std::uint32_t pages_per_cluster = 0;
+  std::uint32_t pages_per_cluster = 0;  // a power of two
+  std::uint32_t pages_shift = 0;
 
   static Geometry from(std::uint32_t cluster_bytes, std::uint32_t cluster_count, std::uint64_t journal_bytes) {
     Geometry g;
@@ -25,6 +26,7 @@ struct Geometry {
     g.journal_clusters = static_cast<std::uint32_t>(journal_bytes / cluster_bytes);
     g.zone_head_clusters = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(kZoneRefcountBytes, cluster_bytes));
     g.pages_per_cluster = pages_per_metadata_cluster(cluster_bytes);
+    g.pages_shift = static_cast<std::uint32_t>(std::countr_zero(g.pages_per_cluster));
     return g;
   }
 

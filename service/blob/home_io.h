@@ -52,7 +52,7 @@ class HomeIo : public reactor::Message {
   friend class HomeIoList;
   HomeIo* link_ = nullptr;
   struct OpenCluster* cluster_ = nullptr;
-  struct UncommittedCluster* uncommitted_ = nullptr;
+  bool uncommitted_ = false;  // Publication::committed() is to follow
   std::uint64_t mask_ = 0;
   unsigned epoch_ = 0;
   class Writer* writer_ = nullptr;

@@ -20,13 +20,12 @@ struct MapEntry {
   ClusterNo own = 0;
   ClusterNo base = 0;
   std::uint64_t bits = 0;
-  // The data path may not write to `own`: another map may name it too, or this entry is not in the journal yet. May be
-  // set when that is no longer so; the Writer finds out.
-  bool shared = false;
 
   bool full() const { return bits == kAllBits; }
 };
 
+// An entry is open, and then the data path may write to `own` in place, or closed, and then writes go to the home
+// reactor. A change closes it; only the Publication opens one (publication.h).
 class Entry {
  public:
   // Home reactor.
@@ -34,7 +33,7 @@ class Entry {
     const std::uint64_t word = word_.load(std::memory_order_relaxed);
     return decode(word, bits_.load(std::memory_order_relaxed));
   }
-  // Home reactor.
+  // Home reactor. Closes it.
   void set(const MapEntry& value) {
     const std::uint64_t word = encode(value);
     const std::uint64_t old = word_.load(std::memory_order_relaxed);
@@ -47,14 +46,14 @@ class Entry {
     bits_.store(value.bits, std::memory_order_release);
     word_.store(word, std::memory_order_release);
   }
-  // Any reactor. The cluster that holds all of `touched()`, a mask of sub-blocks, and, to write, that nobody else
-  // names. 0: there is none, or read() tells. The mask is asked for only where the cluster is not full.
+  // Any reactor. The cluster that holds all of `touched()`, a mask of sub-blocks, and, to write, is open. 0: there is
+  // none, or read() tells. The mask is asked for only where the cluster is not full.
   template <typename Touched>
   [[gnu::always_inline]] ClusterNo in_place(bool to_write, Touched touched) const {
     const std::uint64_t word = word_.load(std::memory_order_acquire);
-    const std::uint64_t shared = to_write ? kShared : 0;
-    if ((word & (kFull | shared)) == kFull) return static_cast<ClusterNo>(word & kClusterMask);
-    if ((word & (kChanging | shared)) != 0) return 0;
+    const std::uint64_t closed = to_write ? kClosed : 0;
+    if ((word & (kFull | closed)) == kFull) return static_cast<ClusterNo>(word & kClusterMask);
+    if ((word & (kChanging | closed)) != 0) return 0;
     const std::uint64_t bits = bits_.load(std::memory_order_acquire);
     if (word_.load(std::memory_order_relaxed) != word) return 0;
     const std::uint64_t sub_blocks = touched();
@@ -63,9 +62,10 @@ class Entry {
     return missing == sub_blocks && !to_write ? static_cast<ClusterNo>((word >> kBaseShift) & kClusterMask) : 0;
   }
   // Any reactor. False: it is changing at this moment; ask the home reactor.
-  bool read(MapEntry& value) const {
+  bool read(MapEntry& value, bool& closed) const {
     const std::uint64_t word = word_.load(std::memory_order_acquire);
     if (word & kChanging) return false;
+    closed = (word & kClosed) != 0;
     if (word & kFull) {
       value = decode(word, kAllBits);
       return true;
@@ -77,22 +77,26 @@ class Entry {
   }
 
  private:
+  friend class Publication;
+  bool closed() const { return (word_.load(std::memory_order_relaxed) & kClosed) != 0; }
+  void open() { word_.store(word_.load(std::memory_order_relaxed) & ~kClosed, std::memory_order_release); }
+  void close() { word_.store(word_.load(std::memory_order_relaxed) | kClosed, std::memory_order_release); }
+
   static constexpr std::uint64_t kClusterMask = (1ULL << 30) - 1;
   static constexpr unsigned kBaseShift = 30;
   static constexpr std::uint64_t kChanging = 1ULL << 61;
-  static constexpr std::uint64_t kShared = 1ULL << 62;
+  static constexpr std::uint64_t kClosed = 1ULL << 62;
   // Not while it changes. The sign, which is the cheapest bit to look at.
   static constexpr std::uint64_t kFull = 1ULL << 63;
 
   static std::uint64_t encode(const MapEntry& value) {
     return std::uint64_t{value.own} | (std::uint64_t{value.base} << kBaseShift) | (value.full() ? kFull : 0) |
-           (value.shared ? kShared : 0);
+           (value.own != 0 ? kClosed : 0);
   }
   static MapEntry decode(std::uint64_t word, std::uint64_t bits) {
     return {.own = static_cast<ClusterNo>(word & kClusterMask),
             .base = static_cast<ClusterNo>((word >> kBaseShift) & kClusterMask),
-            .bits = bits,
-            .shared = (word & kShared) != 0};
+            .bits = bits};
   }
 
   std::atomic<std::uint64_t> word_{0};
@@ -106,8 +110,9 @@ struct alignas(64) Leaf {
   bool damaged = false;
 };
 
-// A slot: 0 for no leaf (zeros), kNotLoaded, or a Leaf* with kSharedTag when another volume may have the same leaf.
-inline constexpr std::uintptr_t kSharedTag = 1;
+// A slot: 0 for no leaf (zeros), kNotLoaded, or a Leaf*, with kClosedTag when nothing of the leaf may be written in place
+// through this volume, whatever its entries say.
+inline constexpr std::uintptr_t kClosedTag = 1;
 inline constexpr std::uintptr_t kNotLoaded = 2;
 
 struct LeafTable {
@@ -126,8 +131,8 @@ struct VolumeView {
     if (to_write && frozen.load(std::memory_order_acquire)) return 0;
     const std::uintptr_t at =
         table.load(std::memory_order_acquire)->slots[index / kLeafEntries].load(std::memory_order_acquire);
-    if (at == 0 || at == kNotLoaded || (to_write && (at & kSharedTag) != 0)) return 0;
-    const auto* leaf = reinterpret_cast<const Leaf*>(at & ~kSharedTag);
+    if (at == 0 || at == kNotLoaded || (to_write && (at & kClosedTag) != 0)) return 0;
+    const auto* leaf = reinterpret_cast<const Leaf*>(at & ~kClosedTag);
     return leaf->entries[index % kLeafEntries].in_place(to_write, touched);
   }
 

@@ -63,8 +63,9 @@ class PageStore {
     bool fresh = false;
     std::vector<std::uint32_t> words;
   };
+  // Without a division: a first write looks here several times.
   std::uint32_t word(PageNo page) const {
-    return clusters_[page / geometry_.pages_per_cluster].words[page % geometry_.pages_per_cluster];
+    return clusters_[page >> geometry_.pages_shift].words[page & (geometry_.pages_per_cluster - 1)];
   }
   std::uint32_t& change(PageNo page) {
     touch_directory(page / geometry_.pages_per_cluster);

@@ -7,7 +7,7 @@
 //              in the end comes back with give_back()
 //   used       count > 0
 //   contested  used, and the count fell to 1 by a journal record that is not durable yet: the volume that gave the
-//              cluster up may have it back after a crash, so it counts as shared until settled
+//              cluster up may have it back after a crash, so its last owner is not alone until it is settled
 //   released   count fell to 0, but the journal record that says so is not durable yet, or an I/O that looked the
 //              cluster up earlier may still be on its way; the caller of collect_released() waits for both and then
 //              calls make_free(). Also a free cluster that hold_free() keeps from being allocated until make_free() is
@@ -46,7 +46,8 @@ class Refcounts {
     return cluster < words_.size() && (words_[cluster] & kMetadataCluster) == 0 && words_[cluster] != kSystemCluster &&
            cluster != 0;
   }
-  bool shared(ClusterNo cluster) const { return words_[cluster] > 1 || contested(cluster); }
+  // One map entry names it, and never again another that a crash might bring back.
+  bool alone(ClusterNo cluster) const { return words_[cluster] == 1 && !contested(cluster); }
   bool contested(ClusterNo cluster) const { return contested_[0].has(cluster) || contested_[1].has(cluster); }
 
   std::optional<ClusterNo> allocate();

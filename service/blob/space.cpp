@@ -121,20 +121,25 @@ Status Space::ensure_pages(std::uint32_t count) {
   return {};
 }
 
+bool Space::has_reclaimable() const {
+  return state_.refcounts.has_released() || state_.has_retired() || publication_.has_retired();
+}
+
 bool Space::reclaim() {
   if (reclaiming_) return true;
   if (journal_.failed()) return false;
-  if (!state_.refcounts.has_released() && !state_.has_retired()) return discarder_.holds_clusters();
+  if (!has_reclaimable()) return discarder_.holds_clusters();
   reclaiming_ = true;
   reactor::spawn(run_reclaim());
   return true;
 }
 
 reactor::Task<void> Space::run_reclaim() {
-  while (state_.refcounts.has_released() || state_.has_retired()) {
+  while (has_reclaimable()) {
     const auto clusters = state_.refcounts.collect_released();
     {
-      const auto retired = state_.collect_retired();
+      const auto leaves = state_.collect_retired();
+      const auto tables = publication_.collect_retired();
       // A crash before this commit brings the clusters back to who had them, with their contents untouched.
       const auto committed = co_await journal_.commit();
       co_await lanes_.grace();

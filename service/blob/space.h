@@ -15,6 +15,7 @@
 #include "blob/discarder.h"
 #include "blob/journal.h"
 #include "blob/lanes.h"
+#include "blob/publication.h"
 #include "blob/state.h"
 #include "reactor/task.h"
 
@@ -27,8 +28,10 @@ class Space {
     std::function<void()> on_settled;    // clusters are contested no more, or never will be settled
   };
   // `metadata`: the home reactor's channel to the device.
-  Space(State& state, Journal& journal, Lanes& lanes, bdev::Channel& metadata, Discarder& discarder, Events events)
+  Space(State& state, Publication& publication, Journal& journal, Lanes& lanes, bdev::Channel& metadata,
+        Discarder& discarder, Events events)
       : state_(state),
+        publication_(publication),
         journal_(journal),
         lanes_(lanes),
         metadata_(metadata),
@@ -54,6 +57,7 @@ class Space {
   bool idle() const { return !reclaiming_ && !settling_ && !refilling_ && reserving_ == 0; }
 
  private:
+  bool has_reclaimable() const;
   std::uint64_t kept_for_metadata() const;
   // Of that, what is still in the free map.
   std::uint64_t metadata_reserve() const;
@@ -65,6 +69,7 @@ class Space {
   std::optional<ClusterNo> take_for_metadata();
 
   State& state_;
+  Publication& publication_;
   Journal& journal_;
   Lanes& lanes_;
   bdev::Channel& metadata_;

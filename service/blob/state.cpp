@@ -143,7 +143,7 @@ Status State::share_leaves(Volume& from, Volume& to) {
     if (pages.refs(page) >= kDirRefsMask) return corrupt("too many references to leaf " + std::to_string(page));
     pages.add_ref(page);
     POLLUX_TRY(set_leaf(to, slot, page));
-    publish_slot(from, slot);
+    changed_slot(from, slot);
   }
   to.mapped = from.mapped;
   touch_volume(to);
@@ -192,10 +192,7 @@ Status State::apply_resize(const ResizeRecord& record) {
       }
     }
   }
-  if (volume->view) {
-    build_view(*volume);
-    volume->view->size_bytes.store(volume->size_bytes, std::memory_order_release);
-  }
+  if (observer_ != nullptr) observer_->resized(*volume);
   return {};
 }
 
@@ -275,7 +272,7 @@ Status State::apply_metadata_grow(const MetadataGrowRecord& record) {
 Status State::apply_revert(const RevertRecord& record) {
   Volume* volume = find(record.header.volume);
   Volume* snapshot = find(record.snapshot);
-  if (volume == nullptr || snapshot == nullptr || volume->deleting() || snapshot->deleting() || volume->view ||
+  if (volume == nullptr || snapshot == nullptr || volume->deleting() || snapshot->deleting() ||
       !volume->index_loaded || !snapshot->index_loaded || snapshot->size_bytes > volume->size_bytes) {
     return corrupt("impossible revert");
   }

@@ -3,7 +3,10 @@
 //
 // Each change is a journal record. apply() carries it out at once, without waiting for anything, so that running and
 // replaying are the same code and end in the same state. What apply() needs in memory (leaves, index pages) and on disk
-// (free metadata pages) is the caller's to bring first; see store.h and recovery.h. Home reactor only.
+// (free metadata pages) is the caller's to bring first; see store.h and recovery.h.
+//
+// It knows nothing of who reads and writes volumes meanwhile. A MapObserver is told of changes that concern them; that
+// is the Publication, or nobody, as in recovery. Home reactor only.
 
 #include <cstdint>
 #include <map>
@@ -23,6 +26,27 @@
 #include "blob/volume.h"
 
 namespace pollux::blob {
+
+// Told within apply(), or a load, when the change has been made.
+class MapObserver {
+ public:
+  virtual ~MapObserver() = default;
+  // It is in memory now, all entries closed.
+  virtual void leaf_loaded(Leaf& leaf) = 0;
+  // Another leaf names the same clusters from here on.
+  virtual void leaf_copied(Leaf& original) = 0;
+  // The volume has another leaf there, or shares it with more or fewer volumes.
+  virtual void slot_changed(Volume& volume, std::size_t slot) = 0;
+  virtual void resized(Volume& volume) = 0;
+};
+
+// Who else names a volume's own cluster.
+enum class Sharing : std::uint8_t {
+  kUnmapped,   // there is no such cluster
+  kShared,     // another map names it too
+  kContested,  // nobody, but a crash may bring another that does: wait for Space::settle()
+  kAlone,      // nobody
+};
 
 class State : public PageSource {
  public:
@@ -80,32 +104,22 @@ class State : public PageSource {
   void load_damaged_leaf(PageNo page);
   // The entry of a cluster; its leaf must be loaded if there is one. All zeros when there is no leaf.
   MapEntry entry(const Volume& volume, std::uint32_t index) const;
-  // True when a write may change the entry's own cluster in place.
-  bool exclusive(const Volume& volume, std::uint32_t index) const;
-  // Nobody else names the entry's own cluster, but that is not durable: wait for Space::settle().
-  bool contested(const Volume& volume, std::uint32_t index) const;
-  // Lets the data path write to this cluster in place, which is exclusive and whose entry is durable.
-  void admit_writers(Volume& volume, std::uint32_t index);
-  // Sends writes to this cluster home until admit_writers(), shared or not. Its leaf is loaded.
-  void hold_shared(const Volume& volume, std::uint32_t index);
-  // Volumes that are open in `before`, the state that this one replaces, keep their Volume and VolumeView, which get the
-  // contents they have here. Their indexes are loaded. `before` lives on until a grace period has passed.
-  void take_over_users(State& before);
-  // Makes or refreshes the data path's table.
-  void build_view(Volume& volume);
-  void publish_slot(Volume& volume, std::size_t slot);
+  // The same precondition.
+  Sharing sharing(const Volume& volume, std::uint32_t index) const;
+  bool alone(const Volume& volume, std::uint32_t index) const { return sharing(volume, index) == Sharing::kAlone; }
+  // The object of a volume of `before`, the state that this one replaces, and its users go on as this state's, with the
+  // contents that the volume has here. Its index is loaded.
+  Volume& take_over(State& before, VolumeNo number);
+  // Null: nobody.
+  void set_observer(MapObserver* observer) { observer_ = observer; }
 
   // ---- Space
   // Clusters promised to thick volumes and not taken yet.
   std::uint64_t reserved_clusters() const { return reserved_; }
   std::uint64_t reservation(const Volume& volume) const;
 
-  // What no map leads to any more, to be destroyed after a grace period.
-  struct Retired {
-    std::vector<std::unique_ptr<Leaf>> leaves;
-    std::vector<std::unique_ptr<LeafTable>> tables;
-    bool empty() const { return leaves.empty() && tables.empty(); }
-  };
+  // Leaves that no map leads to any more, to be destroyed after a grace period.
+  using Retired = std::vector<std::unique_ptr<Leaf>>;
   Retired collect_retired() { return std::exchange(retired_, {}); }
   bool has_retired() const { return !retired_.empty(); }
 
@@ -143,6 +157,9 @@ class State : public PageSource {
   Status drop_leaf_page(PageNo page);
   bool valid_entry(const LeafEntry& entry) const;
   Leaf& add_leaf(PageNo page);
+  void changed_slot(Volume& volume, std::size_t slot) {
+    if (observer_ != nullptr) observer_->slot_changed(volume, slot);
+  }
   PageNo allocate_page(PageType type);
   void serialize_volume(const Volume& volume, VolumeRecord& record) const;
 
@@ -157,6 +174,7 @@ class State : public PageSource {
   std::unordered_map<PageNo, IndexOwner> index_owners_;
   std::vector<std::unique_ptr<Leaf>> leaves_;
   Retired retired_;
+  MapObserver* observer_ = nullptr;
   std::uint64_t reserved_ = 0;
   bool keep_freed_ = false;
   std::unordered_set<PageNo> freed_;

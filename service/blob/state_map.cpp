@@ -46,11 +46,9 @@ void State::load_leaf(PageNo page, const LeafPage& bytes) {
       leaf.damaged = true;
       return;
     }
-    leaf.entries[i].set({.own = entry.own,
-                         .base = entry.base,
-                         .bits = entry.bits,
-                         .shared = entry.own != 0 && refcounts.shared(entry.own)});
+    leaf.entries[i].set({.own = entry.own, .base = entry.base, .bits = entry.bits});
   }
+  if (observer_ != nullptr) observer_->leaf_loaded(leaf);
 }
 
 void State::load_damaged_leaf(PageNo page) {
@@ -63,78 +61,24 @@ MapEntry State::entry(const Volume& volume, std::uint32_t index) const {
   return leaf(page)->entries[index % kLeafEntries].get();
 }
 
-bool State::exclusive(const Volume& volume, std::uint32_t index) const {
+Sharing State::sharing(const Volume& volume, std::uint32_t index) const {
   const PageNo page = volume.leaves[index / kLeafEntries];
-  if (page == 0 || pages.refs(page) != 1) return false;
-  const ClusterNo own = entry(volume, index).own;
-  return own != 0 && !refcounts.shared(own);
+  if (page == 0) return Sharing::kUnmapped;
+  const ClusterNo own = leaf(page)->entries[index % kLeafEntries].get().own;
+  if (own == 0) return Sharing::kUnmapped;
+  if (pages.refs(page) != 1 || refcounts.word(own) > 1) return Sharing::kShared;
+  return refcounts.contested(own) ? Sharing::kContested : Sharing::kAlone;
 }
 
-bool State::contested(const Volume& volume, std::uint32_t index) const {
-  const PageNo page = volume.leaves[index / kLeafEntries];
-  if (page == 0 || pages.refs(page) != 1) return false;
-  const ClusterNo own = entry(volume, index).own;
-  return own != 0 && refcounts.word(own) == 1 && refcounts.contested(own);
-}
-
-void State::admit_writers(Volume& volume, std::uint32_t index) {
-  const std::size_t slot = index / kLeafEntries;
-  Entry& at = leaf(volume.leaves[slot])->entries[index % kLeafEntries];
-  MapEntry entry = at.get();
-  if (entry.shared) {
-    entry.shared = false;
-    at.set(entry);
-  }
-  publish_slot(volume, slot);
-}
-
-void State::hold_shared(const Volume& volume, std::uint32_t index) {
-  const PageNo page = volume.leaves[index / kLeafEntries];
-  if (page == 0) return;
-  Entry& at = leaf(page)->entries[index % kLeafEntries];
-  MapEntry entry = at.get();
-  if (entry.own == 0 || entry.shared) return;
-  entry.shared = true;
-  at.set(entry);
-}
-
-void State::publish_slot(Volume& volume, std::size_t slot) {
-  if (!volume.view) return;
-  const PageNo page = volume.leaves[slot];
-  std::uintptr_t value = 0;
-  if (page != 0) {
-    Leaf* loaded = leaf(page);
-    value = loaded == nullptr ? kNotLoaded
-                              : reinterpret_cast<std::uintptr_t>(loaded) | (pages.refs(page) > 1 ? kSharedTag : 0);
-  }
-  auto& at = volume.view->owned_table->slots[slot];
-  if (at.load(std::memory_order_relaxed) != value) at.store(value, std::memory_order_release);
-}
-
-void State::take_over_users(State& before) {
-  for (auto& [number, theirs] : before.volumes_) {
-    if (!theirs->view) continue;
-    std::unique_ptr<Volume>& mine = volumes_.at(number);
-    unindex_names(*mine);
-    mine->view = std::move(theirs->view);
-    mine->opens = theirs->opens;
-    mine->losses_told = theirs->losses_told;
-    *theirs = std::move(*mine);
-    mine = std::move(theirs);
-    index_names(*mine);
-    build_view(*mine);
-    mine->view->size_bytes.store(mine->size_bytes, std::memory_order_release);
-  }
-}
-
-void State::build_view(Volume& volume) {
-  // Never smaller than before: who looked at the size before this may look up what lay behind the new end.
-  const std::size_t before = volume.view->owned_table ? volume.view->owned_table->count : 0;
-  auto table = std::make_unique<LeafTable>(std::max(volume.leaves.size(), before));
-  std::swap(table, volume.view->owned_table);
-  for (std::size_t slot = 0; slot < volume.leaves.size(); ++slot) publish_slot(volume, slot);
-  volume.view->table.store(volume.view->owned_table.get(), std::memory_order_release);
-  if (table) retired_.tables.push_back(std::move(table));
+Volume& State::take_over(State& before, VolumeNo number) {
+  std::unique_ptr<Volume>& mine = volumes_.at(number);
+  std::unique_ptr<Volume>& theirs = before.volumes_.at(number);
+  unindex_names(*mine);
+  mine->take_users(*theirs);
+  *theirs = std::move(*mine);
+  mine = std::move(theirs);
+  index_names(*mine);
+  return *mine;
 }
 
 Status State::set_leaf(Volume& volume, std::size_t slot, PageNo page) {
@@ -154,7 +98,7 @@ Status State::set_leaf(Volume& volume, std::size_t slot, PageNo page) {
     touch_volume(volume);
   }
   volume.leaves[slot] = page;
-  publish_slot(volume, slot);
+  changed_slot(volume, slot);
   return {};
 }
 
@@ -178,16 +122,15 @@ Result<Leaf*> State::writable_leaf(Volume& volume, std::size_t slot) {
     // The clusters now hang on two leaves.
     Leaf& original = *leaf(page);
     for (std::uint32_t i = 0; i < kLeafEntries; ++i) {
-      MapEntry entry = original.entries[i].get();
+      const MapEntry entry = original.entries[i].get();
       if (entry.own == 0) continue;
       if (!refcounts.add(entry.own) || (entry.base != 0 && !refcounts.add(entry.base))) {
         return fail(ErrorCode::kCorrupt, "metadata: reference count out of range");
       }
-      entry.shared = true;
-      original.entries[i].set(entry);
       copy.entries[i].set(entry);
     }
     pages.drop_ref(page);
+    if (observer_ != nullptr) observer_->leaf_copied(original);
   }
   if (auto set = set_leaf(volume, slot, made); !set) return fail(std::move(set.error()));
   return &copy;
@@ -224,9 +167,8 @@ Status State::apply_map_set(const MapSetRecord& record) {
   if (gives_back && volume->charged > 0) --volume->charged;
   reserved_ += reservation(*volume);
 
-  // The record is not durable yet: a write in place would be answered and lost with it.
-  at.set({.own = fresh.own, .base = fresh.base, .bits = fresh.bits, .shared = fresh.own != 0});
-  publish_slot(*volume, record.index / kLeafEntries);
+  at.set({.own = fresh.own, .base = fresh.base, .bits = fresh.bits});
+  changed_slot(*volume, record.index / kLeafEntries);
   return {};
 }
 
@@ -253,7 +195,7 @@ Status State::drop_leaf_page(PageNo page) {
   if (keep_freed_) {
     freed_.insert(page);
   } else {
-    retired_.leaves.push_back(std::move(leaves_[page]));
+    retired_.push_back(std::move(leaves_[page]));
   }
   return {};
 }

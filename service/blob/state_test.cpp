@@ -105,11 +105,12 @@ BOOST_AUTO_TEST_CASE(a_fork_shares_leaves_and_the_first_change_copies_one) {
   const ClusterNo b = *state.refcounts.allocate();
   BOOST_REQUIRE(map(1, 0, {.own = a, .base = 0, .bits = kAllBits}).has_value());
   BOOST_REQUIRE(map(1, 700, {.own = b, .base = 0, .bits = kAllBits}).has_value());
-  BOOST_TEST(state.exclusive(volume(1), 0));
+  BOOST_TEST((state.sharing(volume(1), 0) == Sharing::kAlone));
+  BOOST_TEST((state.sharing(volume(1), 1) == Sharing::kUnmapped));
   fork(1, 2);
   BOOST_TEST(volume(2).leaves[0] == volume(1).leaves[0]);
   BOOST_TEST(state.pages.refs(volume(1).leaves[0]) == 2U);
-  BOOST_TEST(!state.exclusive(volume(1), 0));
+  BOOST_TEST((state.sharing(volume(1), 0) == Sharing::kShared));
   const ClusterNo c = *state.refcounts.allocate();
   const std::uint64_t unused = state.geometry.unused_bits();
   BOOST_REQUIRE(map(1, 0, {.own = c, .base = a, .bits = unused | 1}).has_value());
@@ -118,10 +119,75 @@ BOOST_AUTO_TEST_CASE(a_fork_shares_leaves_and_the_first_change_copies_one) {
   BOOST_TEST(state.refcounts.word(a) == 2U);
   BOOST_TEST(state.refcounts.word(c) == 1U);
   BOOST_TEST(state.entry(volume(2), 0).own == a);
-  BOOST_TEST(state.exclusive(volume(1), 0));
+  BOOST_TEST((state.sharing(volume(1), 0) == Sharing::kAlone));
+  // It is the base of one and the own of the other.
+  BOOST_TEST((state.sharing(volume(2), 0) == Sharing::kShared));
   // Written in full, the base is released.
   BOOST_REQUIRE(map(1, 0, {.own = c, .base = 0, .bits = kAllBits}).has_value());
   BOOST_TEST(state.refcounts.word(a) == 1U);
+  // A crash may bring the record back that named it.
+  BOOST_TEST((state.sharing(volume(2), 0) == Sharing::kContested));
+  state.refcounts.begin_settling();
+  BOOST_TEST((state.sharing(volume(2), 0) == Sharing::kContested));
+  state.refcounts.end_settling();
+  BOOST_TEST((state.sharing(volume(2), 0) == Sharing::kAlone));
+}
+
+// Observed or not, the metadata comes out the same, page by page.
+BOOST_AUTO_TEST_CASE(an_observer_changes_nothing_and_is_told_of_every_slot_leaf_and_size) {
+  struct Told final : MapObserver {
+    void leaf_loaded(Leaf&) override { ++loaded; }
+    void leaf_copied(Leaf&) override { ++copied; }
+    void slot_changed(Volume& volume, std::size_t slot) override { slots.emplace(volume.id.bytes[0], slot); }
+    void resized(Volume& volume) override { sizes.push_back(volume.size_bytes); }
+    unsigned loaded = 0;
+    unsigned copied = 0;
+    std::set<std::pair<unsigned, std::size_t>> slots;
+    std::vector<std::uint64_t> sizes;
+  } told;
+  Fixture watched;
+  watched.state.set_observer(&told);
+  for (Fixture* each : {static_cast<Fixture*>(this), &watched}) {
+    each->create(1, 64 * kMiB);
+    for (const std::uint32_t index : {0U, 700U}) {
+      const ClusterNo cluster = *each->state.refcounts.allocate();
+      BOOST_REQUIRE(each->map(1, index, {.own = cluster, .base = 0, .bits = kAllBits}).has_value());
+    }
+    each->fork(1, 2);
+    const ClusterNo other = *each->state.refcounts.allocate();
+    BOOST_REQUIRE(each->map(2, 0, {.own = other, .base = 0, .bits = kAllBits}).has_value());
+    auto resize = make_record<ResizeRecord>(RecordType::kResize, each->volume(1).number);
+    resize.size_bytes = 128 * kMiB;
+    BOOST_REQUIRE(each->state.apply(resize.header).has_value());
+  }
+  BOOST_TEST(told.copied == 1U);
+  BOOST_TEST(told.loaded == 0U);
+  using Slot = std::pair<unsigned, std::size_t>;
+  BOOST_TEST((told.slots == std::set<Slot>{{1, 0}, {1, 2}, {2, 0}, {2, 2}}));
+  BOOST_TEST((told.sizes == std::vector<std::uint64_t>{128 * kMiB}));
+  const auto cut = state.dirty.cut();
+  const auto same = watched.state.dirty.cut();
+  BOOST_REQUIRE(cut.size() == same.size());
+  for (std::size_t i = 0; i < cut.size(); ++i) {
+    BOOST_TEST(cut[i].value == same[i].value);
+    const auto mine = state.dirty.image(cut[i]);
+    const auto theirs = watched.state.dirty.image(same[i]);
+    BOOST_TEST(std::memcmp(mine.data(), theirs.data(), kPageBytes) == 0);
+  }
+}
+
+// A leaf that comes from the device says who is alone with what, as one that was made here.
+BOOST_AUTO_TEST_CASE(a_leaf_that_is_written_and_loaded_says_the_same) {
+  create(1, kMiB);
+  const ClusterNo a = *state.refcounts.allocate();
+  BOOST_REQUIRE(map(1, 3, {.own = a, .base = 0, .bits = kAllBits}).has_value());
+  const PageNo page = volume(1).leaves[0];
+  alignas(8) std::byte bytes[kPageBytes] = {};
+  state.serialize(PageKey::metadata(page), bytes);
+  state.load_leaf(page, *reinterpret_cast<const LeafPage*>(bytes));
+  BOOST_TEST(state.entry(volume(1), 3).own == a);
+  BOOST_TEST((state.sharing(volume(1), 3) == Sharing::kAlone));
+  BOOST_TEST((state.sharing(volume(1), 4) == Sharing::kUnmapped));
 }
 
 BOOST_AUTO_TEST_CASE(what_makes_no_sense_is_refused) {

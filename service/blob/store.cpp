@@ -180,7 +180,7 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
 
     // Writes that looked at the map before stand in the source's clusters when the fork shares them; later ones wait.
     if (source.view) {
-      source.view->frozen.store(true, std::memory_order_release);
+      publication_->freeze(source);
       co_await lanes_.grace();
     }
     const auto cut = [&]() -> Status {
@@ -198,7 +198,7 @@ reactor::Task<Result<Volume*>> Store::fork(Uuid source_id, CreateOptions options
     };
     const Status done = cut();
     if (source.view) {
-      source.view->frozen.store(false, std::memory_order_release);
+      publication_->thaw(source);
       writer_->resume(source.parked);
     }
     POLLUX_CO_TRY(done);
@@ -323,9 +323,7 @@ reactor::Task<Result<Volume*>> Store::view(Uuid id) {
   POLLUX_CO_TRY(co_await loader_->index(volume));
   if (!volume.view) {
     volume.losses_told = losses_;
-    volume.view = std::make_unique<VolumeView>();
-    state_->build_view(volume);
-    volume.view->size_bytes.store(volume.size_bytes, std::memory_order_release);
+    publication_->show(volume);
   }
   ++volume.opens;
   co_return &volume;

@@ -28,6 +28,7 @@
 #include "blob/lanes.h"
 #include "blob/loader.h"
 #include "blob/loss_log.h"
+#include "blob/publication.h"
 #include "blob/recovery.h"
 #include "blob/space.h"
 #include "blob/state.h"
@@ -216,6 +217,7 @@ class Store {
   // What works on the state, and is replaced with it.
   struct Parts {
     std::unique_ptr<State> state;
+    std::unique_ptr<Publication> publication;
     std::unique_ptr<Journal> journal;
     std::unique_ptr<Checkpointer> checkpointer;
     std::unique_ptr<Loader> loader;
@@ -273,6 +275,7 @@ class Store {
   Lanes lanes_;
   Lane* lane_ = nullptr;
   std::unique_ptr<State> state_;
+  std::unique_ptr<Publication> publication_;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<Checkpointer> checkpointer_;
   std::unique_ptr<Loader> loader_;

@@ -171,7 +171,8 @@ reactor::Task<Status> Store::replace_parts() {
 
   // No await from here to start(): the data path sees the old maps or the new ones.
   std::unique_ptr<State> before = std::move(state_);
-  parts.state->take_over_users(*before);
+  parts.publication->take_over(*before);
+  const auto tables = publication_->collect_retired();
   failure_.reset();
   start(std::move(parts));
   log::warn("pool '{}' takes changes again: its device works, and it was loaded from there", name());

@@ -188,7 +188,7 @@ std::uint32_t Store::list_shared(const Volume& volume, std::size_t slot, std::ve
     const MapEntry entry = leaf->entries[i].get();
     if (entry.own == 0) continue;
     ++mapped;
-    if (entry.base != 0 || state_->pages.refs(page) > 1 || state_->refcounts.shared(entry.own)) {
+    if (entry.base != 0 || state_->pages.refs(page) > 1 || !state_->refcounts.alone(entry.own)) {
       shared.push_back(first + i);
     }
   }

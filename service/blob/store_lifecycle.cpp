@@ -188,7 +188,9 @@ reactor::Task<Result<Recovered>> Store::load_steps(bdev::Channel& channel, Uuid 
     log::warn("the journal of the pool on {} has no room of its own: {}", device.name(), reserved.error().message);
   }
   POLLUX_CO_TRY(open_queue(*super));
-  co_return co_await recover(channel, loads_on_, *super, Purpose::kUse, queue_.get());
+  auto recovered = co_await recover(channel, loads_on_, *super, Purpose::kUse, queue_.get());
+  if (recovered) Publication::open_loaded(*recovered->state);
+  co_return recovered;
 }
 
 // Once; a pool that is loaded again goes on with what its last journal left there.
@@ -239,17 +241,18 @@ Store::Parts Store::make_parts(Recovered recovered) {
       .on_failed = [this](const std::string& reason, Journal::Loss loss) { fail_changes(reason, loss); }};
   Parts parts;
   parts.state = std::move(recovered.state);
+  parts.publication = std::make_unique<Publication>(*parts.state, Writer::kClusters);
   parts.journal = std::make_unique<Journal>(channel, std::move(options), recovered.tail, recovered.head);
   parts.checkpointer = std::make_unique<Checkpointer>(*parts.state, *parts.journal, channel, home(), super);
   parts.loader = std::make_unique<Loader>(*parts.state, channel, home(), seed, parts.checkpointer->number());
   parts.discarder = std::make_unique<Discarder>(*parts.state, *lane_, lanes_.data_device(), discard_pace_,
                                                 (super.compatible_flags & kSuperNoDiscard) == 0,
                                                 [this] { writer_->resume_space_waiters(); });
-  parts.space = std::make_unique<Space>(*parts.state, *parts.journal, lanes_, channel, *parts.discarder,
+  parts.space = std::make_unique<Space>(*parts.state, *parts.publication, *parts.journal, lanes_, channel, *parts.discarder,
                                         Space::Events{.on_reclaimed = [this] { writer_->resume_space_waiters(); },
                                                       .on_settled = [this] { writer_->resume_settle_waiters(); }});
-  parts.writer = std::make_unique<Writer>(*parts.state, *parts.journal, *parts.loader, *parts.space, *lane_,
-                                          longest_queued_us_);
+  parts.writer = std::make_unique<Writer>(*parts.state, *parts.publication, *parts.journal, *parts.loader,
+                                          *parts.space, *lane_, longest_queued_us_);
   return parts;
 }
 
@@ -262,6 +265,7 @@ void Store::start(Parts parts) {
   loader_ = std::move(parts.loader);
   checkpointer_ = std::move(parts.checkpointer);
   journal_ = std::move(parts.journal);
+  publication_ = std::move(parts.publication);
   state_ = std::move(parts.state);
   for (const auto& [number, volume] : state_->volumes()) {
     if (volume->deleting()) empty_in_background(*volume);

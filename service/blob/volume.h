@@ -45,6 +45,12 @@ struct Volume {
   // A job or a structural change is at work on it; delete and its like answer kBusy.
   bool pinned = false;
 
+  // Goes on for those who use `from`.
+  void take_users(Volume& from) {
+    view = std::move(from.view);
+    opens = from.opens;
+    losses_told = from.losses_told;
+  }
   // Of its logical blocks, on a device with blocks of so many.
   std::uint32_t block_bytes(std::uint32_t device_block_bytes) const {
     return block_shift != 0 ? 1U << block_shift : std::max(kSectorBytes, device_block_bytes);

@@ -10,16 +10,15 @@ namespace pollux::blob {
 
 namespace {
 
-// Open and uncommitted ones together, beyond which no more are opened: an open one may become uncommitted.
-constexpr std::size_t kClusters = 4096;
 // Leaf and index page: what one map change may have to make.
 constexpr std::uint32_t kPagesPerChange = 2;
 
 }  // namespace
 
-Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane,
+Writer::Writer(State& state, Publication& publication, Journal& journal, Loader& loader, Space& space, Lane& lane,
                std::uint64_t longest_queued_us)
     : state_(state),
+      publication_(publication),
       journal_(journal),
       loader_(loader),
       space_(space),
@@ -28,8 +27,7 @@ Writer::Writer(State& state, Journal& journal, Loader& loader, Space& space, Lan
       sub_block_bytes_(1U << state.geometry.sub_block_shift),
       device_block_bytes_(lane.lanes().data_device().block_bytes()),
       longest_queued_us_(longest_queued_us),
-      open_(kClusters),
-      uncommitted_(kClusters) {
+      open_(kClusters) {
   commit_turn_.writer = this;
   commit_turn_.run = [](reactor::Message& message) {
     Writer& self = *static_cast<CommitTurn&>(message).writer;
@@ -61,7 +59,7 @@ bool Writer::whole_cluster(const HomeIo& io) const {
 bool Writer::changes_block(const HomeIo& io) const {
   if (((io.offset | io.length) & (device_block_bytes_ - 1)) == 0) return false;
   const std::uint64_t touched = masks(io.offset, io.length).touched;
-  return state_.exclusive(*io.volume, io.index) && (state_.entry(*io.volume, io.index).bits & touched) == touched;
+  return state_.alone(*io.volume, io.index) && (state_.entry(*io.volume, io.index).bits & touched) == touched;
 }
 
 void Writer::start(HomeIo& io) {
@@ -71,7 +69,7 @@ void Writer::start(HomeIo& io) {
 }
 
 bool Writer::idle() const {
-  return open_.size() + uncommitted_.size() + loading_ + slow_running_ == 0 && !commit_started_ && ready_.empty() &&
+  return open_.size() + publication_.at_work() + loading_ + slow_running_ == 0 && !commit_started_ && ready_.empty() &&
          backlog_.empty() && space_waiters_.empty() && settle_waiters_.empty() && slow_backlog_.empty();
 }
 
@@ -115,35 +113,17 @@ void Writer::finish(HomeIo& io, bdev::IoStatus status) {
   io.done(io);
 }
 
-void Writer::hold_writers(HomeIo& io) {
-  if (journal_.outlives_process()) return;
-  UncommittedCluster* cluster = uncommitted_.find(io.volume->number, io.index);
-  if (cluster == nullptr) cluster = &uncommitted_.insert(io.volume->number, io.index);
-  ++cluster->changes;
-  io.uncommitted_ = cluster;
-}
-
-void Writer::admit_writers(HomeIo& io, bool ok) {
-  UncommittedCluster* cluster = std::exchange(io.uncommitted_, nullptr);
-  if (cluster == nullptr || --cluster->changes != 0) return;
-  uncommitted_.erase(*cluster);
-  // Not while it is being copied.
-  if (ok && open_.find(io.volume->number, io.index) == nullptr && state_.exclusive(*io.volume, io.index)) {
-    state_.admit_writers(*io.volume, io.index);
-  }
+void Writer::note_change(HomeIo& io) {
+  io.uncommitted_ = publication_.changed(*io.volume, io.index, journal_.outlives_process());
 }
 
 void Writer::finish_published(HomeIo& io) {
-  // Not while it is being copied.
-  if (open_.find(io.volume->number, io.index) == nullptr && state_.exclusive(*io.volume, io.index)) {
-    state_.admit_writers(*io.volume, io.index);
-  }
   if (!age_.running()) age_.start(lane_.reactor(), longest_queued_us_);
   finish(io, bdev::IoStatus::kOk);
 }
 
 void Writer::finish_when_committed(HomeIo& io) {
-  if (journal_.outlives_process()) return finish_published(io);
+  if (!io.uncommitted_ && journal_.outlives_process()) return finish_published(io);
   published_.push(io);
   start_commit();
 }
@@ -160,7 +140,7 @@ void Writer::committed(bool ok) {
   done.append(committing_);
   start_commit();
   while (HomeIo* io = done.pop()) {
-    admit_writers(*io, ok);
+    if (std::exchange(io->uncommitted_, false)) publication_.committed(*io->volume, io->index, ok);
     finish(*io, ok ? bdev::IoStatus::kOk : bdev::IoStatus::kIoError);
   }
 }
@@ -168,7 +148,7 @@ void Writer::committed(bool ok) {
 void Writer::dispatch(HomeIo& io) {
   Volume& volume = *io.volume;
   if (journal_.failed() && io.op != HomeIo::Op::kLoad) return finish(io, bdev::IoStatus::kIoError);
-  if (io.op != HomeIo::Op::kLoad && volume.view && volume.view->frozen.load(std::memory_order_relaxed)) {
+  if (io.op != HomeIo::Op::kLoad && Publication::frozen(volume)) {
     volume.parked.push(io);
     return;
   }
@@ -179,16 +159,17 @@ void Writer::dispatch(HomeIo& io) {
   if (page != 0) {
     const Leaf* leaf = state_.leaf(page);
     if (leaf == nullptr) return reactor::spawn(load_and_start(io));
-    state_.publish_slot(volume, slot);
+    publication_.refresh(volume, slot);
     if (leaf->damaged) return finish(io, bdev::IoStatus::kMediumError);
   }
   if (io.op == HomeIo::Op::kLoad) return finish(io, bdev::IoStatus::kOk);
-  if (journal_.congested() || open_.size() + uncommitted_.size() >= kClusters) {
+  // Something open may come to be under way at the Publication as well.
+  if (journal_.congested() || open_.size() + publication_.at_work() >= kClusters) {
     backlog_.push(io);
     journal_.kick();
     return;
   }
-  if (page != 0 && state_.contested(volume, io.index)) {
+  if (state_.sharing(volume, io.index) == Sharing::kContested) {
     settle_waiters_.push(io);
     return space_.settle();
   }
@@ -224,7 +205,7 @@ void Writer::write(HomeIo& io) {
     cluster->waiting.push(io);
     return;
   }
-  const bool own_it = state_.exclusive(volume, io.index);
+  const bool own_it = state_.alone(volume, io.index);
   const MapEntry entry = state_.entry(volume, io.index);
 
   // All of it was written before and is ours alone: nothing about the map changes.
@@ -258,7 +239,10 @@ void Writer::write(HomeIo& io) {
     cluster->fresh = !own_it;
     // All that a half-written shared cluster holds is replaced by this write: until it is there no other write may
     // publish the new cluster, which would hide the old one.
-    cluster->exclusive = !own_it && entry.own != 0 && !entry.full();
+    if (!own_it && entry.own != 0 && !entry.full()) {
+      cluster->exclusive = true;
+      hold(io, *cluster);
+    }
   }
   fill(io, *cluster, range.touched);
 }
@@ -286,7 +270,7 @@ void Writer::submit_data(HomeIo& io, ClusterNo own, void (*complete)(bdev::IoReq
 }
 
 void Writer::write_in_place(HomeIo& io, ClusterNo own) {
-  if (uncommitted_.find(io.volume->number, io.index) == nullptr) state_.admit_writers(*io.volume, io.index);
+  publication_.looked(*io.volume, io.index);
   submit_data(io, own, [](bdev::IoRequest& data) {
     HomeIo& self = HomeIo::of(data);
     self.writer_->written_in_place(self);
@@ -298,8 +282,13 @@ void Writer::written_in_place(HomeIo& io) {
   if (io.data_.status != bdev::IoStatus::kOk) return finish(io, io.data_.status);
   // What leads to the cluster may have failed to become durable meanwhile.
   if (journal_.failed()) return finish(io, bdev::IoStatus::kIoError);
-  if (uncommitted_.find(io.volume->number, io.index) != nullptr) return finish_when_committed(io);
+  if (publication_.uncommitted(*io.volume, io.index)) return finish_when_committed(io);
   finish(io, bdev::IoStatus::kOk);
+}
+
+void Writer::hold(HomeIo& io, OpenCluster& cluster) {
+  publication_.hold(*io.volume, io.index);
+  cluster.held = true;
 }
 
 void Writer::fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask) {
@@ -324,9 +313,10 @@ void Writer::filled(HomeIo& io) {
     status = publish(*io.volume, io.index, entry);
     if (status == bdev::IoStatus::kOk) {
       cluster.fresh = false;
-      hold_writers(io);
+      note_change(io);
     }
   }
+  if (cluster.held) publication_.release(*io.volume, io.index);
   cluster.busy &= ~io.mask_;
   --cluster.in_flight;
   lane_.end(io.epoch_);
@@ -370,7 +360,7 @@ void Writer::own(HomeIo& io) {
     return;
   }
   const MapEntry entry = state_.entry(*io.volume, io.index);
-  if (entry.own != 0 && (entry.base != 0 || !state_.exclusive(*io.volume, io.index))) return start_slow(io);
+  if (entry.own != 0 && (entry.base != 0 || !state_.alone(*io.volume, io.index))) return start_slow(io);
   lane_.end(io.epoch_);
   finish(io, bdev::IoStatus::kOk);
 }
@@ -382,7 +372,7 @@ void Writer::zero(HomeIo& io) {
     cluster->waiting.push(io);
     return;
   }
-  const bool own_it = state_.exclusive(volume, io.index);
+  const bool own_it = state_.alone(volume, io.index);
   const MapEntry entry = state_.entry(volume, io.index);
   MapEntry changed = entry;
   if (entry.own != 0) {
@@ -402,6 +392,8 @@ void Writer::zero(HomeIo& io) {
   if (changed.bits == entry.bits && changed.own == entry.own) return finish(io, bdev::IoStatus::kOk);
   const bdev::IoStatus status = publish(volume, io.index, changed);
   if (status == bdev::IoStatus::kOk) {
+    // Whatever a kill brings back holds all that can be written in place from here on.
+    publication_.changed(volume, io.index, /*outlives_process=*/true);
     finish_when_committed(io);
   } else {
     finish(io, status);

@@ -27,6 +27,7 @@
 #include "blob/journal.h"
 #include "blob/lanes.h"
 #include "blob/loader.h"
+#include "blob/publication.h"
 #include "blob/state.h"
 
 namespace pollux::blob {
@@ -35,8 +36,12 @@ class Space;
 
 class Writer {
  public:
+  // With how many clusters it is at work at one time, at most.
+  static constexpr std::size_t kClusters = 4096;
+
   // `longest_queued_us`: how long what was answered may wait for a round of the journal that nobody asks for.
-  Writer(State& state, Journal& journal, Loader& loader, Space& space, Lane& lane, std::uint64_t longest_queued_us);
+  Writer(State& state, Publication& publication, Journal& journal, Loader& loader, Space& space, Lane& lane,
+         std::uint64_t longest_queued_us);
 
   // Takes the request; io.done follows, perhaps before this returns.
   void start(HomeIo& io);
@@ -89,16 +94,15 @@ class Writer {
   bdev::IoStatus publish(Volume& volume, std::uint32_t index, const MapEntry& entry);
   void release(OpenCluster& cluster);
   void finish(HomeIo& io, bdev::IoStatus status);
-  // Keeps other writes to the io's cluster from being answered before the record that publish() queued is on the
-  // device.
-  void hold_writers(HomeIo& io);
+  // After publish(): where a kill of the process would forget the record, no write to the io's cluster is answered
+  // before it is on the device.
+  void note_change(HomeIo& io);
   // Answers when what was published is on the device: a completed write outlives the process, which a guest does too.
   // What one turn of the reactor collects shares a journal round.
   void finish_when_committed(HomeIo& io);
   void finish_published(HomeIo& io);
   void start_commit();
   void committed(bool ok);
-  void admit_writers(HomeIo& io, bool ok);
 
   // writer_block.cpp
   reactor::Task<void> change_blocks(HomeIo& io, OpenCluster& cluster);
@@ -109,6 +113,8 @@ class Writer {
   reactor::Task<void> slow(HomeIo& io, OpenCluster& cluster);
   reactor::Task<bdev::IoStatus> slow_steps(HomeIo& io, OpenCluster& cluster);
   reactor::Task<bdev::IoStatus> own_steps(HomeIo& io, OpenCluster& cluster);
+  // From here to the end of the operation nobody else writes to the cluster.
+  void hold(HomeIo& io, OpenCluster& cluster);
   // A cluster of the slow operation's own, while nobody writes to the old one.
   bool take_cluster(HomeIo& io, OpenCluster& cluster);
   reactor::Task<bdev::IoStatus> read_sub_block(const MapEntry& entry, std::uint32_t sub_block, std::byte* to);
@@ -121,6 +127,7 @@ class Writer {
   static constexpr std::uint32_t kSlowAtOnce = 16;
 
   State& state_;
+  Publication& publication_;
   Journal& journal_;
   Loader& loader_;
   Space& space_;
@@ -130,7 +137,6 @@ class Writer {
   const std::uint32_t device_block_bytes_;
   const std::uint64_t longest_queued_us_;
   ClusterTable<OpenCluster> open_;
-  ClusterTable<UncommittedCluster> uncommitted_;
   HomeIoList ready_;
   HomeIoList backlog_;
   HomeIoList space_waiters_;

@@ -17,7 +17,7 @@ reactor::Task<void> Writer::change_blocks(HomeIo& first, OpenCluster& cluster) {
   Volume& volume = *first.volume;
   const std::uint32_t index = first.index;
   // What the data path has under way to whole blocks ends before one is read here, and nothing new begins.
-  state_.hold_shared(volume, index);
+  hold(first, cluster);
   lane_.end(first.epoch_);
   co_await lane_.lanes().grace();
 
@@ -25,8 +25,9 @@ reactor::Task<void> Writer::change_blocks(HomeIo& first, OpenCluster& cluster) {
   while (io != nullptr) {
     io->epoch_ = lane_.begin();
     // A snapshot may have come between, or be about to: then the cluster is not the volume's alone.
-    if (volume.view->frozen.load(std::memory_order_relaxed) || !changes_block(*io)) {
+    if (Publication::frozen(volume) || !changes_block(*io)) {
       lane_.end(io->epoch_);
+      publication_.release(volume, index);
       ready_.push(*io);
       break;
     }
@@ -36,8 +37,8 @@ reactor::Task<void> Writer::change_blocks(HomeIo& first, OpenCluster& cluster) {
     if (status == IoStatus::kOk && journal_.failed()) status = IoStatus::kIoError;
     HomeIo& changed = *io;
     io = !cluster.waiting.empty() && changes_block(*cluster.waiting.front()) ? cluster.waiting.pop() : nullptr;
-    const bool committed = uncommitted_.find(volume.number, index) == nullptr;
-    if (io == nullptr && committed) state_.admit_writers(volume, index);
+    const bool committed = !publication_.uncommitted(volume, index);
+    if (io == nullptr) publication_.release(volume, index);
     // The volume may be closed after the last answer.
     if (committed || status != IoStatus::kOk) {
       finish(changed, status);

@@ -29,7 +29,8 @@ void Writer::start_slow(HomeIo& io) {
 
 reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
   const IoStatus status = co_await slow_steps(io, cluster);
-  if (status == IoStatus::kOk) hold_writers(io);
+  if (status == IoStatus::kOk) note_change(io);
+  if (cluster.held) publication_.release(*io.volume, io.index);
   cluster.in_flight = 0;
   --slow_running_;
   lane_.end(io.epoch_);
@@ -47,7 +48,7 @@ reactor::Task<void> Writer::slow(HomeIo& io, OpenCluster& cluster) {
 bool Writer::take_cluster(HomeIo& io, OpenCluster& cluster) {
   // The sharer may go while this copies, and a neighbour's change then publishes the leaf as unshared: the entry itself
   // must keep the data path out of the old cluster until the new one has taken its place.
-  state_.hold_shared(*io.volume, io.index);
+  hold(io, cluster);
   const auto fresh = space_.allocate(*io.volume);
   if (!fresh) return false;
   cluster.own = *fresh;
@@ -59,7 +60,7 @@ bool Writer::take_cluster(HomeIo& io, OpenCluster& cluster) {
 reactor::Task<IoStatus> Writer::own_steps(HomeIo& io, OpenCluster& cluster) {
   Volume& volume = *io.volume;
   const std::uint64_t unused = state_.geometry.unused_bits();
-  const bool own_it = state_.exclusive(volume, io.index);
+  const bool own_it = state_.alone(volume, io.index);
   const MapEntry old = state_.entry(volume, io.index);
   if (old.own == 0 || (own_it && old.base == 0)) co_return IoStatus::kOk;
   MapEntry target{.own = old.own, .base = 0, .bits = old.base != 0 ? kAllBits : old.bits};
@@ -82,7 +83,7 @@ reactor::Task<IoStatus> Writer::slow_steps(HomeIo& io, OpenCluster& cluster) {
   Volume& volume = *io.volume;
   const std::uint64_t unused = state_.geometry.unused_bits();
   const Masks range = masks(io.offset, io.length);
-  const bool own_it = state_.exclusive(volume, io.index);
+  const bool own_it = state_.alone(volume, io.index);
   const MapEntry old = state_.entry(volume, io.index);
 
   if (io.op == HomeIo::Op::kZero && own_it && old.base == 0) {

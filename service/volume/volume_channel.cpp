@@ -203,10 +203,11 @@ VolumeChannel::Lookup VolumeChannel::look_up(std::uint32_t index, Mapping& mappi
     return Lookup::kFound;
   }
   if (at == blob::kNotLoaded) return Lookup::kAskHome;
-  mapping.leaf_shared = (at & blob::kSharedTag) != 0;
-  const auto* leaf = reinterpret_cast<const blob::Leaf*>(at & ~blob::kSharedTag);
+  const auto* leaf = reinterpret_cast<const blob::Leaf*>(at & ~blob::kClosedTag);
   if (leaf->damaged) return Lookup::kDamaged;
-  return leaf->entries[index % blob::kLeafEntries].read(mapping.entry) ? Lookup::kFound : Lookup::kAskHome;
+  if (!leaf->entries[index % blob::kLeafEntries].read(mapping.entry, mapping.closed)) return Lookup::kAskHome;
+  mapping.closed = mapping.closed || (at & blob::kClosedTag) != 0;
+  return Lookup::kFound;
 }
 
 VolumeChannel::Step VolumeChannel::step(IoRequest& request) {
@@ -269,7 +270,7 @@ std::uint64_t VolumeChannel::extend(const IoRequest& request, const Place& place
     Mapping mapping;
     ++next;
     if (look_up(++index, mapping) != Lookup::kFound || !mapping.entry.full() || mapping.entry.own != next) break;
-    if (writing && (mapping.entry.shared || mapping.leaf_shared)) break;
+    if (writing && mapping.closed) break;
     length = std::min<std::uint64_t>(left, length + cluster_bytes_);
   }
   return length;
@@ -293,7 +294,7 @@ VolumeChannel::Step VolumeChannel::read_step(IoRequest& request, const Place& pl
   auto [from, length] = run_at(place, entry);
   if (from != 0 && part_of_block(place)) [[unlikely]]
     return read_part(request, place, from, epoch);
-  if (entry.full()) length = extend(request, place, {.entry = entry, .leaf_shared = false}, /*writing=*/false);
+  if (entry.full()) length = extend(request, place, {.entry = entry, .closed = false}, /*writing=*/false);
   if (from == 0) {
     lane_.end(epoch);
     fill_zeros(request, length);
@@ -337,7 +338,7 @@ VolumeChannel::Step VolumeChannel::read_part(IoRequest& request, const Place& pl
 VolumeChannel::Step VolumeChannel::write_step(IoRequest& request, const Place& place, const Mapping& mapping,
                                               bool frozen, unsigned epoch) {
   const blob::MapEntry& entry = mapping.entry;
-  if (!frozen && entry.own != 0 && !entry.shared && !mapping.leaf_shared && !part_of_block(place)) {
+  if (!frozen && entry.own != 0 && !mapping.closed && !part_of_block(place)) {
     std::uint64_t length = 0;
     if (entry.full()) {
       length = extend(request, place, mapping, /*writing=*/true);

@@ -87,7 +87,7 @@ class VolumeChannel : public bdev::Channel {
   enum class Lookup : std::uint8_t { kFound, kAskHome, kDamaged };
   struct Mapping {
     blob::MapEntry entry;
-    bool leaf_shared = false;
+    bool closed = false;  // to writes in place
   };
 
   void go_straight(bdev::IoRequest& request, std::uint64_t started_ns);

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guest.faulty_disk import polluxd_on_a_faulty_disk
+from guest.timing import wait_until
 from pollux import errors
 from pollux.rpc import ttypes as rpc
 from pollux_testing import MIB
 
-from guest.faulty_disk import polluxd_on_a_faulty_disk
-from guest.timing import wait_until
 from python.services import GIB, POOL, Service
 
 pytest.importorskip("cinder")

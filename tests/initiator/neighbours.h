@@ -1,8 +1,8 @@
 #pragma once
-// Two guests on one reactor: one that behaves and sends requests at a steady pace, and one that the test makes misbehave.
-// What is asked is which part of its rate the first keeps.
+// Guests on one reactor: some that behave and send requests at a steady pace, and one that the test makes misbehave.
+// What is asked is which part of their rate the first keep.
 //
-// Both guests' threads and the reactor share the machine with whatever else runs on it. So the pace is far below what
+// The guests' threads and the reactor share the machine with whatever else runs on it. So the pace is far below what
 // the service can do, windows with and without the bad guest alternate, and the best of some pairs counts: a reactor
 // that somebody blocks or keeps busy answers next to nothing in every one of them.
 
@@ -20,101 +20,92 @@
 
 namespace pollux::initiator {
 
-class Neighbours : public ServiceFixture {
+// A guest that behaves, on a thread of its own from construction on.
+class GoodGuest {
  public:
-  Neighbours() : ServiceFixture(/*reactors=*/1), good_(options_of_good(blk("good", ram(), 1))) {
-    good_.start();
-    for (unsigned i = 0; i < kDepth; ++i) slots_.push_back({IoSlot(good_.ram(), kLargeBytes), i % 2 == 1});
+  struct Request {
+    Op op = Op::kRead;
+    std::uint64_t offset_bytes = 0;
+    std::uint32_t bytes = 0;
+  };
+  struct Habits {
+    std::string name;  // for messages
+    // The nth request.
+    std::function<Request(std::uint64_t n)> next;
+    std::uint64_t requests_per_tick = 1;
+    unsigned depth = 1;
+    std::chrono::microseconds tick = std::chrono::milliseconds(1);
+  };
+
+  GoodGuest(const std::string& socket, Habits habits) : habits_(std::move(habits)), front_end_(options(socket)) {
+    front_end_.start();
+    for (unsigned i = 0; i < habits_.depth; ++i) slots_.push_back({IoSlot(front_end_.ram(), kLargestBytes)});
     thread_ = std::thread([this] { run(); });
   }
-  ~Neighbours() {
+  ~GoodGuest() {
     stop_ = true;
     thread_.join();
-    BOOST_TEST(bad_answers_.load() == 0u);
+    BOOST_TEST(bad_answers_.load() == 0u, habits_.name << ": " << bad_answers_.load() << " requests failed");
   }
+  GoodGuest(const GoodGuest&) = delete;
+  GoodGuest& operator=(const GoodGuest&) = delete;
 
-  // `begin` makes the bad guest misbehave, `end` makes it stop and waits until it has.
-  double part_kept(const std::function<void()>& begin, const std::function<void()>& end) {
-    double best = 0;
-    for (unsigned pair = 0; pair < kPairs && best < kEnough; ++pair) {
-      const double alone = rate();
-      begin();
-      const double beside = rate();
-      end();
-      best = std::max(best, beside / std::max(alone, 1.0));
-    }
-    BOOST_TEST_MESSAGE("the good guest keeps " << best << " of its rate");
-    return best;
-  }
-  // What a neighbour has to keep.
-  static constexpr double kEnough = 0.9;
+  const std::string& name() const { return habits_.name; }
+  std::uint64_t answers() const { return answers_; }
+
+  static constexpr std::uint32_t kLargestBytes = 64 << 10;
 
  private:
-  static constexpr auto kTick = std::chrono::milliseconds(1);
-  static constexpr std::uint64_t kRequestsPerTick = 4;
-  static constexpr unsigned kDepth = 32;
-  static constexpr unsigned kPairs = 6;
-  static constexpr auto kWindow = std::chrono::milliseconds(250);
-  // Every second request has more pieces than one keeps in its own slot.
-  static constexpr std::uint32_t kSmallBytes = 4096;
-  static constexpr std::uint32_t kLargeBytes = 64 << 10;
+  static constexpr std::uint32_t kPieceBytes = 4096;
 
   struct Slot {
     IoSlot io;
-    bool large;
     bool busy = false;
   };
 
-  static FrontEndOptions options_of_good(const std::string& socket) {
+  static FrontEndOptions options(const std::string& socket) {
     FrontEndOptions options;
     options.socket_path = socket;
     options.queues = 1;
     options.ring = {.size = 128, .indirect = true};
+    options.features = bit(kBlkFeatureFlush);
     return options;
-  }
-
-  double rate() const {
-    const std::uint64_t before = answers_;
-    const auto begun = std::chrono::steady_clock::now();
-    std::this_thread::sleep_for(kWindow);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begun;
-    return static_cast<double>(answers_ - before) / took.count();
   }
 
   void run() {
     using Clock = std::chrono::steady_clock;
     auto next_tick = Clock::now();
-    std::uint64_t round = 0;
+    std::uint64_t n = 0;
     while (!stop_) {
       collect();
       std::uint64_t sent = 0;
       for (Slot& slot : slots_) {
-        if (sent == kRequestsPerTick) break;
+        if (sent == habits_.requests_per_tick) break;
         if (slot.busy) continue;
-        send(slot, round++);
+        send(slot, n++);
         ++sent;
       }
-      if (sent != 0 && good_.ring(0).show()) good_.kick(0);
-      next_tick = std::max(next_tick + kTick, Clock::now());
+      if (sent != 0 && front_end_.ring(0).show()) front_end_.kick(0);
+      next_tick = std::max(next_tick + habits_.tick, Clock::now());
       std::this_thread::sleep_until(next_tick);
     }
     const auto deadline = Clock::now() + std::chrono::seconds(30);
-    while (good_.ring(0).in_flight() != 0 && Clock::now() < deadline) {
+    while (front_end_.ring(0).in_flight() != 0 && Clock::now() < deadline) {
       collect();
-      std::this_thread::sleep_for(kTick);
+      std::this_thread::sleep_for(habits_.tick);
     }
-    if (good_.ring(0).in_flight() != 0) ++bad_answers_;
+    if (front_end_.ring(0).in_flight() != 0) ++bad_answers_;
   }
 
-  void send(Slot& slot, std::uint64_t round) {
-    const std::uint32_t bytes = slot.large ? kLargeBytes : kSmallBytes;
-    const std::uint64_t offset = round % 128 * kLargeBytes;
-    const auto segments = disk_.build(good_.ram(), slot.io, Op::kRead, offset, bytes, kSmallBytes);
-    slot.busy = good_.ring(0).add(segments, reinterpret_cast<std::uint64_t>(&slot));
+  void send(Slot& slot, std::uint64_t n) {
+    const Request request = habits_.next(n);
+    const auto segments =
+        disk_.build(front_end_.ram(), slot.io, request.op, request.offset_bytes, request.bytes, kPieceBytes);
+    slot.busy = front_end_.ring(0).add(segments, reinterpret_cast<std::uint64_t>(&slot));
   }
 
   void collect() {
-    while (const auto done = good_.ring(0).take()) {
+    while (const auto done = front_end_.ring(0).take()) {
       Slot& slot = *reinterpret_cast<Slot*>(done->cookie);
       slot.busy = false;
       if (!disk_.verdict(slot.io).empty()) ++bad_answers_;
@@ -122,7 +113,8 @@ class Neighbours : public ServiceFixture {
     }
   }
 
-  FrontEnd good_;
+  const Habits habits_;
+  FrontEnd front_end_;
   const BlkDisk disk_;
   std::vector<Slot> slots_;
   std::thread thread_;
@@ -130,6 +122,65 @@ class Neighbours : public ServiceFixture {
   std::atomic<std::uint64_t> answers_{0};
   // Errors, and requests that were never answered.
   std::atomic<std::uint64_t> bad_answers_{0};
+};
+
+// What a neighbour has to keep.
+inline constexpr double kEnough = 0.9;
+
+using GoodGuests = std::vector<std::unique_ptr<GoodGuest>>;
+
+// Which part of its rate each of them keeps. `begin` makes the bad guest misbehave, `end` makes it stop and waits until
+// it has.
+inline std::vector<double> parts_kept(const GoodGuests& guests, const std::function<void()>& begin,
+                                      const std::function<void()>& end) {
+  constexpr unsigned kPairs = 6;
+  constexpr auto kWindow = std::chrono::milliseconds(250);
+  const auto rates = [&] {
+    std::vector<double> each;
+    for (const auto& guest : guests) each.push_back(-static_cast<double>(guest->answers()));
+    const auto begun = std::chrono::steady_clock::now();
+    std::this_thread::sleep_for(kWindow);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begun;
+    for (std::size_t i = 0; i < guests.size(); ++i) {
+      each[i] = (each[i] + static_cast<double>(guests[i]->answers())) / took.count();
+    }
+    return each;
+  };
+  std::vector<double> best(guests.size());
+  for (unsigned pair = 0; pair < kPairs && std::ranges::min(best) < kEnough; ++pair) {
+    const std::vector<double> alone = rates();
+    begin();
+    const std::vector<double> beside = rates();
+    end();
+    for (std::size_t i = 0; i < guests.size(); ++i) best[i] = std::max(best[i], beside[i] / std::max(alone[i], 1.0));
+  }
+  for (std::size_t i = 0; i < guests.size(); ++i) {
+    BOOST_TEST_MESSAGE(guests[i]->name() << ": the good guest keeps " << best[i] << " of its rate");
+  }
+  return best;
+}
+
+// One good guest, which reads a disk in memory.
+class Neighbours : public ServiceFixture {
+ public:
+  Neighbours() : ServiceFixture(/*reactors=*/1) {
+    good_.push_back(std::make_unique<GoodGuest>(
+        blk("good", ram(), 1),
+        GoodGuest::Habits{.name = "reads", .next = read_of, .requests_per_tick = 4, .depth = 32}));
+  }
+
+  double part_kept(const std::function<void()>& begin, const std::function<void()>& end) {
+    return parts_kept(good_, begin, end).front();
+  }
+
+ private:
+  // Every second request has more pieces than one keeps in its own slot.
+  static GoodGuest::Request read_of(std::uint64_t n) {
+    constexpr std::uint32_t kLargeBytes = GoodGuest::kLargestBytes;
+    return {.op = Op::kRead, .offset_bytes = n % 128 * kLargeBytes, .bytes = n % 2 == 1 ? kLargeBytes : 4096};
+  }
+
+  GoodGuests good_;
 };
 
 }  // namespace pollux::initiator

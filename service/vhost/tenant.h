@@ -3,7 +3,7 @@
 //
 // A tenant is a device, a guest's disk or controller: its queues on the reactor have one budget together. A tenant that
 // has used it up stalls: its chains stay in their rings until some of its own requests have ended, while the others
-// goes on. A request takes all that it needs at once, so no tenant waits while it holds a part of it.
+// go on. A request takes all that it needs at once, so no tenant waits while it holds a part of it.
 
 #include <sys/uio.h>
 

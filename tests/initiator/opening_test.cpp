@@ -54,12 +54,7 @@ struct Fixture : ServiceFixture {
   void others_come_and_go() {
     add("guest", 1, ram());
     BOOST_TEST(service().remove_scsi_target("guest", {1, 0}).has_value());
-    scsi("other", 1);
-    add("other", 7, ram());
-    BOOST_TEST(service().remove_scsi_target("other", {7, 0}).has_value());
-    BOOST_TEST(service().remove_scsi_controller("other").has_value());
-    blk("other", ram(), 1);
-    BOOST_TEST(service().remove_blk("other").has_value());
+    another_guest_comes_and_goes();
   }
   // Nothing of the device is left in the service.
   bool released() {

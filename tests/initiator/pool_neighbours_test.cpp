@@ -11,7 +11,6 @@
 #include <memory>
 #include <optional>
 #include <ostream>
-#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -23,22 +22,18 @@
 #include "base/units.h"
 #include "initiator/neighbours.h"
 #include "initiator/wait_until.h"
+#include "volume/test_support.h"
 #include "volume/volume_service.h"
 
 namespace pollux::initiator {
 namespace {
 
 namespace data = boost::unit_test::data;
+using volume::test::must;
 using Request = GoodGuest::Request;
 
 constexpr std::uint64_t kClusterBytes = 256 * kKiB;
 constexpr std::uint32_t kSubBlockBytes = 4 * kKiB;
-
-template <typename T>
-T must(Result<T> result) {
-  if (!result) throw std::runtime_error(result.error().message);
-  if constexpr (!std::is_void_v<T>) return std::move(*result);
-}
 
 // A guest that keeps its rings full between begin() and end(), and leaves its data as they are.
 class BadGuest {

@@ -105,12 +105,7 @@ BOOST_AUTO_TEST_CASE(everybody_else_comes_and_goes_while_a_removal_waits) {
   run_io(*front_end, kQueue, neighbour, slot, Op::kWrite, 0, 4096);  // hears of the power on
   BOOST_TEST(run_io(*front_end, kQueue, neighbour, slot, Op::kWrite, 0, 4096) == "");
   BOOST_TEST(service().remove_scsi_target("guest", {1, 0}).has_value());
-  scsi("other", 1);
-  add("other", 7, ram());
-  BOOST_TEST(service().remove_scsi_target("other", {7, 0}).has_value());
-  BOOST_TEST(service().remove_scsi_controller("other").has_value());
-  blk("other", ram(), 1);
-  BOOST_TEST(service().remove_blk("other").has_value());
+  another_guest_comes_and_goes();
   // A call about the disk itself is told.
   BOOST_TEST((service().remove_scsi_target("guest", {0, 0}).error().code == ErrorCode::kBusy));
   BOOST_TEST((service().remove_scsi_controller("guest").error().code == ErrorCode::kBusy));

@@ -53,6 +53,15 @@ void ServiceFixture::add(const std::string& name, std::uint16_t target, std::sha
                                  {std::move(disk), uuid(static_cast<std::uint8_t>(target)), read_only}));
 }
 
+void ServiceFixture::another_guest_comes_and_goes() {
+  scsi("other", 1);
+  add("other", 7, ram());
+  must(service().remove_scsi_target("other", {7, 0}));
+  must(service().remove_scsi_controller("other"));
+  blk("other", ram(), 1);
+  must(service().remove_blk("other"));
+}
+
 std::shared_ptr<bdev::Bdev> ServiceFixture::ram(std::uint64_t bytes, std::uint32_t block_bytes) {
   return must(bdev::make_ram_bdev("ram", bytes, block_bytes));
 }

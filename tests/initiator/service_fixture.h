@@ -31,6 +31,9 @@ class ServiceFixture {
   std::string scsi(const std::string& name, std::uint32_t queues = 2);
   void add(const std::string& name, std::uint16_t target, std::shared_ptr<bdev::Bdev> disk, bool read_only = false);
 
+  // With a disk by scsi, then with one by blk. Throws when that is refused.
+  void another_guest_comes_and_goes();
+
   static std::shared_ptr<bdev::Bdev> ram(std::uint64_t bytes = 16 << 20, std::uint32_t block_bytes = 512);
   static Uuid uuid(std::uint8_t number);
 

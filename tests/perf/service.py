@@ -161,8 +161,10 @@ listen = "127.0.0.1:{self._metrics}"
     def context() -> RequestContext:
         return RequestContext(request_id=new_id(), deadline_ms=600_000)
 
-    def ram_pool(self, name: str, size_bytes: int) -> None:
-        self.rpc.pool_create(self.context(), PoolSpec(new_id(), name, BdevSpec(BdevKind.RAM, size_bytes=size_bytes)))
+    def ram_pool(self, name: str, size_bytes: int, *, discard: bool = True) -> None:
+        """Without discard, what is freed stays with the pool, as memory that was touched."""
+        bdev = BdevSpec(BdevKind.RAM, size_bytes=size_bytes)
+        self.rpc.pool_create(self.context(), PoolSpec(new_id(), name, bdev, discard=discard))
 
     def file_pool(self, name: str, size_bytes: int) -> Path:
         path = self.folder / f"{name}.img"

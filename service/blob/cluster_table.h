@@ -1,6 +1,7 @@
 #pragma once
 // ClusterTable: what is known about some clusters of volumes. Fixed memory, made at start. Home reactor only.
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -30,13 +31,17 @@ struct OpenCluster {
 template <typename Node>
 class ClusterTable {
  public:
-  explicit ClusterTable(std::size_t capacity) : nodes_(capacity), buckets_(capacity * 2, nullptr) {
+  explicit ClusterTable(std::size_t capacity)
+      : nodes_(capacity),
+        buckets_(std::bit_ceil(capacity * 2), nullptr),
+        shift_(64 - std::countr_zero(buckets_.size())) {
     for (auto& node : nodes_) {
       node.next = free_;
       free_ = &node;
     }
   }
   Node* find(VolumeNo volume, std::uint32_t index) {
+    if (size_ == 0) return nullptr;
     Node* node = buckets_[bucket(volume, index)];
     while (node != nullptr && (node->volume != volume || node->index != index)) node = node->next;
     return node;
@@ -64,11 +69,13 @@ class ClusterTable {
  private:
   std::size_t bucket(VolumeNo volume, std::uint32_t index) const {
     const std::uint64_t key = (std::uint64_t{volume} << 32) | index;
-    return static_cast<std::size_t>((key * 0x9e37'79b9'7f4a'7c15ULL) >> 20) % buckets_.size();
+    return static_cast<std::size_t>((key * 0x9e37'79b9'7f4a'7c15ULL) >> shift_);
   }
 
   std::vector<Node> nodes_;
+  // A power of two; the upper bits of the product choose one.
   std::vector<Node*> buckets_;
+  int shift_;
   Node* free_ = nullptr;
   std::size_t size_ = 0;
 };

@@ -119,15 +119,6 @@ void PageStore::repair_freed_leaf(PageNo page, std::uint32_t refs) {
   dirty_.touch(PageKey::metadata(page));
 }
 
-bool PageStore::exists(PageNo page) const {
-  return page / geometry_.pages_per_cluster < clusters_.size();
-}
-
-PageType PageStore::type(PageNo page) const {
-  if (!exists(page)) return PageType::kFree;
-  return static_cast<PageType>((word(page) >> kDirTypeShift) & 7);
-}
-
 std::uint64_t PageStore::slot_offset(PageNo page, unsigned slot) const {
   const auto& home = clusters_[page / geometry_.pages_per_cluster];
   const std::uint32_t index = page % geometry_.pages_per_cluster;

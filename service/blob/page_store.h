@@ -38,9 +38,11 @@ class PageStore {
   // For a repair: a free page is a leaf again. Precondition: refs > 0; the leaf's contents are in memory.
   void repair_freed_leaf(PageNo page, std::uint32_t refs);
 
-  bool exists(PageNo page) const;
+  bool exists(PageNo page) const { return page >> geometry_.pages_shift < clusters_.size(); }
   // kFree for a page number that lies nowhere.
-  PageType type(PageNo page) const;
+  PageType type(PageNo page) const {
+    return exists(page) ? static_cast<PageType>((word(page) >> kDirTypeShift) & 7) : PageType::kFree;
+  }
   std::uint32_t refs(PageNo page) const { return word(page) & kDirRefsMask; }
   unsigned valid_slot(PageNo page) const { return (word(page) & kDirSlotBit) != 0; }
   std::uint64_t slot_offset(PageNo page, unsigned slot) const;

@@ -34,17 +34,7 @@ void Publication::build_table(Volume& volume) {
 }
 
 void Publication::slot_changed(Volume& volume, std::size_t slot) {
-  if (!volume.view) return;
-  const PageNo page = volume.leaves[slot];
-  std::uintptr_t value = 0;
-  if (page != 0) {
-    Leaf* loaded = state_.leaf(page);
-    value = loaded == nullptr
-                ? kNotLoaded
-                : reinterpret_cast<std::uintptr_t>(loaded) | (state_.pages.refs(page) > 1 ? kClosedTag : 0);
-  }
-  auto& at = volume.view->owned_table->slots[slot];
-  if (at.load(std::memory_order_relaxed) != value) at.store(value, std::memory_order_release);
+  refresh(volume, slot);
 }
 
 void Publication::take_over(State& before) {

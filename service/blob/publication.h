@@ -45,7 +45,9 @@ class Publication final : public MapObserver {
     return volume.view && volume.view->frozen.load(std::memory_order_relaxed);
   }
   // That the volume is alone with a leaf shows late: others drop theirs without knowing of it.
-  void refresh(Volume& volume, std::size_t slot) { slot_changed(volume, slot); }
+  void refresh(Volume& volume, std::size_t slot) {
+    if (volume.view) show_slot(volume, slot);
+  }
 
   // ---- Clusters
   // Its entry changed, by a record that is in the journal's queue. `outlives_process`: a kill does not forget it. True:
@@ -85,6 +87,18 @@ class Publication final : public MapObserver {
     Work* next = nullptr;
   };
 
+  // Precondition: it has a view.
+  void show_slot(Volume& volume, std::size_t slot) {
+    std::atomic<std::uintptr_t>& at = volume.view->owned_table->slots[slot];
+    const std::uintptr_t value = slot_value(volume.leaves[slot]);
+    if (at.load(std::memory_order_relaxed) != value) at.store(value, std::memory_order_release);
+  }
+  std::uintptr_t slot_value(PageNo page) const {
+    if (page == 0) return 0;
+    const Leaf* const loaded = state_.leaf(page);
+    if (loaded == nullptr) return kNotLoaded;
+    return reinterpret_cast<std::uintptr_t>(loaded) | (state_.pages.refs(page) > 1 ? kClosedTag : 0);
+  }
   Entry* entry(const Volume& volume, std::uint32_t index) const;
   Work* find(const Volume& volume, std::uint32_t index) {
     return work_.size() == 0 ? nullptr : work_.find(volume.number, index);

@@ -43,6 +43,8 @@ class Space {
   // At least this many free metadata pages, taking clusters for them as needed. kNoSpace: the pool has none, or the file
   // system under it has no room for one.
   Status ensure_pages(std::uint32_t count);
+  // It has nothing to do.
+  bool has_pages(std::uint32_t count) const { return state_.pages.free_pages() >= count; }
   // The same for later, and with room of their own for all of them, so that ensure_pages() takes no others. kNoSpace.
   reactor::Task<Status> prepare_pages(std::uint32_t count);
   // Starts to get clusters ready that are to become metadata, with room of their own on the device, if there are few.

@@ -68,8 +68,8 @@ VolumeNo State::next_volume_number() const {
   return free_records_.empty() ? 0 : *free_records_.begin();
 }
 
-std::uint64_t State::reservation(const Volume& volume) const {
-  if (!volume.thick() || volume.snapshot() || volume.deleting()) return 0;
+std::uint64_t State::promise_to(const Volume& volume) const {
+  if (volume.snapshot() || volume.deleting()) return 0;
   const std::uint64_t size = clusters_of(volume.size_bytes);
   return size > volume.charged ? size - volume.charged : 0;
 }

@@ -48,6 +48,14 @@ enum class Sharing : std::uint8_t {
   kAlone,      // nobody
 };
 
+// One cluster of a volume.
+struct ClusterState {
+  MapEntry entry;
+  Sharing sharing = Sharing::kUnmapped;
+
+  bool alone() const { return sharing == Sharing::kAlone; }
+};
+
 class State : public PageSource {
  public:
   explicit State(const Geometry& geometry);
@@ -56,6 +64,8 @@ class State : public PageSource {
   // Carries out the record at `bytes` (its length is in its header and was checked). kCorrupt when it does not fit the
   // state, which while running means a fault of ours; the state may then be half changed and must not be used.
   Status apply(const RecordHeader& record);
+  // The same for a change of this volume's map, which the record names: without a look for it.
+  Status apply(Volume& volume, const MapSetRecord& record);
 
   Geometry geometry;
   DirtyPages dirty;
@@ -103,9 +113,18 @@ class State : public PageSource {
   void load_leaf(PageNo page, const LeafPage& bytes);
   void load_damaged_leaf(PageNo page);
   // The entry of a cluster; its leaf must be loaded if there is one. All zeros when there is no leaf.
-  MapEntry entry(const Volume& volume, std::uint32_t index) const;
+  MapEntry entry(const Volume& volume, std::uint32_t index) const {
+    const PageNo page = volume.leaves[index / kLeafEntries];
+    return page == 0 ? MapEntry{} : leaves_[page]->entries[index % kLeafEntries].get();
+  }
   // The same precondition.
-  Sharing sharing(const Volume& volume, std::uint32_t index) const;
+  ClusterState cluster(const Volume& volume, std::uint32_t index) const {
+    const PageNo page = volume.leaves[index / kLeafEntries];
+    if (page == 0) return {};
+    const MapEntry entry = leaves_[page]->entries[index % kLeafEntries].get();
+    return {.entry = entry, .sharing = sharing(page, entry.own)};
+  }
+  Sharing sharing(const Volume& volume, std::uint32_t index) const { return cluster(volume, index).sharing; }
   bool alone(const Volume& volume, std::uint32_t index) const { return sharing(volume, index) == Sharing::kAlone; }
   // The object of a volume of `before`, the state that this one replaces, and its users go on as this state's, with the
   // contents that the volume has here. Its index is loaded.
@@ -116,7 +135,7 @@ class State : public PageSource {
   // ---- Space
   // Clusters promised to thick volumes and not taken yet.
   std::uint64_t reserved_clusters() const { return reserved_; }
-  std::uint64_t reservation(const Volume& volume) const;
+  std::uint64_t reservation(const Volume& volume) const { return volume.thick() ? promise_to(volume) : 0; }
 
   // Leaves that no map leads to any more, to be destroyed after a grace period.
   using Retired = std::vector<std::unique_ptr<Leaf>>;
@@ -157,6 +176,14 @@ class State : public PageSource {
   Status drop_leaf_page(PageNo page);
   bool valid_entry(const LeafEntry& entry) const;
   Leaf& add_leaf(PageNo page);
+  // What reservation() is for a thick one.
+  std::uint64_t promise_to(const Volume& volume) const;
+  // Of a cluster that a leaf's entry names as the volume's own.
+  Sharing sharing(PageNo leaf_page, ClusterNo own) const {
+    if (own == 0) return Sharing::kUnmapped;
+    if (pages.refs(leaf_page) != 1 || refcounts.word(own) > 1) return Sharing::kShared;
+    return refcounts.contested(own) ? Sharing::kContested : Sharing::kAlone;
+  }
   void changed_slot(Volume& volume, std::size_t slot) {
     if (observer_ != nullptr) observer_->slot_changed(volume, slot);
   }

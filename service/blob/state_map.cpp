@@ -55,21 +55,6 @@ void State::load_damaged_leaf(PageNo page) {
   add_leaf(page).damaged = true;
 }
 
-MapEntry State::entry(const Volume& volume, std::uint32_t index) const {
-  const PageNo page = volume.leaves[index / kLeafEntries];
-  if (page == 0) return {};
-  return leaf(page)->entries[index % kLeafEntries].get();
-}
-
-Sharing State::sharing(const Volume& volume, std::uint32_t index) const {
-  const PageNo page = volume.leaves[index / kLeafEntries];
-  if (page == 0) return Sharing::kUnmapped;
-  const ClusterNo own = leaf(page)->entries[index % kLeafEntries].get().own;
-  if (own == 0) return Sharing::kUnmapped;
-  if (pages.refs(page) != 1 || refcounts.word(own) > 1) return Sharing::kShared;
-  return refcounts.contested(own) ? Sharing::kContested : Sharing::kAlone;
-}
-
 Volume& State::take_over(State& before, VolumeNo number) {
   std::unique_ptr<Volume>& mine = volumes_.at(number);
   std::unique_ptr<Volume>& theirs = before.volumes_.at(number);
@@ -104,7 +89,7 @@ Status State::set_leaf(Volume& volume, std::size_t slot, PageNo page) {
 
 Result<Leaf*> State::writable_leaf(Volume& volume, std::size_t slot) {
   const PageNo page = volume.leaves[slot];
-  if (page != 0 && pages.type(page) != PageType::kLeaf) {
+  if (page != 0 && pages.type(page) != PageType::kLeaf) [[unlikely]] {
     return fail(ErrorCode::kCorrupt, "metadata: change of page " + std::to_string(page) + ", which is no leaf");
   }
   if (page != 0 && pages.refs(page) == 1) {
@@ -138,19 +123,23 @@ Result<Leaf*> State::writable_leaf(Volume& volume, std::size_t slot) {
 
 Status State::apply_map_set(const MapSetRecord& record) {
   Volume* volume = find(record.header.volume);
-  if (volume == nullptr || volume->deleting() || !volume->index_loaded ||
-      record.index >= clusters_of(volume->size_bytes) || !valid_entry(record.entry)) {
+  return volume == nullptr ? corrupt("impossible map entry") : apply(*volume, record);
+}
+
+Status State::apply(Volume& volume, const MapSetRecord& record) {
+  if (volume.deleting() || !volume.index_loaded || record.index >= clusters_of(volume.size_bytes) ||
+      !valid_entry(record.entry)) {
     return corrupt("impossible map entry");
   }
-  auto target = writable_leaf(*volume, record.index / kLeafEntries);
+  auto target = writable_leaf(volume, record.index / kLeafEntries);
   if (!target) return fail(std::move(target.error()));
   if ((*target)->damaged) return corrupt("change of a damaged leaf");
   Entry& at = (*target)->entries[record.index % kLeafEntries];
   const MapEntry old = at.get();
   const LeafEntry& fresh = record.entry;
 
-  touch_volume(*volume);
-  reserved_ -= reservation(*volume);
+  touch_volume(volume);
+  reserved_ -= reservation(volume);
   // Add before dropping: what both name must not pass through zero.
   const bool takes_new = fresh.own != 0 && refcounts.word(fresh.own) == 0;
   bool counted = true;
@@ -162,13 +151,12 @@ Status State::apply_map_set(const MapSetRecord& record) {
   }
   if (!counted) return corrupt("reference count out of range");
   const bool gives_back = old.own != 0 && old.own != fresh.own && refcounts.word(old.own) == 0;
-  volume->mapped += (fresh.own != 0) - (old.own != 0);
-  if (takes_new) ++volume->charged;
-  if (gives_back && volume->charged > 0) --volume->charged;
-  reserved_ += reservation(*volume);
+  volume.mapped += (fresh.own != 0) - (old.own != 0);
+  if (takes_new) ++volume.charged;
+  if (gives_back && volume.charged > 0) --volume.charged;
+  reserved_ += reservation(volume);
 
   at.set({.own = fresh.own, .base = fresh.base, .bits = fresh.bits});
-  changed_slot(*volume, record.index / kLeafEntries);
   return {};
 }
 

@@ -56,10 +56,14 @@ bool Writer::whole_cluster(const HomeIo& io) const {
   return io.offset == 0 && io.length >= std::min<std::uint64_t>(cluster_bytes_, io.volume->size_bytes - start);
 }
 
-bool Writer::changes_block(const HomeIo& io) const {
+bool Writer::changes_block(const HomeIo& io, const ClusterState& now) const {
   if (((io.offset | io.length) & (device_block_bytes_ - 1)) == 0) return false;
   const std::uint64_t touched = masks(io.offset, io.length).touched;
-  return state_.alone(*io.volume, io.index) && (state_.entry(*io.volume, io.index).bits & touched) == touched;
+  return now.alone() && (now.entry.bits & touched) == touched;
+}
+
+bool Writer::changes_block(const HomeIo& io) const {
+  return changes_block(io, state_.cluster(*io.volume, io.index));
 }
 
 void Writer::start(HomeIo& io) {
@@ -169,20 +173,21 @@ void Writer::dispatch(HomeIo& io) {
     journal_.kick();
     return;
   }
-  if (state_.sharing(volume, io.index) == Sharing::kContested) {
+  const ClusterState now = state_.cluster(volume, io.index);
+  if (now.sharing == Sharing::kContested) {
     settle_waiters_.push(io);
     return space_.settle();
   }
   io.epoch_ = lane_.begin();
-  if (changes_block(io)) {
+  if (changes_block(io, now)) {
     OpenCluster* cluster = open_.find(volume.number, io.index);
     if (cluster == nullptr) return start_slow(io);
     lane_.end(io.epoch_);
     cluster->waiting.push(io);
     return;
   }
-  if (io.op == HomeIo::Op::kWrite) return write(io);
-  io.op == HomeIo::Op::kZero ? zero(io) : own(io);
+  if (io.op == HomeIo::Op::kWrite) return write(io, now);
+  io.op == HomeIo::Op::kZero ? zero(io, now) : own(io, now);
 }
 
 reactor::Task<void> Writer::load_and_start(HomeIo& io) {
@@ -196,7 +201,7 @@ reactor::Task<void> Writer::load_and_start(HomeIo& io) {
   }
 }
 
-void Writer::write(HomeIo& io) {
+void Writer::write(HomeIo& io, const ClusterState& now) {
   Volume& volume = *io.volume;
   const Masks range = masks(io.offset, io.length);
   OpenCluster* cluster = open_.find(volume.number, io.index);
@@ -205,8 +210,8 @@ void Writer::write(HomeIo& io) {
     cluster->waiting.push(io);
     return;
   }
-  const bool own_it = state_.alone(volume, io.index);
-  const MapEntry entry = state_.entry(volume, io.index);
+  const bool own_it = now.alone();
+  const MapEntry& entry = now.entry;
 
   // All of it was written before and is ours alone: nothing about the map changes.
   if (own_it && (entry.bits & range.touched) == range.touched) return write_in_place(io, entry.own);
@@ -338,13 +343,13 @@ void Writer::release(OpenCluster& cluster) {
 }
 
 bdev::IoStatus Writer::publish(Volume& volume, std::uint32_t index, const MapEntry& entry) {
-  if (auto pages = space_.ensure_pages(kPagesPerChange); !pages) return bdev::IoStatus::kNoSpace;
+  if (!space_.has_pages(kPagesPerChange) && !space_.ensure_pages(kPagesPerChange)) return bdev::IoStatus::kNoSpace;
   const MapSetRecord record{
       .header = {.type = RecordType::kMapSet, .bytes = sizeof(MapSetRecord), .volume = volume.number},
       .index = index,
       .reserved = 0,
       .entry = {.own = entry.own, .base = entry.base, .bits = entry.bits}};
-  if (auto applied = state_.apply(record.header); !applied) {
+  if (auto applied = state_.apply(volume, record); !applied) [[unlikely]] {
     // The state in memory can no longer be trusted: what is on the device stays as the last commit left it.
     journal_.give_up("volume " + volume.id.to_string() + ": " + applied.error().message, Journal::Loss::kNone);
     return bdev::IoStatus::kIoError;
@@ -353,27 +358,26 @@ bdev::IoStatus Writer::publish(Volume& volume, std::uint32_t index, const MapEnt
   return bdev::IoStatus::kOk;
 }
 
-void Writer::own(HomeIo& io) {
+void Writer::own(HomeIo& io, const ClusterState& now) {
   if (OpenCluster* cluster = open_.find(io.volume->number, io.index)) {
     lane_.end(io.epoch_);
     cluster->waiting.push(io);
     return;
   }
-  const MapEntry entry = state_.entry(*io.volume, io.index);
-  if (entry.own != 0 && (entry.base != 0 || !state_.alone(*io.volume, io.index))) return start_slow(io);
+  if (now.entry.own != 0 && (now.entry.base != 0 || !now.alone())) return start_slow(io);
   lane_.end(io.epoch_);
   finish(io, bdev::IoStatus::kOk);
 }
 
-void Writer::zero(HomeIo& io) {
+void Writer::zero(HomeIo& io, const ClusterState& now) {
   Volume& volume = *io.volume;
   if (OpenCluster* cluster = open_.find(volume.number, io.index)) {
     lane_.end(io.epoch_);
     cluster->waiting.push(io);
     return;
   }
-  const bool own_it = state_.alone(volume, io.index);
-  const MapEntry entry = state_.entry(volume, io.index);
+  const bool own_it = now.alone();
+  const MapEntry& entry = now.entry;
   MapEntry changed = entry;
   if (entry.own != 0) {
     const Masks range = masks(io.offset, io.length);

@@ -76,13 +76,15 @@ class Writer {
   Masks masks(std::uint32_t offset, std::uint32_t length) const;
   bool whole_cluster(const HomeIo& io) const;
   // It changes a part of a block of the device that is there and may be written in place.
+  bool changes_block(const HomeIo& io, const ClusterState& now) const;
   bool changes_block(const HomeIo& io) const;
 
   void dispatch(HomeIo& io);
   void drain();
-  void write(HomeIo& io);
-  void zero(HomeIo& io);
-  void own(HomeIo& io);
+  // `now`: the cluster as it is, nothing in it contested.
+  void write(HomeIo& io, const ClusterState& now);
+  void zero(HomeIo& io, const ClusterState& now);
+  void own(HomeIo& io, const ClusterState& now);
   void write_in_place(HomeIo& io, ClusterNo own);
   void written_in_place(HomeIo& io);
   void fill(HomeIo& io, OpenCluster& cluster, std::uint64_t mask);

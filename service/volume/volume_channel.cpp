@@ -80,8 +80,10 @@ template <bool kWriting>
     return blob::Geometry::mask(static_cast<std::uint32_t>(offset >> sub_block_shift_),
                                 static_cast<std::uint32_t>((last & cluster_mask_) >> sub_block_shift_));
   });
-  if (cluster == 0) [[unlikely]]
+  if (cluster == 0) [[unlikely]] {
+    if constexpr (kWriting) return send_home(request, started_ns, epoch);
     return turn_back(request, started_ns, epoch);
+  }
   request.push_frame(Forwarded{this, request.complete, start, started_ns, epoch});
   request.stream = stream_;
   request.complete = &VolumeChannel::straight_done<kWriting>;
@@ -111,13 +113,29 @@ void VolumeChannel::submit(IoRequest& request) {
   submit_in_pieces(request, started_ns);
 }
 
-void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns) {
+// It lies within one cluster, so nothing is to be cut, and its range was checked. The home reactor looks at the map
+// itself, also where a leaf has to be loaded first.
+[[gnu::noinline]] void VolumeChannel::send_home(IoRequest& request, std::uint64_t started_ns, unsigned epoch) {
+  lane_.end(epoch);
+  begin_pieces(request, started_ns).status = IoStatus::kOk;
+  const Place place{.index = static_cast<std::uint32_t>(request.offset_bytes >> cluster_shift_),
+                    .offset = static_cast<std::uint32_t>(request.offset_bytes & cluster_mask_),
+                    .length = static_cast<std::uint32_t>(request.length_bytes)};
+  if (to_home(request, place, blob::HomeIo::Op::kWrite) == Step::kWait) return slots_.wait(request);
+  drop(request);
+}
+
+VolumeChannel::Progress& VolumeChannel::begin_pieces(IoRequest& request, std::uint64_t started_ns) {
   Progress& p = request.push_frame(Progress{});
   request.stream = stream_;
   p.channel = this;
   p.outstanding = 1;
-  p.status = validate(request);
   p.started_ns = started_ns;
+  return p;
+}
+
+void VolumeChannel::submit_in_pieces(IoRequest& request, std::uint64_t started_ns) {
+  begin_pieces(request, started_ns).status = validate(request);
   cut(request);
 }
 

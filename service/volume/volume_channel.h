@@ -97,10 +97,13 @@ class VolumeChannel : public bdev::Channel {
   void submit_timed(bdev::IoRequest& request);
   // The straight way ends at the map.
   void turn_back(bdev::IoRequest& request, std::uint64_t started_ns, unsigned epoch);
+  // The same for a write.
+  void send_home(bdev::IoRequest& request, std::uint64_t started_ns, unsigned epoch);
   template <bool kWriting>
   static void straight_done(bdev::IoRequest& request);
   // One that is timed, failed, or was the last that a grace period waits for.
   void straight_done_watched(bdev::IoRequest& request, std::uint64_t started_ns, bool answer_due);
+  Progress& begin_pieces(bdev::IoRequest& request, std::uint64_t started_ns);
   void submit_in_pieces(bdev::IoRequest& request, std::uint64_t started_ns);
   bdev::IoStatus validate(const bdev::IoRequest& request) const;
   void cut(bdev::IoRequest& request);

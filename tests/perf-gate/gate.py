@@ -63,7 +63,7 @@ def count(program: Path) -> dict[str, float]:
         )
         if ran.returncode:
             raise RuntimeError(f"{program.name} failed:\n{ran.stdout}{ran.stderr}")
-        requests = dict(re.findall(r"^(\w+/\w+/\w+) (\d+)$", ran.stdout, re.MULTILINE))
+        requests = dict(re.findall(r"^(\w+/\w+/[\w-]+) (\d+)$", ran.stdout, re.MULTILINE))
         counted = {}
         for dump in Path(folder).glob("out.*"):
             text = dump.read_text()

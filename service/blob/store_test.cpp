@@ -1,4 +1,6 @@
-// The store as a whole, on the simulated disk: the journal's ring, growth, background deletes, the checker.
+// The store as a whole, on the simulated disk: the journal's ring, growth, background deletes, the checker. The pool's home
+// is one of two reactors, and on the other one it is loaded and a guest makes its requests; the seed says in which order they
+// have their turns.
 
 #include "blob/store.h"
 
@@ -13,13 +15,15 @@
 
 #include "base/log.h"
 #include "blob/checker.h"
+#include "blob/guest_load.h"
 #include "blob/page_codec.h"
 #include "blob/sim_bdev.h"
 #include "blob/volume.h"
+#include "reactor/stepper.h"
+#include "reactor/test_seed.h"
 
 using namespace pollux;
 using namespace pollux::blob;
-using reactor::call;
 
 namespace {
 
@@ -30,17 +34,23 @@ T must(Result<T> result) {
 }
 
 struct Fixture {
-  std::unique_ptr<reactor::ReactorGroup> reactors = must(reactor::ReactorGroup::start({{.id = 0}}));
-  reactor::Reactor& home = reactors->main();
+  const std::uint64_t seed = reactor::test_seed();
+  reactor::Stepper reactors{2, seed};
+  reactor::Reactor& home = reactors.main();
+  reactor::Reactor& elsewhere = reactors.at(1);
   std::shared_ptr<SimDisk> disk;
   std::unique_ptr<Store> store;
 
+  template <typename T>
+  Result<T> call(reactor::Reactor& on, reactor::Task<Result<T>> task) {
+    return reactors.call(on, std::move(task));
+  }
   void format(std::uint64_t bytes, std::uint32_t cluster_bytes = 64 * kKiB) {
     disk = std::make_shared<SimDisk>(bytes);
     FormatOptions options{.id = Uuid::random(), .name = "sim", .cluster_bytes = cluster_bytes, .created_ms = 1};
     must(call(home, Store::format(make_sim_bdev(disk, 1), home, std::move(options))));
   }
-  void open() { store = must(call(home, Store::open(make_sim_bdev(disk, 1), home))); }
+  void open() { store = must(call(home, Store::open(make_sim_bdev(disk, 1), home, {.loads_on = &elsewhere}))); }
   void close() {
     must(call(home, store->close()));
     store.reset();
@@ -50,6 +60,18 @@ struct Fixture {
     const Uuid id = options.id;
     must(call(home, store->create(std::move(options))));
     return id;
+  }
+  // A guest on the other reactor is at work on `id` until the end of this.
+  template <typename Work>
+  void beside_a_guest(const Uuid& id, Work work) {
+    GuestLoad guest(*store, id, elsewhere, seed);
+    must(call(home, guest.start()));
+    work();
+    must(call(home, guest.stop()));
+    BOOST_TEST(guest.answered() > 0U);
+    must(call(home, store->commit(Journal::Data::kFlush)));
+    const auto different = must(call(home, guest.difference(*disk)));
+    BOOST_TEST(!different.has_value(), different.value_or(""));
   }
   CheckReport check(Repair repair = Repair::kNo) {
     return must(call(home, check_pool(make_sim_bdev(disk, 1), home, repair)));
@@ -110,6 +132,11 @@ reactor::Task<Result<bool>> flush_at_once(reactor::Reactor& home, Store& store, 
   }
   co_await over;
   co_return all_ok;
+}
+
+reactor::Task<Status> idle(Store& store) {
+  while (!store.idle()) co_await store.home().yield();
+  co_return Status{};
 }
 
 // A device of any size whose requests all succeed and do nothing.
@@ -288,11 +315,13 @@ BOOST_AUTO_TEST_CASE(the_journal_goes_round_its_ring_many_times) {
   const Uuid id = create("one", kMiB);
   const std::uint64_t checkpoints = store->super().checkpoint;
   // A commit takes a page of the ring of 256.
-  for (std::uint64_t i = 1; i <= 1500; ++i) {
-    Qos qos{};
-    qos.limits[0] = i;
-    must(call(home, store->set_qos(id, qos)));
-  }
+  beside_a_guest(create("guest's", kMiB), [&] {
+    for (std::uint64_t i = 1; i <= 1500; ++i) {
+      Qos qos{};
+      qos.limits[0] = i;
+      must(call(home, store->set_qos(id, qos)));
+    }
+  });
   BOOST_TEST(store->super().checkpoint >= checkpoints + 4);
   // As it lies there, with whatever is in the ring.
   disk = std::make_shared<SimDisk>(disk->image());
@@ -307,24 +336,28 @@ BOOST_AUTO_TEST_CASE(many_volumes_with_snapshots_come_and_go_without_a_trace) {
   open();
   const Usage before = store->usage();
   std::vector<Uuid> all;
-  for (int i = 0; i < 150; ++i) {
-    all.push_back(create("v" + std::to_string(i), (i % 3 == 0 ? 4 * kGiB : kMiB)));
-    CreateOptions options{.id = Uuid::random(), .name = "s" + std::to_string(i), .snapshot = true};
-    all.push_back(options.id);
-    must(call(home, store->fork(all[all.size() - 2], std::move(options))));
-  }
+  // The guest's own as well, under its requests.
+  const Uuid used = create("guest's", kMiB);
+  beside_a_guest(used, [&] {
+    for (int i = 0; i < 150; ++i) {
+      const Uuid source = i % 3 == 2 ? used : create("v" + std::to_string(i), (i % 3 == 0 ? 4 * kGiB : kMiB));
+      if (source != used) all.push_back(source);
+      CreateOptions options{.id = Uuid::random(), .name = "s" + std::to_string(i), .snapshot = true};
+      all.push_back(options.id);
+      must(call(home, store->fork(source, std::move(options))));
+    }
+  });
   close();
   BOOST_TEST(check().clean());
   open();
-  BOOST_TEST(store->usage().volumes == 150U);
+  BOOST_TEST(store->usage().volumes == 101U);
   BOOST_TEST(store->usage().snapshots == 150U);
-  for (const Uuid& id : all) must(call(home, store->remove(id)));
+  beside_a_guest(used, [&] {
+    for (const Uuid& id : all) must(call(home, store->remove(id)));
+  });
+  must(call(home, store->remove(used)));
   close();
   open();
-  const auto idle = [](Store& s) -> reactor::Task<Status> {
-    while (!s.idle()) co_await s.home().yield();
-    co_return Status{};
-  };
   must(call(home, idle(*store)));
   BOOST_TEST(store->usage().volumes + store->usage().snapshots == 0U);
   BOOST_TEST(store->usage().allocated_bytes == before.allocated_bytes);
@@ -341,8 +374,11 @@ BOOST_AUTO_TEST_CASE(a_pool_takes_over_the_growth_of_its_device) {
   image.resize(40 * kMiB);
   disk = std::make_shared<SimDisk>(std::move(image));
   open();
+  const Uuid used = create("guest's", kMiB);
   const Usage before = store->usage();
-  must(call(home, store->grow()));
+  beside_a_guest(used, [&] { must(call(home, store->grow())); });
+  must(call(home, store->remove(used)));
+  must(call(home, idle(*store)));
   BOOST_TEST(store->usage().capacity_bytes == before.capacity_bytes + 16 * kMiB);
   BOOST_TEST(store->usage().free_bytes == before.free_bytes + 16 * kMiB);
   close();

@@ -132,6 +132,11 @@ inline void spawn(Task<void> task) {
 template <typename T>
 class Completion {
  public:
+  Completion() = default;
+  // GCC 12 awaits a copy of what a function returns by reference: the signal would never come.
+  Completion(const Completion&) = delete;
+  Completion& operator=(const Completion&) = delete;
+
   void set(T value) {
     assert(!value_);
     value_.emplace(std::move(value));

@@ -1,7 +1,8 @@
 // How long a pool takes to open, and how much memory it takes, on a device with 100 us for every request: 1 TiB with
 // ten volumes that use all of it, and 5,000 volumes with a snapshot each; after a clean stop and after a kill with a
-// long journal. Device time is counted, not waited for, and added to the processor time that opening took: what else
-// the machine has to do changes neither.
+// long journal. The pool's home is one of two reactors, and guests' queues are on the other: it is open when the first
+// request for each of the full volumes was answered there. Device time is counted, not waited for, and added to the
+// processor time that opening took: what else the machine has to do changes neither.
 
 #include <malloc.h>
 
@@ -91,18 +92,35 @@ double cpu_seconds() {
 // Brings a leaf into memory, as a guest's first request there would.
 struct LoadLeaf : blob::HomeIo {
   reactor::Completion<bdev::IoStatus> loaded;
+  blob::Store& store;
+  reactor::Reactor& from;
 
-  LoadLeaf(blob::Volume& of, std::size_t slot) {
+  // It begins on `reactor`, and is answered there.
+  LoadLeaf(blob::Store& of_store, blob::Volume& of, std::size_t slot, reactor::Reactor& reactor)
+      : store(of_store), from(reactor) {
     volume = &of;
     op = Op::kLoad;
     index = static_cast<std::uint32_t>(slot * blob::kLeafEntries);
-    done = [](blob::HomeIo& io) { static_cast<LoadLeaf&>(io).loaded.set(io.status); };
+    run = [](reactor::Message& message) {
+      auto& self = static_cast<LoadLeaf&>(message);
+      self.store.writer().start(self);
+    };
+    done = [](blob::HomeIo& io) {
+      auto& self = static_cast<LoadLeaf&>(io);
+      self.run = [](reactor::Message& message) {
+        auto& mine = static_cast<LoadLeaf&>(message);
+        mine.loaded.set(mine.status);
+      };
+      self.from.post(self);
+    };
+    store.home().post(*this);
   }
 };
 
 struct Fixture {
-  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(1);
+  std::unique_ptr<reactor::ReactorGroup> reactors = start_reactors(2);
   reactor::Reactor& home = reactors->main();
+  reactor::Reactor& elsewhere = reactors->at(1);
   std::shared_ptr<bdev::Bdev> memory;
   std::shared_ptr<SlowBdev> slow;
   // Stores that were left as a kill leaves them: closed at the end, over a device nobody looks at any more.
@@ -142,8 +160,7 @@ struct Fixture {
         POLLUX_CO_TRY(state.apply(grow.header));
         if (journal) store.journal().append(grow.header);
       }
-      LoadLeaf load(**volume, slot);
-      store.writer().start(load);
+      LoadLeaf load(store, **volume, slot, home);
       POLLUX_CO_TRY(bdev::to_status(co_await load.loaded, "load of a leaf"));
       record.index = static_cast<std::uint32_t>(slot * blob::kLeafEntries + (journal ? 1 : 0));
       record.entry = {.own = *state.refcounts.allocate(), .base = 0, .bits = blob::kAllBits};
@@ -158,19 +175,35 @@ struct Fixture {
     co_return journal ? co_await store.journal().commit() : Status{};
   }
 
+  // Of a guest of each volume, on the other reactor.
+  reactor::Task<Status> first_requests(blob::Store& store, const std::vector<Uuid>& ids) {
+    for (const Uuid& id : ids) {
+      co_await home.enter();
+      auto volume = co_await store.view(id);
+      if (!volume) co_return fail(std::move(volume.error()));
+      co_await elsewhere.enter();
+      LoadLeaf load(store, **volume, 0, elsewhere);
+      POLLUX_CO_TRY(bdev::to_status(co_await load.loaded, "load of a leaf"));
+      co_await home.enter();
+      store.unview(**volume);
+    }
+    co_return Status{};
+  }
+
   struct Opened {
     double seconds = 1e9;
     std::uint64_t replayed = 0;
     std::uint64_t bytes = 0;
   };
   // Opens on the slow device. What that store writes must not reach the pool: it is killed as soon as it is open.
-  Opened time_open() {
+  Opened time_open(const std::vector<Uuid>& used = {}) {
     Opened best;
     for (int i = 0; i < kTries; ++i) {
       const std::uint64_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
       const std::uint64_t device_ns = slow->now_ns();
       const double cpu = cpu_seconds();
       auto store = open(slow);
+      must(call(home, first_requests(*store, used)));
       const double took = cpu_seconds() - cpu + static_cast<double>(slow->now_ns() - device_ns) / 1e9;
       best.bytes = mallinfo2().uordblks + mallinfo2().hblkhd - before;
       best.seconds = std::min(best.seconds, took);
@@ -196,7 +229,7 @@ BOOST_AUTO_TEST_CASE(a_pool_of_a_tebibyte_with_ten_full_volumes_opens_in_half_a_
     must(call(home, map(*store, ids.back(), /*journal=*/false)));
   }
   close(store);
-  const Opened clean = time_open();
+  const Opened clean = time_open(ids);
   BOOST_TEST_MESSAGE("clean: " << clean.seconds << " s, " << clean.bytes / 1024 << " KiB of memory");
   BOOST_TEST(clean.seconds <= 0.5 * kSlack);
   BOOST_TEST(clean.replayed == 0U);
@@ -207,7 +240,7 @@ BOOST_AUTO_TEST_CASE(a_pool_of_a_tebibyte_with_ten_full_volumes_opens_in_half_a_
   store = open(memory);
   for (const Uuid& id : ids) must(call(home, map(*store, id, /*journal=*/true)));
   killed.push_back(std::move(store));
-  const Opened crashed = time_open();
+  const Opened crashed = time_open(ids);
   BOOST_TEST_MESSAGE("killed: " << crashed.seconds << " s, " << crashed.replayed << " records, " << crashed.bytes / 1024
                                 << " KiB of memory with all leaves");
   BOOST_TEST(crashed.seconds <= 0.5 * kSlack);

@@ -2,8 +2,6 @@
 // For tests: reactors, and a volume's I/O from a thread that may block.
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -14,6 +12,7 @@
 #include "base/units.h"
 #include "bdev/bdev.h"
 #include "reactor/reactor.h"
+#include "reactor/test_seed.h"
 #include "volume/volume_service.h"
 
 namespace pollux::volume::test {
@@ -99,14 +98,6 @@ inline std::vector<std::byte> pattern(std::size_t length, std::uint64_t seed) {
   return bytes;
 }
 
-// The seed of a random test: POLLUX_TEST_SEED, else a fresh one. On stdout, whatever the log level, so that the log of
-// a test that failed has it.
-inline std::uint64_t test_seed() {
-  const char* given = std::getenv("POLLUX_TEST_SEED");
-  const std::uint64_t seed = given ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::printf("POLLUX_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
-  std::fflush(stdout);
-  return seed;
-}
+using reactor::test_seed;
 
 }  // namespace pollux::volume::test

@@ -218,7 +218,7 @@ BOOST_AUTO_TEST_CASE(a_command_in_several_steps_is_one_operation_to_limits) {
       BOOST_TEST(operations == 1u);
       bench.bdev->forget_seen();
     };
-    // WRITE, READ, VERIFY, WRITE SAME.
+    // WRITE, READ, VERIFY, WRITE SAME, WRITE AND VERIFY.
     for (unsigned round = 0; round < 2; ++round) {
       check_good(bench.run({.cdb = range_cdb({0x8a, 0, kBlocks}), .data_out = data}), data.size());
       check_operations(bdev::IoOp::kWrite, data.size() / kStepBytes);
@@ -228,6 +228,8 @@ BOOST_AUTO_TEST_CASE(a_command_in_several_steps_is_one_operation_to_limits) {
       check_operations(bdev::IoOp::kRead, data.size() / kScratchBytes);
       check_good(bench.run({.cdb = range_cdb({0x93, 0, kBlocks}), .data_out = pattern(kBlock, 1)}), kBlock);
       check_operations(bdev::IoOp::kWrite, data.size() / kScratchBytes);
+      check_good(bench.run({.cdb = range_cdb({0x8e, 0, kBlocks, 0x02}), .data_out = data}), data.size());
+      check_operations(bdev::IoOp::kWrite, data.size() / kStepBytes);
     }
   }
 }

@@ -1,9 +1,12 @@
 // VERIFY (SBC-4 5.36 to 5.38) and WRITE AND VERIFY (5.51 to 5.53).
 //
 // What the medium holds is read into scratch memory, piece by piece, and compared there. With BYTCHK 00b the read is
-// all there is to it: the device checks what it stores.
+// all there is to it: the device checks what it stores. WRITE AND VERIFY goes in steps of kStepBytes, each of which is written
+// and verified before the next; Work::data_offset is where in the command's data the step under way begins, and with it
+// what is left of data_out.
 
 #include <algorithm>
+#include <utility>
 
 #include "scsi/block_range.h"
 #include "scsi/handlers.h"
@@ -41,6 +44,7 @@ std::uint64_t data_out_bytes(const LunChannel& channel, const Task& task) {
 }
 
 void read_piece(LunChannel& channel, Task& task);
+void write_step(LunChannel& channel, Task& task);
 
 // Nothing, or the offset in data_out of the first byte that is not what the medium holds.
 std::optional<std::uint64_t> find_difference(const LunChannel& channel, Task& task) {
@@ -49,7 +53,7 @@ std::optional<std::uint64_t> find_difference(const LunChannel& channel, Task& ta
   switch (byte_check(task)) {
     case kAllBlocks: {
       const std::uint64_t offset = task.work.done_blocks << shift;
-      const auto at = first_difference(task, offset, piece);
+      const auto at = first_difference(task, offset - task.work.data_offset, piece);
       return at ? std::optional(offset + *at) : std::nullopt;
     }
     case kOneBlock:
@@ -60,6 +64,12 @@ std::optional<std::uint64_t> find_difference(const LunChannel& channel, Task& ta
     default:
       return std::nullopt;
   }
+}
+
+// The block before which there is something to verify now.
+std::uint64_t verified_until(const LunChannel& channel, const Task& task) {
+  if (!is_write_and_verify(task)) return task.work.blocks;
+  return std::min(task.work.blocks, (task.work.data_offset + kStepBytes) >> channel.unit().block_shift());
 }
 
 void check_piece(LunChannel& channel, Task& task) {
@@ -74,7 +84,14 @@ void read_piece(LunChannel& channel, Task& task) {
   Task::Work& work = task.work;
   const std::uint32_t shift = channel.unit().block_shift();
   if (work.done_blocks == work.blocks) return finish_good(channel, task, data_out_bytes(channel, task));
-  work.step_blocks = std::min<std::uint64_t>(work.blocks - work.done_blocks, kScratchBytes >> shift);
+  const std::uint64_t end = verified_until(channel, task);
+  if (work.done_blocks == end) {
+    const std::uint64_t step_bytes = (end << shift) - work.data_offset;
+    drop_front(task.data_out, task.data_out_count, step_bytes);
+    work.data_offset += step_bytes;
+    return write_step(channel, task);
+  }
+  work.step_blocks = std::min<std::uint64_t>(end - work.done_blocks, kScratchBytes >> shift);
   work.piece = {work.scratch->data(), work.step_blocks << shift};
   work.io.op = bdev::IoOp::kRead;
   work.io.flags = work.done_blocks == 0 ? 0 : bdev::IoRequest::kContinues;
@@ -86,7 +103,29 @@ void read_piece(LunChannel& channel, Task& task) {
 }
 
 void verify_written(LunChannel& channel, Task& task) {
+  // The step's last piece in full again.
+  task.data_out[task.work.io.iov_count - 1].iov_len += std::exchange(task.work.piece, {}).iov_len;
+  if (task.work.scratch != nullptr) return read_piece(channel, task);
   channel.tenant().acquire_scratch(task, &read_piece);
+}
+
+void write_step(LunChannel& channel, Task& task) {
+  Task::Work& work = task.work;
+  const std::uint32_t shift = channel.unit().block_shift();
+  work.io.op = bdev::IoOp::kWrite;
+  // What is verified is what the medium holds, so it has to be there.
+  work.io.flags = bdev::IoRequest::kFua;
+  if (work.data_offset != 0) work.io.flags |= bdev::IoRequest::kContinues;
+  work.io.offset_bytes = (work.lba << shift) + work.data_offset;
+  work.io.length_bytes = (verified_until(channel, task) << shift) - work.data_offset;
+  work.io.iov = task.data_out;
+  work.io.iov_count = 0;
+  std::uint64_t covered = 0;
+  while (covered < work.io.length_bytes) covered += task.data_out[work.io.iov_count++].iov_len;
+  // What the last piece has beyond the step.
+  work.piece = {nullptr, covered - work.io.length_bytes};
+  task.data_out[work.io.iov_count - 1].iov_len -= work.piece.iov_len;
+  channel.to_device(task, &verify_written);
 }
 
 }  // namespace
@@ -120,17 +159,7 @@ void verify(LunChannel& channel, Task& task) {
 
 void write_and_verify(LunChannel& channel, Task& task) {
   if (task.work.blocks == 0) return finish_good(channel, task);
-  Task::Io& io = task.work.io;
-  const std::uint32_t shift = channel.unit().block_shift();
-  io.op = bdev::IoOp::kWrite;
-  // What is verified is what the medium holds, so it has to be there.
-  io.flags = bdev::IoRequest::kFua;
-  io.offset_bytes = task.work.lba << shift;
-  io.length_bytes = task.work.blocks << shift;
-  trim(task.data_out, task.data_out_count, io.length_bytes);
-  io.iov = task.data_out;
-  io.iov_count = static_cast<std::uint16_t>(task.data_out_count);
-  channel.to_device(task, &verify_written);
+  write_step(channel, task);
 }
 
 }  // namespace pollux::scsi

@@ -297,7 +297,7 @@ void Reactor::loop() {
   bool was_busy = false;
   while (true) {
     turn_watch_.begin();
-    const std::uint64_t begin_tsc = __rdtsc();
+    turn_began_tsc_ = __rdtsc();
     unsigned work = run_messages();
     if (first_next_ != nullptr) [[unlikely]]
       work += run_next_turn();
@@ -305,7 +305,7 @@ void Reactor::loop() {
     ++counters_.loops;
     if (work != 0) {
       ++counters_.busy_loops;
-      const std::uint64_t took_tsc = __rdtsc() - begin_tsc;
+      const std::uint64_t took_tsc = __rdtsc() - turn_began_tsc_;
       counters_.busy_tsc += took_tsc;
       counters_.longest_turn_tsc = std::max(counters_.longest_turn_tsc, took_tsc);
       if (!options_.background) turn_watch_.end();

@@ -130,6 +130,8 @@ class Reactor {
   };
   // On this reactor.
   const Counters& counters() const { return counters_; }
+  // The time stamp counter at the begin of the turn under way. On the reactor.
+  std::uint64_t turn_began_tsc() const { return turn_began_tsc_; }
 
  private:
   friend class Timer;
@@ -184,6 +186,7 @@ class Reactor {
   Message* first_next_ = nullptr;
   Message* last_next_ = nullptr;
   Counters counters_;
+  std::uint64_t turn_began_tsc_ = 0;
   TurnWatch turn_watch_;
   std::thread thread_;
 };

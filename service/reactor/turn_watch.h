@@ -3,7 +3,8 @@
 // it. Everybody whom a reactor serves waits while a turn lasts.
 //
 // What counts is the processor time that the reactor's thread has used, so that a machine with other work does not
-// matter; and, for a turn that waited instead, a time that no such work explains. Sanitizers make everything slow: their builds do not watch, nor do release builds.
+// matter; and, for a turn that waited instead, a time that no such work explains. Sanitizers make everything slow: their
+// builds do not watch, nor do release builds.
 
 #include <cstdint>
 #include <typeinfo>

@@ -62,7 +62,7 @@ void QueuePoller::remove(VhostQueue& queue) {
 }
 
 unsigned QueuePoller::poll() {
-  ++stock_.turn;
+  stock_.begin_turn(reactor_.turn_began_tsc());
   const bool sweep = --until_sweep_ == 0;
   if (sweep) until_sweep_ = kTurnsPerSweep;
   unsigned done = hot_.poll(sweep);

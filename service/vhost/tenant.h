@@ -6,6 +6,7 @@
 // go on. A request takes all that it needs at once, so no tenant waits while it holds a part of it.
 
 #include <sys/uio.h>
+#include <x86intrin.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -71,6 +72,13 @@ struct ReactorStock {
   const std::unique_ptr<Signaller> signaller;
   // Which turn of the reactor this is.
   std::uint64_t turn = 1;
+  // When a tenant's time was looked at last, or the turn began: the time stamp counter.
+  std::uint64_t looked_tsc = 0;
+
+  void begin_turn(std::uint64_t began_tsc) {
+    ++turn;
+    looked_tsc = began_tsc;
+  }
 };
 
 // On the reactor.
@@ -80,6 +88,13 @@ class Tenant {
   ~Tenant() { stock_.iovec_pool.shrink(kOwnArrays); }
   Tenant(const Tenant&) = delete;
   Tenant& operator=(const Tenant&) = delete;
+
+  // What its queues begin in one turn, one queue's batch and one request of any size aside.
+  static constexpr unsigned kRequestsPerTurn = 128;
+  static constexpr std::uint64_t kBytesPerTurn = 512 * kKiB;
+  // 1 to 2 ms, which is many times what as many requests usually take.
+  static constexpr std::uint64_t kCyclesPerTurn = 1 << 22;
+  static constexpr unsigned kRequestsPerLook = 8;
 
   // Whether one more request may begin, whatever it needs.
   bool open() const { return arrays_.open() && bytes_.open(); }
@@ -97,8 +112,32 @@ class Tenant {
   void take_bytes(std::uint32_t bytes) { bytes_.take(bytes); }
   void give_bytes(std::uint32_t bytes) { bytes_.give(bytes); }
 
-  // One of its queues has begun as much in this turn as all of them may. They then have turns one after the other,
-  // until one of them leaves something of its turn to the others.
+  // A queue is about to begin requests: what its tenant has begun counts from here on if this is a new turn.
+  void enter_turn() {
+    if (begun_turn_ == stock_.turn) return;
+    begun_turn_ = stock_.turn;
+    begun_requests_ = 0;
+    begun_bytes_ = 0;
+    begun_cycles_ = 0;
+  }
+  // After each kRequestsPerLook of a batch: whether the tenant has had its time of this turn. Requests that are slow at
+  // their begin (memory that the kernel has yet to give) are few a turn.
+  bool over_time() {
+    const std::uint64_t now_tsc = __rdtsc();
+    begun_cycles_ += now_tsc - stock_.looked_tsc;
+    stock_.looked_tsc = now_tsc;
+    return begun_cycles_ >= kCyclesPerTurn;
+  }
+  // One of its queues has begun so much in this turn. Once all of them have begun as much as they may, they have turns one
+  // after the other, until one of them leaves something of its turn to the others.
+  void begun(unsigned requests, std::uint64_t bytes) {
+    const unsigned before = begun_requests_;
+    begun_requests_ += requests;
+    begun_bytes_ += bytes;
+    const bool look = (before ^ begun_requests_) >= kRequestsPerLook;
+    if (begun_requests_ >= kRequestsPerTurn || begun_bytes_ >= kBytesPerTurn || (look && over_time())) [[unlikely]]
+      spend_turn();
+  }
   void spend_turn() {
     spent_turn_ = stock_.turn;
     takes_turns_ = true;
@@ -126,6 +165,10 @@ class Tenant {
   static constexpr std::int64_t kOwnBytes = 4 * kMiB;
 
   ReactorStock& stock_;
+  std::uint64_t begun_turn_ = 0;
+  std::uint64_t begun_bytes_ = 0;
+  std::uint64_t begun_cycles_ = 0;
+  unsigned begun_requests_ = 0;
   bool takes_turns_ = false;
   std::uint64_t spent_turn_ = 0;
   // The queue that came first when the turn was spent. Never dereferenced.

@@ -8,9 +8,7 @@ namespace {
 
 // How often a device that answers at once shows its answers while a batch goes on. All at the end would be the fewest
 // barriers, but the guest would wait for the whole batch and the service then for the guest, in turns.
-constexpr unsigned kChainsPerPublish = 8;
-// Of requests that one queue begins in one turn, one of any size aside. Batches matter for small requests alone.
-constexpr std::uint64_t kBytesPerTurn = 512 * kKiB;
+constexpr unsigned kChainsPerPublish = Tenant::kRequestsPerLook;
 
 }  // namespace
 
@@ -37,8 +35,6 @@ unsigned VhostQueue::poll() {
   // What an earlier process has left in flight is answered before the queue stops, as all that is in flight.
   if (has_turn && (!stopping() || ring_->replaying()) && wants_chain()) {
     done += accept_batch();
-    if (turn_bytes_ >= kBytesPerTurn) [[unlikely]]
-      tenant_->spend_turn();
   }
   if (ring_->has_staged()) {
     publish();
@@ -74,8 +70,12 @@ unsigned VhostQueue::go_on_stopping() {
 
 unsigned VhostQueue::accept_batch() {
   turn_bytes_ = 0;
+  tenant_->enter_turn();
   const unsigned done = accept_ready();
-  if (done != 0) QueueCounters::add(counters_.requests, done);
+  if (done != 0) {
+    QueueCounters::add(counters_.requests, done);
+    tenant_->begun(done, turn_bytes_);
+  }
   return done;
 }
 
@@ -88,10 +88,13 @@ unsigned VhostQueue::accept_ready() {
     const unsigned ready = ring.look();
     if (ready != 0) ring.disable_kicks();
     for (unsigned i = 0; i < ready; ++i) {
-      if (!within_budget() || turn_bytes_ >= kBytesPerTurn || !wants_chain()) return done;
+      if (!within_budget() || turn_bytes_ >= Tenant::kBytesPerTurn || !wants_chain()) return done;
       if (!ring.pop(chain, pieces)) return done;
       accept(chain, pieces);
-      if (++done % kChainsPerPublish == 0) publish();
+      if (++done % kChainsPerPublish != 0) continue;
+      publish();
+      if (tenant_->over_time()) [[unlikely]]
+        return done;
     }
     // A packed ring tells of one chain at a time.
     if (ready != 1) break;

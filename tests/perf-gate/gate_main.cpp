@@ -75,7 +75,8 @@ class Wire {
     }
   }
 
-  // Shows `count` requests to the queue at once and takes their answers, which are there after one poll.
+  // Shows `count` requests to the queue at once and takes their answers. They are there after one poll, unless another
+  // program had the processor meanwhile and the queue's time of the turn is over.
   void batch(initiator::Op op, std::uint64_t first, std::uint64_t stride, std::uint32_t bytes, unsigned count) {
     for (unsigned i = 0; i < count; ++i) {
       const std::uint64_t offset = (first + i * stride) * bytes % disk_bytes_;
@@ -83,10 +84,17 @@ class Wire {
         throw std::runtime_error("the ring is full");
     }
     ring_->show();
-    queue_->poll();
+    unsigned polls = 0;
+    const auto poll = [&] {
+      if (++polls > kDepth) throw std::runtime_error("a request was not answered within as many polls");
+      // As the poller does before it polls its queues.
+      stock_.begin_turn(__rdtsc());
+      queue_->poll();
+    };
+    poll();
     for (unsigned taken = 0; taken < count; ++taken) {
-      const auto done = ring_->take();
-      if (!done) throw std::runtime_error("a request was not answered within its poll");
+      auto done = ring_->take();
+      for (; !done; done = ring_->take()) poll();
       const std::string verdict = disk_->verdict(*slots_[done->cookie]);
       // The first requests of a new nexus hear of unit attentions instead.
       if (!verdict.empty() && warm_) throw std::runtime_error(verdict);

@@ -11,13 +11,15 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "initiator/service_fixture.h"
 #include "initiator/wait_until.h"
+#include "protocol/virtio_scsi.h"
 
 namespace pollux::initiator {
 namespace {
 
-// Zeros that are read at once; counts what a turn of the reactor brings.
+// Zeros that are read at once, after so much work as a test says; counts what a turn of the reactor brings.
 class TurnCountingDisk final : public bdev::Bdev {
  public:
   const std::string& name() const override { return name_; }
@@ -27,6 +29,8 @@ class TurnCountingDisk final : public bdev::Bdev {
     co_return std::make_unique<CountingChannel>(*this, reactor);
   }
 
+  std::atomic<std::uint64_t> work_us{0};
+  std::atomic<std::uint64_t> requests{0};
   // Of the turns that have ended.
   std::atomic<std::uint64_t> most_requests{0};
   std::atomic<std::uint64_t> most_bytes{0};
@@ -40,7 +44,10 @@ class TurnCountingDisk final : public bdev::Bdev {
     ~CountingChannel() override { reactor_.remove_poller(*this); }
     void submit(bdev::IoRequest& request) override {
       ++requests_;
+      ++disk_.requests;
       bytes_ += request.length_bytes;
+      for (const std::uint64_t end_ns = monotonic_ns() + disk_.work_us * 1000; monotonic_ns() < end_ns;) {
+      }
       for (std::uint16_t i = 0; i < request.iov_count; ++i)
         std::memset(request.iov[i].iov_base, 0, request.iov[i].iov_len);
       request.status = bdev::IoStatus::kOk;
@@ -133,6 +140,61 @@ BOOST_DATA_TEST_CASE(bytes_of_all_queues, kRings, packed) {
   BOOST_TEST(disk->most_bytes >= kBytesPerTurn);
   // One queue's batch more, which the next queue began before.
   BOOST_TEST(disk->most_bytes < kBytesPerTurn + 3 * kBytes);
+}
+
+// What ends requests that take too long must not wait for them: all queues spend their guest's turns for a second or two.
+BOOST_AUTO_TEST_CASE(task_management_has_its_turn_beside_busy_queues) {
+  constexpr unsigned kDepth = 64;
+  const ScsiDisk target(0, 0, 512);
+  FrontEndOptions options;
+  options.socket_path = scsi("guest", kQueues);
+  options.queues = kQueues + 2;
+  options.ring = {.size = 128, .packed = false, .indirect = true};
+  options.ram_bytes = 64 << 20;
+  add("guest", 0, disk);
+  FrontEnd guest(options);
+  guest.start();
+  IoSlot first(guest.ram(), 0);
+  const std::uint8_t test_unit_ready[6] = {};
+  run_request(guest, target.first_queue(), target.command(guest.ram(), first, test_unit_ready, 0, 0));
+  disk->work_us = 300;
+  const IoSlot data(guest.ram(), 512);
+  std::vector<IoSlot> slots;
+  for (std::uint16_t queue = 2; queue < options.queues; ++queue) {
+    for (unsigned i = 0; i < kDepth; ++i) {
+      IoSlot& slot = slots.emplace_back(guest.ram(), 0);
+      slot.data = data.data;
+      BOOST_REQUIRE(guest.ring(queue).add(target.build(guest.ram(), slot, Op::kRead, 0, 512, 0), 1));
+    }
+    guest.ring(queue).show();
+    guest.kick(queue);
+  }
+  BOOST_REQUIRE(wait_until([&] { return disk->requests >= kDepth; }));
+  IoSlot query(guest.ram(), 4096);
+  constexpr std::uint32_t kQueryTaskSet = 7;
+  const struct __attribute__((packed)) {
+    std::uint32_t type = protocol::kScsiControlTmf;
+    protocol::ScsiTmfRequest request{.subtype = kQueryTaskSet, .lun = {1, 0, 0x40, 0}, .id = 0};
+  } tmf;
+  std::memcpy(query.data, &tmf, sizeof(tmf));
+  const Segment segments[] = {{guest.ram().guest_addr(query.data), sizeof(tmf), false},
+                              {guest.ram().guest_addr(query.data) + sizeof(tmf), 1, true}};
+  const std::uint64_t before = disk->requests;
+  run_request(guest, 0, segments);
+  const std::uint64_t meanwhile = disk->requests - before;
+  BOOST_TEST_MESSAGE(meanwhile << " requests of " << kQueues * kDepth << " were served before the answer");
+  BOOST_TEST(before < kQueues * kDepth / 2);
+  BOOST_TEST(meanwhile < kQueues * kDepth / 4);
+  disk->work_us = 0;
+  BOOST_TEST(wait_until([&] {
+    bool all = true;
+    for (std::uint16_t queue = 2; queue < options.queues; ++queue) {
+      while (guest.ring(queue).take()) {
+      }
+      all = all && guest.ring(queue).in_flight() == 0;
+    }
+    return all;
+  }));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

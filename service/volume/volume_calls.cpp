@@ -54,6 +54,8 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_volume(std::string pool_
     POLLUX_CO_TRY(co_await pool.store->commit(blob::Journal::Data::kAsItIs));
     co_return impl_->describe(spec.id);
   }
+  auto new_id = impl_->take_new_id(spec.id);
+  if (!new_id) co_return fail(std::move(new_id.error()));
   blob::CreateOptions options = create_options(spec);
   auto made = co_await pool.store->create(std::move(options));
   if (!made) co_return fail(std::move(made.error()));
@@ -115,6 +117,8 @@ reactor::Task<Result<VolumeInfo>> VolumeService::create_snapshot(Uuid volume, Uu
     POLLUX_CO_TRY(co_await store.commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(snapshot);
   }
+  auto new_id = impl_->take_new_id(snapshot);
+  if (!new_id) co_return fail(std::move(new_id.error()));
   blob::CreateOptions options{.id = snapshot, .name = name, .snapshot = true, .created_ms = wall_clock_ms()};
   auto made = co_await store.fork(volume, std::move(options));
   if (!made) co_return fail(std::move(made.error()));
@@ -134,6 +138,8 @@ reactor::Task<Result<VolumeInfo>> VolumeService::clone(Uuid snapshot, VolumeSpec
     POLLUX_CO_TRY(co_await store.commit(blob::Journal::Data::kFlush));
     co_return impl_->describe(spec.id);
   }
+  auto new_id = impl_->take_new_id(spec.id);
+  if (!new_id) co_return fail(std::move(new_id.error()));
   const std::uint32_t block_bytes = place->volume->block_bytes(place->pool->device->block_bytes());
   if (spec.block_bytes != 0 && spec.block_bytes != block_bytes) {
     co_return fail(ErrorCode::kInvalid, "a clone has the blocks of its source, which are of " +

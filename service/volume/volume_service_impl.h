@@ -4,7 +4,9 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "blob/checker.h"
 #include "blob/volume.h"
@@ -37,6 +39,7 @@ struct VolumeService::Impl {
   const std::shared_ptr<blob::LossLog> losses;
   const blob::JournalQueue::Source queues;
   std::map<Uuid, std::unique_ptr<Pool>> pools;
+  std::set<Uuid> new_ids;
   // Calls that make pools come and go, and checks, are inside.
   reactor::Gate gate;
   // One pool comes or goes at a time, but for those that are opened together.
@@ -91,6 +94,27 @@ struct VolumeService::Impl {
     auto inside = place->pool->enter();
     if (!inside) return fail(std::move(inside.error()));
     return AtVolume{place->pool, place->volume, std::move(*inside)};
+  }
+
+  // An id that a volume or snapshot is being made with, in whatever pool: no other may be made with it until this goes. On
+  // the home reactor.
+  class NewId {
+   public:
+    NewId(std::set<Uuid>& all, const Uuid& id) : all_(&all), id_(id) { all.insert(id); }
+    NewId(NewId&& other) noexcept : all_(std::exchange(other.all_, nullptr)), id_(other.id_) {}
+    NewId& operator=(NewId&&) = delete;
+    ~NewId() {
+      if (all_ != nullptr) all_->erase(id_);
+    }
+
+   private:
+    std::set<Uuid>* all_;
+    const Uuid id_;
+  };
+  // kRetry: it is taken.
+  Result<NewId> take_new_id(const Uuid& id) {
+    if (!new_ids.contains(id)) return NewId(new_ids, id);
+    return fail(ErrorCode::kRetry, "a volume " + id.to_string() + " is being made: repeat the request");
   }
 
   Result<VolumeInfo> describe(const Uuid& id) const {

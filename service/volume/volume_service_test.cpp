@@ -117,6 +117,48 @@ BOOST_AUTO_TEST_CASE(volume_creation_may_be_repeated_but_not_contradicted) {
   BOOST_TEST((code(run(service->create_volume("pool", spec("", 4096)))) == ErrorCode::kInvalid));
 }
 
+// A snapshot of a volume in use waits for all reactors, and what is made in its pool meanwhile waits for the snapshot.
+BOOST_AUTO_TEST_CASE(an_id_is_given_once_however_many_are_made_at_a_time) {
+  must(run(service->create_pool(ram_pool())));
+  must(run(service->create_pool({.id = Uuid::random(),
+                                 .name = "second",
+                                 .bdev = {.kind = bdev::Spec::Kind::kRam, .path = {}, .size_bytes = 64 * kMiB}})));
+  const auto source = must(run(service->create_volume("pool", spec("source"))));
+  const auto device = must(run(service->open(source.id)));
+  RemoteChannel guest(*device, reactors->at(1));
+  const Uuid snapshot = Uuid::random();
+  const VolumeSpec wanted = spec("wanted");
+  using Made = Result<VolumeInfo>;
+  const auto make_all = [&]() -> reactor::Task<Result<std::vector<Made>>> {
+    co_await reactors->main().enter();
+    std::vector<reactor::Task<Made>> tasks;
+    tasks.push_back(service->create_snapshot(source.id, snapshot, "snapshot"));
+    for (const char* pool : {"pool", "second", "pool"}) tasks.push_back(service->create_volume(pool, wanted));
+    tasks.push_back(service->clone(snapshot, wanted));
+    tasks.push_back(service->create_snapshot(source.id, snapshot, "snapshot"));
+    std::vector<Made> made(tasks.size(), fail(ErrorCode::kInternal, "nobody answered"));
+    std::size_t left = tasks.size();
+    reactor::Completion<bool> over;
+    for (std::size_t i = 0; i < tasks.size(); ++i) {
+      reactor::spawn(std::move(tasks[i]), [&, i](Made result) {
+        made[i] = std::move(result);
+        if (--left == 0) over.set(true);
+      });
+    }
+    co_await over;
+    co_return made;
+  };
+  const auto made = must(run(make_all()));
+  BOOST_TEST(made[0].has_value());
+  BOOST_TEST(made[1].has_value());
+  for (const std::size_t beside : {2, 3, 5}) BOOST_TEST((code(made[beside]) == ErrorCode::kRetry));
+  BOOST_TEST(!made[4].has_value());
+  BOOST_TEST(must(run(service->list_volumes("second", std::nullopt, 10))).empty());
+  // Once it is there, a repetition is answered as ever.
+  BOOST_TEST(must(run(service->create_volume("pool", wanted))).name == "wanted");
+  BOOST_TEST((code(run(service->create_volume("second", wanted))) == ErrorCode::kExists));
+}
+
 BOOST_AUTO_TEST_CASE(volumes_are_listed_in_pages_in_order_of_id) {
   must(run(service->create_pool(ram_pool())));
   for (int i = 0; i < 7; ++i) must(run(service->create_volume("pool", spec("v" + std::to_string(i)))));

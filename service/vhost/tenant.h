@@ -74,11 +74,18 @@ struct ReactorStock {
   std::uint64_t turn = 1;
   // When a tenant's time was looked at last, or the turn began: the time stamp counter.
   std::uint64_t looked_tsc = 0;
+  // The turn before took so long that who has what of this one is to be told apart.
+  bool precise = false;
 
   void begin_turn(std::uint64_t began_tsc) {
     ++turn;
-    looked_tsc = began_tsc;
+    precise = began_tsc - turn_began_tsc_ >= kLongTurnCycles;
+    turn_began_tsc_ = looked_tsc = began_tsc;
   }
+
+ private:
+  static constexpr std::uint64_t kLongTurnCycles = 1 << 20;
+  std::uint64_t turn_began_tsc_ = 0;
 };
 
 // On the reactor.
@@ -119,6 +126,9 @@ class Tenant {
     begun_requests_ = 0;
     begun_bytes_ = 0;
     begun_cycles_ = 0;
+    // What others took of the turn is not its own.
+    if (stock_.precise) [[unlikely]]
+      stock_.looked_tsc = __rdtsc();
   }
   // After each kRequestsPerLook of a batch: whether the tenant has had its time of this turn. Requests that are slow at
   // their begin (memory that the kernel has yet to give) are few a turn.
@@ -134,11 +144,12 @@ class Tenant {
     const unsigned before = begun_requests_;
     begun_requests_ += requests;
     begun_bytes_ += bytes;
-    const bool look = (before ^ begun_requests_) >= kRequestsPerLook;
+    const bool look = (before ^ begun_requests_) >= kRequestsPerLook || stock_.precise;
     if (begun_requests_ >= kRequestsPerTurn || begun_bytes_ >= kBytesPerTurn || (look && over_time())) [[unlikely]]
       spend_turn();
   }
   void spend_turn() {
+    stock_.looked_tsc = __rdtsc();
     spent_turn_ = stock_.turn;
     takes_turns_ = true;
   }
